@@ -1,8 +1,8 @@
-"""Messages of clients and the runtime besides starts: JSON over a seqpacket unix socket.
+"""Messages between clients and the runtime, except starts: JSON over a seqpacket unix socket.
 
 A message has a ``type``, the name of its record here in lower case. Each request has one answer.
-Starts are asked of the node itself, on a connection of their own, in its binary messages
-(``node_wire.py``): a connection is what its first message is.
+Starts go to the node itself, on a separate connection, in its binary messages (``node_wire.py``).
+The first message of a connection decides its kind.
 """
 
 import json
@@ -29,7 +29,7 @@ RIGHTS_MAX = socket.CMSG_SPACE(4)
 
 
 class Register(Struct, frozen=True, tag="register"):
-    """Make a function startable by the node itself; the answer is ``registered``."""
+    """Register a function, which the node then starts by itself; the answer is ``registered``."""
 
     function: Function
 
@@ -41,13 +41,13 @@ class Publish(Struct, frozen=True, tag="publish"):
 
 
 class Explain(Struct, frozen=True, tag="explain"):
-    """Say why a part of this function's starts could not be made: the answer is ``error``."""
+    """Ask why a part for this function's starts could not be made; the answer is ``error``."""
 
     function: Function
 
 
 class Prepare(Struct, frozen=True, tag="prepare"):
-    """Make a function's parts, and this many whole sandboxes; the answer is ``done``."""
+    """Make a function's parts, and this many complete sandboxes; the answer is ``done``."""
 
     function: Function
     sandboxes: int = 0
@@ -63,14 +63,14 @@ class Invoke(Struct, frozen=True, tag="invoke"):
 class Attach(Struct, frozen=True, tag="attach"):
     """Ask for a connection to a WebAssembly function's worker (``native/agile/wasm.h``).
 
-    It comes with the answer, ``done``.
+    The connection comes with the answer, ``done``.
     """
 
     function: Function
 
 
 class Stop(Struct, frozen=True, tag="stop"):
-    """End an instance by a signal, after ``grace`` seconds by SIGKILL: ``stopped``."""
+    """End an instance by a signal, then after ``grace`` seconds by SIGKILL: ``stopped``."""
 
     id: str
     grace: float = 0.0
@@ -84,7 +84,7 @@ class KeepLogs(Struct, frozen=True, tag="keeplogs"):
 class Logs(Struct, frozen=True, tag="logs"):
     """Ask for the log of an instance, or of a function of the registry, from a position on.
 
-    Wait for more of it for some seconds.
+    ``seconds`` is how long to wait for more.
 
     The answer is ``logpart``.
     """
@@ -95,7 +95,8 @@ class Logs(Struct, frozen=True, tag="logs"):
 
 
 class Events(Struct, frozen=True, tag="events"):
-    """Ask for the events after a serial, -1 for the newest; wait for one for some seconds.
+    """Ask for the events after a serial, -1 for the newest; ``seconds`` is how long to wait for
+    one.
 
     The answer is ``happenings``.
     """
@@ -117,7 +118,7 @@ class Pools(Struct, frozen=True, tag="pools"):
 
 
 class Ping(Struct, frozen=True, tag="ping"):
-    """Ask whether the runtime answers: ``done``."""
+    """Ask whether the runtime answers; the answer is ``done``."""
 
 
 class Leave(Struct, frozen=True, tag="leave"):
@@ -135,7 +136,7 @@ class Leaving(Struct, frozen=True, tag="leaving"):
 
 
 class AddFunction(Struct, frozen=True, tag="add_function"):
-    """Keep a function in the registry; its first version gets the alias, if there is one."""
+    """Add a function to the registry; its first version gets the alias, if given."""
 
     name: str
     source: Source
@@ -166,14 +167,14 @@ class ApplyFunction(Struct, frozen=True, tag="apply_function"):
 
 
 class RemoveFunction(Struct, frozen=True, tag="remove_function"):
-    """Forget a function, or one of its versions."""
+    """Remove a function, or one of its versions."""
 
     name: str
     version: str = ""
 
 
 class SetAlias(Struct, frozen=True, tag="set_alias"):
-    """Point an alias of a function at a version, or without one forget it."""
+    """Point an alias of a function at a version; without a version, remove the alias."""
 
     name: str
     alias: str
@@ -181,7 +182,7 @@ class SetAlias(Struct, frozen=True, tag="set_alias"):
 
 
 class Reserve(Struct, frozen=True, tag="reserve"):
-    """Set how many requests of a function may be answered at once; None: as many as can be.
+    """Limit how many requests of a function are answered at once; None removes the limit.
 
     ``queue`` more wait for their turn.
     """
@@ -200,7 +201,7 @@ class ListFunctions(Struct, frozen=True, tag="list_functions"):
 class CallFunction(Struct, frozen=True, tag="call_function"):
     """Call a function of the registry with an event, any JSON; the answer is ``called``.
 
-    ``later``: it is kept in the queue, and answered afterwards; the answer is ``done``.
+    ``later``: the event is queued, and the answer is ``done``.
     """
 
     name: str
@@ -217,7 +218,7 @@ FunctionRequest = Change | ListFunctions | CallFunction
 
 
 class Registered(Struct, frozen=True, tag="registered"):
-    """A function has a number, which the node starts it by, and a version, of its files."""
+    """A function has a number, by which the node starts it, and the version of its files."""
 
     number: int
     version: int
@@ -236,7 +237,7 @@ class Invoked(Struct, frozen=True, tag="invoked"):
 
 
 class Instances(Struct, frozen=True, tag="instances"):
-    """Running instances in the order of their ids; empty after the last."""
+    """Running instances by id; empty after the last."""
 
     instances: list[Listed]
 
@@ -268,7 +269,7 @@ class Functions(Struct, frozen=True, tag="functions"):
 
 
 class Called(Struct, frozen=True, tag="called"):
-    """What a function answered, or the error that it ended with; the end of what it wrote."""
+    """A function's answer or error, and the end of its output."""
 
     payload: bytes
     version: str
@@ -280,7 +281,7 @@ class Called(Struct, frozen=True, tag="called"):
 
 
 class Large(Struct, frozen=True, tag="large"):
-    """The request or answer is in the memory file that comes with this."""
+    """The request or answer is in the attached memory file."""
 
 
 class Done(Struct, frozen=True, tag="done"):
@@ -332,7 +333,7 @@ def send(peer: socket.socket, text: bytes) -> None:
 
 
 def large(text: bytes) -> int:
-    """A sealed memory file with a text that is too long for one message."""
+    """Make a sealed memory file with a text that is too long for one message."""
     descriptor = os.memfd_create("message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     rest = memoryview(text)
     while rest:
@@ -342,10 +343,10 @@ def large(text: bytes) -> int:
 
 
 def whole(message: bytes, descriptor: int) -> bytes:
-    """The text that a message is, or that its memory file holds. Raises Failed."""
+    """The text of a message, or of its memory file. Raises Failed."""
     if descriptor < 0 or message != coding.encode(Large()):
         return message
-    try:  # another kind of file could be slow to read, or change
+    try:  # other files could be slow to read, or change
         sealed = fcntl(descriptor, F_GET_SEALS) & _SEALS == _SEALS
     except OSError:
         sealed = False
@@ -357,7 +358,7 @@ def whole(message: bytes, descriptor: int) -> bytes:
 
 
 def event(value: object) -> bytes:
-    """Encode an event. Raises Failed for what JSON has no form of, which no handler would see."""
+    """Encode an event. Raises Failed for values that JSON cannot represent."""
     try:
         return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError) as error:
@@ -381,7 +382,7 @@ def listed(running: list[Listed], after: int) -> Instances:
 def request(message: bytes) -> Request:
     """Parse a client's message. Raises Failed."""
     try:
-        # Clients that start a function repeatedly repeat the message.
+        # Cached: clients that start a function often repeat the message.
         if len(message) <= _REPEATED_MOST:
             return _decoded(message)
         return coding.decode(message, _requests)

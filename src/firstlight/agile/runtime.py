@@ -40,9 +40,9 @@ _FOLLOW_SECONDS = 10.0
 class Runtime:
     """The manager of one node. An async context manager.
 
-    ``stay``: the node and its instances outlive this process if it is killed, and the next runtime
-    of that name takes them over; else they end with it. ``rich`` gets the connections of clients
-    that are not of the node's fast path.
+    ``stay``: the node and its instances survive a kill of this process, and the next runtime of
+    that name takes them over; else they end with it. ``rich`` receives clients' connections that
+    are not for the node itself.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Runtime:
     def leave(self) -> None:
         """On exit, end no instance: the next runtime of this name takes them over. Needs ``stay``.
 
-        Handlers that are at work go on too, but nobody gets their answers.
+        Handlers at work go on too, but their answers are lost.
         """
         assert self._stay
         self._leaves = True
@@ -135,7 +135,7 @@ class Runtime:
         self.journal.close()
 
     async def prepare(self, function: Function, sandboxes: int = 0) -> None:
-        """Make a function's parts before its first start, and that many whole sandboxes.
+        """Make a function's parts before its first start, and this many complete sandboxes.
 
         Raises Failed for a function that cannot be started.
         """
@@ -152,10 +152,10 @@ class Runtime:
     ) -> Instance:
         """Start an instance, and return when it is ready.
 
-        ``streams`` are its standard input, output and error. They stay the caller's, who then
-        waits for the line ``Function.ready`` himself. Without them its input is empty, and its
-        output is ``Instance.stdout`` and ``Instance.stderr``. ``requested`` is when it was asked
-        for, in ns of CLOCK_MONOTONIC. Raises Failed.
+        ``streams`` are its standard input, output and error. The caller keeps them, and waits for
+        the line ``Function.ready``. Without them its input is empty, and its output is
+        ``Instance.stdout`` and ``Instance.stderr``. ``requested`` is the time of the request, in ns
+        of CLOCK_MONOTONIC. Raises Failed.
         """
         return await self._start(function, streams, requested or time.monotonic_ns(), 0)
 
@@ -181,7 +181,7 @@ class Runtime:
         return instance
 
     async def register(self, function: Function) -> tuple[int, int]:
-        """Make a function startable by the node: its number and its version. Raises Failed."""
+        """Register a function with the node; returns its number and version. Raises Failed."""
         if function.kind != "command":
             raise Failed(f"a function of kind {function.kind} is not started", "invoke it")
         if function.ready is not None:
@@ -195,7 +195,9 @@ class Runtime:
         return self._instances.explained(function)
 
     async def publish(self, identity: str) -> None:
-        """Lead its function's ports to an instance; if that fails, it ends. Raises Failed."""
+        """Forward its function's ports to an instance; if that fails, end the instance. Raises
+        Failed.
+        """
         instance = await self.find_instance(identity)
         try:
             await self._instances.publish(instance)
@@ -206,7 +208,7 @@ class Runtime:
     async def invoke(
         self, function: Function, event: object, requested: int | None = None
     ) -> Result:
-        """Run a handler on an event, in an instance of its own. Raises Failed, Unsupported."""
+        """Run a handler on an event, in a new instance. Raises Failed, Unsupported."""
         requested = requested or time.monotonic_ns()
         if function.kind == "command":
             raise Failed("a function of kind command has no handler", "start it")
@@ -221,7 +223,7 @@ class Runtime:
         return await self._zygotes.serve(function, environment)
 
     async def try_handler(self, function: Function) -> None:
-        """Import a handler, or compile its module, in a sandbox that ends with it.
+        """Import a handler, or compile a module, in a sandbox that ends afterwards.
 
         Raises ImportFailed for a handler of Python that cannot be imported; Failed, Unsupported.
         """
@@ -235,9 +237,9 @@ class Runtime:
             await wasm.close()
 
     async def keep(self, function: Function, forks: int) -> None:
-        """Keep a handler's interpreter, and waiting forks up to their mark; or a module's worker.
-
-        It holds for as long as a pool's window, and an idle function. Raises Failed, Unsupported.
+        """Start a handler's interpreter and waiting forks up to their mark, or a module's worker.
+        They stay for a pool's window, or while an idle function is registered. Raises Failed,
+        Unsupported.
         """
         if function.kind == "wasm":
             (await (await self._wasm(function)).connect()).close()
@@ -256,21 +258,20 @@ class Runtime:
             await wasm.close()
 
     async def attach(self, function: Function) -> socket.socket:
-        """A connection to a WebAssembly function's worker, to speak ``wasm_wire`` on.
-
-        Requests and answers on it do not pass the runtime. Raises Failed, Unsupported.
+        """Connect to a WebAssembly function's worker; the protocol is ``wasm_wire``. Its messages
+        do not pass through this process. Raises Failed, Unsupported.
         """
         if function.kind != "wasm":
             raise Failed(f"a function of kind {function.kind} has no worker", "invoke or start it")
         return await (await self._wasm(function)).connect()
 
     async def synced(self) -> None:
-        """Return when ``running`` and ``pools`` have all that the node has told its clients."""
+        """Return when ``running`` and ``pools`` include all that the node told its clients."""
         await self._instances.synced()
 
     @property
     def observers(self) -> list[Callable[[bool, int], None]]:
-        """Each is called at a start: whether its sandbox was waiting, and its time in ns."""
+        """Functions called at each start: whether its sandbox was ready, and its time in ns."""
         return self._instances.observers
 
     @property
@@ -290,30 +291,32 @@ class Runtime:
         return instance
 
     async def find_instance(self, identity: str) -> Instance:
-        """The same, also of one that a client of the node has just started. Raises Failed."""
+        """A running instance by its id, also one that a client of the node has just started. Raises
+        Failed.
+        """
         await self._known(identity)
         return self.instance(identity)
 
     async def _known(self, identity: str) -> Instance | None:
-        """A running instance, after a look at what the node has not told yet."""
+        """A running instance, including those that the node has not yet reported."""
         if self._instances.get(identity) is None:
             await self.synced()
         return self._instances.get(identity)
 
     def ended(self) -> list[Listed]:
-        """The instances that ended last, in the order of their ids."""
+        """The latest instances that ended, by id."""
         return self._instances.history.last()
 
     async def events(self, after: int = 0, seconds: float = 0.0) -> list[Happened]:
-        """What happened after an event, waited for; -1 stands for the newest."""
+        """Wait for events after a serial; -1 stands for the newest."""
         return await self._instances.history.after(after, seconds)
 
     async def keep_logs(self) -> None:
-        """Have the output of detached instances kept from now on. Raises Failed."""
+        """Start to log the output of detached instances. Raises Failed."""
         await self._instances.keep_logs()
 
     async def detach(self, function: Function) -> Instance:
-        """Start an instance that outlives this process, and whose output is kept. Raises Failed.
+        """Start an instance that outlives this process, and log its output. Raises Failed.
 
         Its input is empty; read its output by ``logs``.
         """
@@ -327,7 +330,7 @@ class Runtime:
     async def log_part(
         self, identity: str, position: logs.Position, seconds: float
     ) -> tuple[bytes, logs.Position, bool]:
-        """Lines of a detached instance, as ``logs.following`` returns them. Raises Failed."""
+        """Log lines of a detached instance, as ``logs.following`` returns them. Raises Failed."""
         running = await self._known(identity)
         ended = [each.started for each in self.ended() if each.id == identity]
         now = time.monotonic_ns()
@@ -335,7 +338,7 @@ class Runtime:
         return await logs.following(self.config, identity, position, seconds, started)
 
     async def logs(self, identity: str, follow: bool = False) -> AsyncIterator[logs.Line]:
-        """The lines of a detached instance, to the end of its life if ``follow``. Raises Failed."""
+        """The log lines of a detached instance, until it ends if ``follow``. Raises Failed."""
         position, ended = (0, 0), False
         while not ended:
             text, position, ended = await self.log_part(
@@ -352,7 +355,7 @@ class Runtime:
     ) -> Session:  # fmt: skip
         """Run a program in a running instance, confined as its own are. Raises Failed.
 
-        Its environment is that of the instance's first process, and ``env``.
+        Its environment is that of the instance's first process, with ``env`` added.
         """
         instance = await self.find_instance(identity)
         own = await asyncio.to_thread(environment.of, instance.pid)
@@ -377,7 +380,7 @@ class Runtime:
         return Session(answer.pid, outputs[0], outputs[1], ended)
 
     def pools(self) -> list[Counts]:
-        """What each pool holds and has done."""
+        """The counts of each pool."""
         return [*self._instances.counts(), *self._zygotes.counts()]
 
     @property
@@ -393,7 +396,7 @@ class Runtime:
         return await self._wasms.get(coding.encode(function), made)
 
     async def _resident(self, function: Function, tree: int) -> Resident:
-        """An instance on a root file system of its own, a detached tree. It has no network."""
+        """Start an instance with a detached tree as its root, without a network."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         outputs, streams = pipes()
         outputs[0].close()
@@ -411,12 +414,12 @@ class Runtime:
         return Resident(instance, ours, outputs[1], self._instances.keep)
 
     async def _take_over(self, items: list[tuple[Keepsake, list[int]]]) -> set[str]:
-        """Go on with what an earlier manager had; returns the names of the cgroups in use."""
+        """Take over an earlier manager's handlers; returns the names of the cgroups in use."""
         read = kept.read(items)
         known = {item.what.instance for item in read if not isinstance(item.what, KeptFork)}
         for instance in self._instances.only():
             if instance.number not in known:
-                instance.kill()  # it has not imported its handler, or compiled its module
+                instance.kill()  # its handler is not imported, or its module not compiled
         for item in read:
             if isinstance(item.what, KeptWorker):
                 self._take_over_worker(item.what, item)
@@ -432,7 +435,7 @@ class Runtime:
         worker = Resident(instance, socket.socket(fileno=control), Output(errors), keep)
         worker.take_over(item.keepsake, note)
         if item.marked:
-            return  # it serves the connections that it has
+            return  # it serves its open connections
         wasm = Wasm(what.function, self._resident, self._wasms.forget)
         wasm.take_over(worker, what.identity)
         self._wasms.put(coding.encode(what.function), wasm)

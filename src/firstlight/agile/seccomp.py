@@ -1,13 +1,13 @@
 """Compiles a seccomp profile to classic BPF.
 
-The program is a binary search over ranges of system-call numbers, so that it is short to load and
-quick to run; the data is ``seccomp.json``, the field's usual profile of a container without
-capabilities. What is known and not listed ends with EPERM; what is newer than the profile with
-ENOSYS, as on a kernel without it. Layout: linux/filter.h, linux/seccomp.h.
+The program is a binary search over ranges of system-call numbers, so it is quick to load and to
+run. The data, ``seccomp.json``, is the usual profile of containers without capabilities. Known
+calls that are not listed fail with EPERM, calls newer than the profile with ENOSYS, as on a kernel
+without them. Layout: linux/filter.h, linux/seccomp.h.
 
-A long program is slow to load, so the node loads ``base`` itself, where what it needs to make
-sandboxes is allowed, and an instance adds ``rest``, which denies that: together they are
-``program``; of the two answers the kernel takes the stricter.
+A long program is slow to load. So the node loads ``base``, which allows what it needs to make
+sandboxes, and an instance adds ``rest``, which denies that. Together they are ``program``, because
+the kernel takes the stricter of two answers.
 """
 
 import errno
@@ -37,7 +37,7 @@ Instruction = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class _Condition:
-    """Allowed only if the low half of an argument is one of values, or has no bit of a mask.
+    """A call that is allowed only if the low half of an argument is one of some values, or has no
 
     Of some values another argument is looked at, too: ``within``. Without values and a mask all are
     allowed but those ``denied``.
@@ -62,14 +62,14 @@ def base() -> bytes:
 
 
 def rest(extra: tuple[str, ...] = ()) -> bytes:
-    """What is allowed by ``base`` and not by ``program(extra)``. Raises Unsupported."""
+    """The calls that ``base`` allows and ``program(extra)`` does not. Raises Unsupported."""
     full, wide = _leaves(extra), _leaves(_MAKING)
     leaves = {n: _returns(_ALLOW) if leaf == wide[n] else leaf for n, leaf in full.items()}
     return _program(_search(_ranges(leaves)))
 
 
 def without(calls: tuple[str, ...]) -> bytes:
-    """A program that denies these calls: short, for who bears the rest of the profile already."""
+    """A short program that denies these calls, for processes that have ``base``."""
     numbers = system_calls()
     denied = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
     code = [step for name in calls for step in ((_JEQ, 0, 1, numbers[name]), denied)]
@@ -90,7 +90,7 @@ def _program(code: list[Instruction]) -> bytes:
 
 
 def _leaves(extra: tuple[str, ...]) -> dict[int, tuple[Instruction, ...]]:
-    """What is done with each number."""
+    """The action for each system-call number."""
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
         raise Unsupported(f"there is no seccomp profile for {machine}", "use x86_64 or aarch64")
@@ -113,8 +113,8 @@ def _leaves(extra: tuple[str, ...]) -> dict[int, tuple[Instruction, ...]]:
 def system_calls() -> dict[str, int]:
     """The system-call numbers of this architecture, from the kernel's headers.
 
-    Where these are the generic ones, some are defined by the name of another: asm-generic/unistd.h
-    has ``__NR_fcntl`` as ``__NR3264_fcntl``.
+    In the generic headers, some are defined by another name: asm-generic/unistd.h has
+    ``__NR_fcntl`` as ``__NR3264_fcntl``.
     """
     words = [line.split() for line in native("system-calls.txt").read_text().splitlines()]
     values = {each[1]: each[2] for each in words if len(each) == 3}

@@ -1,4 +1,4 @@
-"""A program that was started in a running instance, beside its own."""
+"""A program started in a running instance, beside its own."""
 
 import asyncio
 from dataclasses import dataclass
@@ -17,5 +17,5 @@ class Session:
     ended: asyncio.Future[Ended]
 
     async def wait(self) -> Ended:
-        """How it ended, when it has."""
+        """Wait for its end; returns how it ended."""
         return await asyncio.shield(self.ended)

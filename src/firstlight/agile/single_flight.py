@@ -1,4 +1,4 @@
-"""Things that are made when they are first asked for."""
+"""Makes things on first use, each once."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,9 +10,9 @@ Made = TypeVar("Made")
 
 
 async def shared(work: asyncio.Future[Made]) -> Made:
-    """What others wait for too: who gives up waiting does not end it.
+    """Work that several callers wait for; a caller that gives up does not end it.
 
-    Raises what it raises, and Failed if it is cancelled, as when the runtime stops.
+    Raises what the work raises, and Failed if it is cancelled, for example when the runtime stops.
     """
     try:
         return await asyncio.shield(work)
@@ -24,9 +24,10 @@ async def shared(work: asyncio.Future[Made]) -> Made:
 
 
 class SingleFlight(Generic[Made]):
-    """Things by key. Those who ask for one while it is made wait for it, or hear of its failure.
+    """Things by key. Callers that ask for a thing while it is made wait for it, and get its
+    failure.
 
-    A waiter that gives up does not end the work. A failure is not kept: the next call retries.
+    A caller that gives up does not end the work. After a failure the next call retries.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class SingleFlight(Generic[Made]):
         self._making: dict[bytes, asyncio.Future[Made]] = {}
 
     async def get(self, key: bytes, make: Callable[[], Awaitable[Made]]) -> Made:
-        """What has this key, made if need be. Raises what making it raises."""
+        """The thing with this key, made if needed. Raises what making it raises."""
         if key in self._made:
             return self._made[key]
         if key not in self._making:
@@ -49,27 +50,27 @@ class SingleFlight(Generic[Made]):
         return self._made[key]
 
     def put(self, key: bytes, made: Made) -> None:
-        """Have one that was made elsewhere."""
+        """Add a thing that was made elsewhere."""
         self._made[key] = made
 
     def has(self, key: bytes, made: Made) -> bool:
-        """Whether this is what has the key."""
+        """Whether this is the thing with the key."""
         return self._made.get(key) is made
 
     def known(self, key: bytes) -> Made | None:
-        """What there is for a key, if it is made."""
+        """The thing with this key, if it is made."""
         return self._made.get(key)
 
     def values(self) -> list[Made]:
-        """All that are made."""
+        """All things that are made."""
         return list(self._made.values())
 
     def pop(self, key: bytes) -> Made | None:
-        """What has this key, if it is made, which is not had again."""
+        """Remove and return the thing with this key, if it is made."""
         return self._made.pop(key, None)
 
     def forget(self, made: Made) -> None:
-        """Forget it: the next call for its key makes another."""
+        """Remove it: the next call for its key makes another."""
         self._made = {key: value for key, value in self._made.items() if value is not made}
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Verifies a process's confinement from outside; nothing that it says of itself counts."""
+"""Verifies a process's confinement from outside, without trusting the process."""
 
 import ctypes
 import errno
@@ -27,7 +27,7 @@ _CONTROLLERS = {"cpu", "memory", "pids", ""}
 
 
 class Unconfined(Failed):
-    """A process is not as it has to be, or what its forks would share."""
+    """A process is not confined as required, or shares something with its forks."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ def cgroups(pid: int) -> dict[str, str]:
 
 
 def status(pid: int) -> dict[str, str]:
-    """/proc/PID/status by key. Raises OSError."""
+    """The lines of /proc/PID/status by key. Raises OSError."""
     lines = _read(f"/proc/{pid}/status").splitlines()
     return {key: text.strip() for key, _, text in (line.partition(":") for line in lines)}
 
 
 def check_alive(pid: int) -> None:
-    """Raise OSError if a process ends or has ended; its memory and cgroup are gone before."""
+    """Raise OSError if a process is ending: it loses its memory and cgroup before it ends."""
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     if int(fields[_FLAGS]) & _EXITING:
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
@@ -97,7 +97,7 @@ def differences(pid: int, expected: Expected) -> list[str]:
 
 
 def shared(pid: int, parent: int) -> list[str]:
-    """What a process shares with the one that made it, by kcmp(2). Raises OSError."""
+    """What a process shares with its maker, by kcmp(2). Raises OSError."""
     shared_kinds = []
     for kind, name in _SHARED.items():
         order = _syscall(ctypes.c_long(_KCMP), parent, pid, kind, 0, 0)
@@ -128,6 +128,6 @@ def _link(pid: int, namespace: str) -> str:
 def _read(path: str) -> str:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return os.read(descriptor, _MOST).decode(errors="replace")  # a name may be any bytes
+        return os.read(descriptor, _MOST).decode(errors="replace")  # a name can be any bytes
     finally:
         os.close(descriptor)

@@ -1,9 +1,8 @@
-"""What /etc/resolv.conf says in an instance that reaches out.
+"""The resolv.conf of instances with an outbound network.
 
-The host's resolvers are an instance's too, except those that listen on the host's loopback, which
-is not the instance's. Such a one is reached through the gateway where ``network.host_services``
-has "udp/53", which says that the host's resolver listens there as well; else those that
-systemd-resolved itself asks take its place. Layout: resolv.conf(5).
+Instances use the host's resolvers, except those that listen on the host's loopback. If
+``network.host_services`` has "udp/53", these also listen at the gateway, and instances use that
+address. Otherwise instances use the servers that systemd-resolved asks. Layout: resolv.conf(5).
 """
 
 from ipaddress import AddressValueError, IPv4Address
@@ -13,12 +12,12 @@ from firstlight.agile.config import NetworkConfig
 
 HOST = Path("/etc/resolv.conf")
 _UPSTREAM = Path("/run/systemd/resolve/resolv.conf")
-_MOST, _LINE_MOST = 3, 1024  # glibc reads three
+_MOST, _LINE_MOST = 3, 1024  # glibc reads at most three
 _KEPT = ("search", "domain", "options")
 
 
 def read(config: NetworkConfig, gateway: IPv4Address) -> tuple[list[IPv4Address], str]:
-    """The resolvers of instances, and the whole of the file. It may wait for a disk."""
+    """The resolvers of instances, and the file's text. May wait for the disk."""
     host = _lines(HOST)
     addresses = [IPv4Address(text) for text in config.resolvers] or _chosen(host, config, gateway)
     lines = [f"nameserver {address}" for address in addresses]
@@ -41,14 +40,14 @@ def _chosen(host: list[str], config: NetworkConfig, gateway: IPv4Address) -> lis
 def _lines(path: Path) -> list[str]:
     try:
         lines = path.read_text(errors="replace").splitlines()
-    except OSError:  # a host without one
+    except OSError:  # the host has no such file
         return []
     kept = [line.strip().replace("\0", "") for line in lines if len(line) < _LINE_MOST]
     return [line for line in kept if line and line[0] not in "#;"][:16]
 
 
 def _servers(lines: list[str]) -> list[IPv4Address]:
-    """The addresses of IPv4 among them: instances have no other."""
+    """The IPv4 addresses among them: instances have no IPv6."""
     servers = []
     for words in (line.split() for line in lines):
         if words[0] == "nameserver" and len(words) > 1:

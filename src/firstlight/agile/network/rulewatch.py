@@ -1,4 +1,4 @@
-"""Notices when another program changes the host's packet filter."""
+"""Watches for changes of the host's packet filter by other programs."""
 
 import asyncio
 import socket
@@ -13,7 +13,7 @@ _SETTLE_SECONDS = 0.1
 
 
 class RuleWatch:
-    """Awaits ``changed`` a moment after tables or chains changed, one call at a time."""
+    """Awaits ``changed`` shortly after tables or chains change, one call at a time."""
 
     def __init__(self, changed: Callable[[], Awaitable[None]]) -> None:
         self._changed = changed
@@ -22,7 +22,7 @@ class RuleWatch:
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
-        """Begin to watch the network namespace of this thread."""
+        """Start watching this thread's network namespace."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
         self._socket.bind((0, 1 << (_GROUP_NFTABLES - 1)))
         self._socket.setblocking(False)
@@ -31,7 +31,7 @@ class RuleWatch:
         self._task = loop.create_task(self._call())
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         if self._task:
             self._task.cancel()
         if self._socket:
@@ -45,7 +45,7 @@ class RuleWatch:
                 message = self._socket.recv(1 << 16)
             except BlockingIOError:
                 return
-            except OSError:  # more than its buffer holds: what is lost may have been ours
+            except OSError:  # the buffer overflowed: lost messages may have been about our table
                 self._is_due.set()
                 return
             if any(kind & 0xFF in _KINDS for kind in _kinds(message)):

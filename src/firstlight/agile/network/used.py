@@ -1,4 +1,4 @@
-"""Networks that instances have used: each serves its function again, or ends."""
+"""Networks after use: each serves its function again, or is destroyed."""
 
 import asyncio
 from ipaddress import IPv4Address
@@ -14,18 +14,18 @@ _RETRY_SECONDS = 0.1
 
 
 class UsedNetworks:
-    """Those that the node leaves to its manager."""
+    """Used networks that the node leaves to its manager."""
 
     def __init__(self, networks: Networks, stock: Stock, registry: Registry) -> None:
         self._networks, self._stock, self._registry = networks, stock, registry
         self._closing = False
 
     def close(self) -> None:
-        """None serves again, and no port has to be withdrawn any more."""
+        """Note that the runtime stops: none is reused, and ports need not be withdrawn."""
         self._closing = True
 
     async def recycle(self, held: Held, entry: Registered | None) -> None:
-        """Put a network back for its function if it is as new; else end it."""
+        """Put a network back for its function if it is as new; else destroy it."""
         if not isinstance(held.made, Network):
             self._stock.parts.discard(held)
             return
@@ -39,7 +39,9 @@ class UsedNetworks:
             self._stock.parts.discard(held)
 
     async def withdraw(self, ports: dict[int, int], address: IPv4Address) -> None:
-        """No port leads to an address that may be another's next; with the runtime all go."""
+        """Withdraw ports before their address can be reused; when the runtime stops, they go with
+        it.
+        """
         while not self._closing:
             try:
                 await self._networks.withdraw(ports, address)

@@ -1,8 +1,8 @@
-"""Functions that the node can start, by number: registered apart from being started.
+"""Functions that the node can start, by number.
 
-What changes from start to start (environment, streams, event) makes no new function. One that
-nobody has started for a while is forgotten, and what it held is given back. A root that has changed
-is noticed, and served from then on as a new version.
+Environment, streams and event belong to a start, not to the function. A function that is not
+started for a while is removed, with its parts. If its root has changed, the function gets a new
+version.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _NEVER = float("inf")
 
 @dataclass(eq=False)
 class Registered:
-    """One function of the node. Its version is a number that no other function ever has."""
+    """A function of the node. Its version is a number that no other function ever has."""
 
     function: Function
     number: int
@@ -45,12 +45,12 @@ class Registered:
 
     @property
     def is_only(self) -> bool:
-        """Whether it is started once, and its files are not looked at."""
+        """Whether it is started once, so its files are not checked."""
         return self.checked == _NEVER
 
 
 class Registry:
-    """The functions of one node. ``register`` and ``forget`` carry out what is decided here."""
+    """The functions of a node. ``register`` and ``forget`` carry out the changes."""
 
     def __init__(
         self,
@@ -65,9 +65,9 @@ class Registry:
         self._serial = 0
 
     async def get(self, function: Function, fresh: bool = True) -> Registered:
-        """The function, registered, in the version that its files are. Raises Failed.
+        """Register a function in the version of its files, if it is not yet. Raises Failed.
 
-        Not ``fresh``, a look at its files of the last half second is good enough.
+        Unless ``fresh``, a check of its files within the last half second suffices.
         """
         key = _key(function)
         entry = self._by_key.get(key)
@@ -89,11 +89,11 @@ class Registry:
         return entry
 
     def number(self, number: int) -> Registered | None:
-        """The function of that number."""
+        """The function with that number."""
         return self._by_number.get(number)
 
     def only(self, function: Function) -> Registered:
-        """A number for a function that is started once, and by nobody else."""
+        """Register a function that is started once, by this caller alone."""
         number = self._taken_number()
         self._serial += 1
         entry = Registered(function, number, self._serial)
@@ -102,17 +102,17 @@ class Registry:
         return entry
 
     def leave(self, entry: Registered) -> None:
-        """One of those is not known any more; its number is still in use."""
+        """Remove such a function; its number stays reserved."""
         if self._by_number.get(entry.number) is entry:
             del self._by_number[entry.number]
 
     def free(self, entry: Registered) -> None:
-        """Its number is not in use any more."""
+        """Release its number."""
         if entry.number not in self._free:
             self._free.append(entry.number)
 
     def adopt(self, definition: wire.Definition, note: bytes) -> None:
-        """One that the node has from the manager before; those that start once have no digest."""
+        """Take over a function of the previous manager; those that start once have no digest."""
         function, digest = coding.decode(note, _noted)
         entry = Registered(function, definition.number, definition.version, digest)
         self._by_number[entry.number] = entry
@@ -124,21 +124,21 @@ class Registry:
         self._serial = max(self._serial, entry.version)
 
     def clear(self) -> None:
-        """The node is gone: each is registered again when it is needed."""
+        """Note that the node is gone: functions are registered again when they are needed."""
         for entry in list(self._by_number.values()):
             entry.version, entry.running = 0, 0
             self._drop(entry)
 
     async def forget_idle(self) -> None:
-        """Forget what nobody has used for long."""
+        """Remove functions that have not been used for long."""
         oldest = time.monotonic() - self._config.functions.idle_seconds
         for entry in [e for e in self._by_number.values() if e.used < oldest]:
             await self._forget_entry(entry)
 
     async def look(self) -> None:
-        """Check the files of all that was started lately for changes.
+        """Check the files of recently started functions for changes.
 
-        If a function's files can no longer be started, its next start fails and says so.
+        If a function's files cannot be started any more, its next start fails with the reason.
         """
         for entry in list(self._by_number.values()):
             async with entry.lock:
@@ -191,7 +191,7 @@ class Registry:
 
     def _drop(self, entry: Registered) -> None:
         if self._by_number.get(entry.number) is not entry:
-            return  # dropped before: its number may be another's
+            return  # removed before: its number may be reused
         del self._by_number[entry.number]
         self._by_key = {key: e for key, e in self._by_key.items() if e is not entry}
         if not entry.version:
@@ -199,7 +199,7 @@ class Registry:
 
 
 def files_of(function: Function) -> str:
-    """What tells one state of a function's files from another. It may wait for a disk.
+    """A digest of the state of a function's files. May wait for the disk.
 
     Raises Failed.
     """
@@ -223,5 +223,5 @@ def _look(path: Path) -> tuple[int, ...]:
 
 
 def _key(function: Function) -> bytes:
-    """Without what a start brings along."""
+    """The function without what belongs to a start."""
     return coding.encode(msgspec.structs.replace(function, env={}, ready=None, timeout=0.0))

@@ -1,4 +1,4 @@
-"""The instances that run on a node, and the last of those that have ended."""
+"""The instances that run on a node, and the latest that have ended."""
 
 import asyncio
 import re
@@ -21,7 +21,7 @@ _IDENTITY = re.compile(r"[0-9]{1,20}")
 
 
 class Running:
-    """Instances by number. One whose lifetime is over is killed."""
+    """Instances by number. An instance is killed when its lifetime is over."""
 
     def __init__(
         self, node: Callable[[], Node | None], hung: Callable[[], asyncio.Future[Failed]]
@@ -50,11 +50,11 @@ class Running:
         return self._running.get(int(identity)) if _IDENTITY.fullmatch(identity) else None
 
     def listed(self) -> list[Listed]:
-        """Those that run, in the order of their ids."""
+        """The running instances, by id."""
         return [listed(instance) for _, instance in sorted(self._running.items())]
 
     def add(self, number: int, function: Function, pid: int, address: int, flags: int) -> Instance:
-        """A new instance. It has ended if there is no node: its answer was still on the way."""
+        """A new instance. Without a node it has ended: its answer was still on the way."""
         instance = Instance(
             number, function, pid, _address(address), bool(flags & wire.WARM), self._signal,
             self._hung,
@@ -66,18 +66,18 @@ class Running:
         return instance
 
     def answered(self, answer: Answer, function: Function) -> Instance:
-        """The instance of an answer. Its events may have come before, that of its end too."""
+        """Note an answer's instance. Its events may have arrived before, even that of its end."""
         instance = self._running.get(answer.instance) or self._ended.get(answer.instance)
         instance = instance or self.add(
             answer.instance, function, answer.pid, answer.address, answer.flags
         )
         instance.stamps = answer.stamps
-        # One that has ended may have left its network before its start was told.
+        # A network may have been left before the start of its instance was reported.
         instance.address = instance.address or _address(answer.address)
         return instance
 
     def began(self, instance: Instance, running: int) -> None:
-        """It runs since ``running`` (ns of CLOCK_MONOTONIC)."""
+        """Note that an instance runs since ``running`` (ns of CLOCK_MONOTONIC)."""
         self.history.started(instance)
         if instance.function.lifetime is not None:
             left = instance.function.lifetime - (time.monotonic_ns() - running) / 1e9
@@ -86,7 +86,7 @@ class Running:
             )
 
     def remove(self, number: int) -> Instance | None:
-        """The instance, which has ended; None if it was unknown."""
+        """Remove an instance that has ended; returns None if it is unknown."""
         if deadline := self._deadlines.pop(number, None):
             deadline.cancel()
         instance = self._running.pop(number, None)
@@ -97,7 +97,7 @@ class Running:
         return instance
 
     def lost(self) -> None:
-        """The kernel has ended all, with their node."""
+        """Note that all have ended with their node."""
         running, self._running = self._running, {}
         for instance in running.values():
             self.history.ended(instance, Ended(signal=signal.SIGKILL))
@@ -113,5 +113,5 @@ class Running:
 
 
 def _address(address: int) -> IPv4Address | None:
-    """An address as the node writes it."""
+    """Decode an address as the node encodes it."""
     return IPv4Address(address.to_bytes(4, "little")) if address else None

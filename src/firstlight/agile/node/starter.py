@@ -1,4 +1,4 @@
-"""Starts asked of the node by one message each, on one connection: what any client may do."""
+"""Requests starts from the node, each by one message, as any client can."""
 
 import asyncio
 import os
@@ -18,10 +18,10 @@ ANSWER_SECONDS = 60.0
 
 
 class Starter:
-    """A connection to the node, of this process's own."""
+    """This process's connection to the node."""
 
     def __init__(self, path: Path, unwanted: Callable[[int], None] = lambda _: None) -> None:
-        """``unwanted`` gets the instances that were started when nobody waited any more."""
+        """``unwanted`` gets the instances whose caller gave up before they started."""
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, asyncio.Future[Answer]] = {}
         self._sessions: dict[int, Callable[[int], None]] = {}
@@ -42,7 +42,7 @@ class Starter:
         self, number: int, version: int, streams: list[int], env: dict[str, str], requested: int,
         flags: int = 0,
     ) -> Answer:  # fmt: skip
-        """The answer to a start. Raises Failed."""
+        """Request a start; returns the answer. Raises Failed."""
         words = wire.words((), env) if env else -1
         flags |= wire.AWAITED | (wire.WITH_WORDS if env else 0)
         self._serial += 1
@@ -59,7 +59,7 @@ class Starter:
     async def execute(
         self, instance: int, words: int, streams: list[int], ended: Callable[[int], None]
     ) -> Answer:
-        """The answer to an exec; ``ended`` gets its status, as wait(2) has it. Raises Failed."""
+        """Request an exec; returns the answer. ``ended`` gets its wait status. Raises Failed."""
         self._serial += 1
         serial = self._serial
         self._sessions[serial] = ended
@@ -92,7 +92,7 @@ class Starter:
             self._pending.pop(serial, None)
 
     def _give_up(self, serial: int, future: "asyncio.Future[Answer]", sent: bool) -> None:
-        """Nobody waits for an answer any more, which may have come just now."""
+        """Give up an answer, which may just have arrived."""
         if future.done() and not future.cancelled() and not future.exception():
             self._end_unwanted(future.result())
         elif sent:
@@ -145,11 +145,11 @@ class Starter:
 
     @property
     def is_open(self) -> bool:
-        """Whether the node has not ended the connection, as it does with who does not read."""
+        """Whether the connection is open; the node closes it if it is not read."""
         return self._socket.fileno() >= 0
 
     def close(self) -> None:
-        """Leave: what was started here and not detached ends."""
+        """Disconnect: instances that were not started detached end."""
         if self.is_open:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)

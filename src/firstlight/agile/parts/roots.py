@@ -1,4 +1,4 @@
-"""Root file systems as detached mounts, from which templates are made."""
+"""Root file systems as detached mounts."""
 
 import ctypes
 import os
@@ -29,7 +29,7 @@ _syscall = ctypes.CDLL(None, use_errno=True).syscall
 
 @contextmanager
 def readable(rootfs: str) -> Iterator[None]:
-    """Say in words what a disk, or a path that cannot be one, fails with. Raises Failed."""
+    """Raise a path's or disk's OSError as Failed. Raises Failed."""
     try:
         yield
     except OSError as error:
@@ -38,10 +38,10 @@ def readable(rootfs: str) -> Iterator[None]:
 
 
 def open_root(rootfs: Path, skeleton: Path) -> int:
-    """A detached mount of the directory, with the mount points that an instance needs.
+    """Make a detached mount of a directory, with the mount points that an instance needs.
 
-    If the tree lacks some, it is an overlay above ``skeleton``, and itself unchanged. Returns a
-    descriptor. Raises Failed.
+    If the tree lacks some, it is overlaid on ``skeleton`` and not changed. Returns a descriptor.
+    Raises Failed.
     """
     if not rootfs.is_dir():
         raise Failed(f"the root file system {rootfs} is not a directory",
@@ -67,7 +67,7 @@ def open_root(rootfs: Path, skeleton: Path) -> int:
 
 
 def find(rootfs: Path, command: str, directory: str = "/") -> Path | None:
-    """Where on the host a command would be; None if a start's PATH or a link has to say it."""
+    """The path on the host of a command; None if it depends on a start's PATH or on a link."""
     if "/" in command:
         return inside(rootfs, str(Path("/") / directory / command))
     for name in PATH.split(":"):
@@ -80,9 +80,9 @@ def find(rootfs: Path, command: str, directory: str = "/") -> Path | None:
 def check_command(
     rootfs: Path, command: str, uid: int = -1, directory: str = "/", shown: str = ""
 ) -> None:
-    """Raise Failed if the root file system certainly has no such command, or not for ``uid``.
+    """Raise Failed if the root file system certainly has no such command that ``uid`` can execute.
 
-    ``shown`` is what it is called in the words, where its path means nothing to the caller.
+    ``shown`` names the root in messages, if its path means nothing to the caller.
     """
     _check_open(rootfs, uid)
     name = shown or f"the root file system {rootfs}"
@@ -92,7 +92,7 @@ def check_command(
                      "add it there, or name another")  # fmt: skip
     path = find(rootfs, command, directory)
     if path is None:
-        return  # what it means inside is for the kernel to say
+        return  # inside the root the kernel resolves it
     if not path.exists():
         raise Failed(f"{name} has no {command}", "add it there, or name another program")
     if path.is_dir() or not path.stat().st_mode & 0o111:
@@ -104,7 +104,7 @@ def check_command(
 
 
 def names(rootfs: Path, directory: str) -> list[str]:
-    """What a directory of the root file system has; no link leads out of it. Raises Failed."""
+    """List a directory of the root file system; links do not lead out of it. Raises Failed."""
     root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         how = _HOW.pack(os.O_DIRECTORY | os.O_CLOEXEC, 0, _IN_ROOT | _NO_MAGIC_LINKS)
@@ -119,7 +119,7 @@ def names(rootfs: Path, directory: str) -> list[str]:
 
 
 def inside(rootfs: Path, command: str) -> Path | None:
-    """Where a path of the root file system is on the host; None if it leads out of sight."""
+    """The host's path of a path in the root file system; None if it leads out of it."""
     path, inside = rootfs, rootfs.resolve()
     for part in Path(command).parts[1:]:
         path = path / part
@@ -141,7 +141,7 @@ def _check_open(rootfs: Path, uid: int) -> None:
 
 
 def _check_interpreter(rootfs: Path, command: str, path: Path, name: str) -> None:
-    """A script names what reads it in its first line; a program its loader in its head."""
+    """The interpreter of a script (its first line) or the loader of a program (its header)."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if head.startswith(b"\x7fELF"):
@@ -176,7 +176,7 @@ def _check_machine(command: str, head: bytes, name: str) -> None:
 
 
 def _loader(head: bytes) -> str:
-    """The interpreter of a 64-bit ELF program, or nothing. Layout: elf(5)."""
+    """The interpreter of a 64-bit ELF program; empty if it has none. Layout: elf(5)."""
     if len(head) < _ELF.size or head[4] != 2:
         return ""
     offset, size, count = _ELF.unpack_from(head)

@@ -1,6 +1,6 @@
-"""What instances are started from: networks and cgroups, on the node's shelves.
+"""The parts for starts: networks and cgroups, on the node's shelves.
 
-The node takes them by itself; what it reports of them is counted here.
+The node takes them by itself; its reports are counted here.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ _NO_FUNCTION = 0xFFFFFFFF
 
 
 class Stock:
-    """The parts of a node, by shelf; and networks that listen for events, made for a function."""
+    """The parts of a node, by shelf, and functions' networks with a listening socket for events."""
 
     def __init__(
         self, config: Config, networks: Networks, cgroups: Cgroups, gate: LoadGate,
@@ -54,7 +54,7 @@ class Stock:
         self._unused: Counter[int] = Counter()
 
     async def adopt(self, state: State) -> list[Held]:
-        """Take over what a node has; returns the parts of instances that have ended."""
+        """Take over a node's parts; returns those of instances that have ended."""
         left = await self.parts.adopt(state.parts)
         for reach, shelf in self._shelves.items():
             shelf.ready = self.parts.ready(Network, reach)
@@ -62,11 +62,11 @@ class Stock:
         return left
 
     def connect(self, node: Node | None) -> None:
-        """Parts are put on that node's shelves from now on; with None on nobody's."""
+        """Put parts on this node's shelves from now on; None: on none."""
         self.parts.node = node
 
     def lost(self) -> None:
-        """The node is gone, with its shelves."""
+        """Note that the node is gone, with its shelves."""
         self.parts.node = None
         self.parts.lost()
         self._unused.clear()
@@ -74,7 +74,7 @@ class Stock:
             shelf.forget()
 
     def lend_cgroups(self, count: int) -> None:
-        """This many cgroups wait with generic sandboxes."""
+        """Note how many cgroups are in waiting generic sandboxes."""
         self._cgroups.lent = count
 
     async def warm(self, reach: Reach) -> None:
@@ -85,7 +85,7 @@ class Stock:
     async def give_listening(self, entry: Registered) -> None:
         """Give the function a network for its next instance. Raises Failed.
 
-        The node gives an instance any of its function's, and a start that it refuses leaves one.
+        The node takes any of the function's networks, and a refused start leaves one.
         """
         if self._unused[entry.number]:
             self._unused[entry.number] -= 1
@@ -94,16 +94,16 @@ class Stock:
         self.parts.give(network, entry.function.network, entry.number)
 
     def not_used(self, entry: Registered) -> None:
-        """The node has refused, and made no instance of, what ``give_listening`` was for."""
+        """Note that the node refused the start for which ``give_listening`` was called."""
         self._unused[entry.number] += 1
 
     def forget(self, entry: Registered) -> None:
-        """The function is forgotten, and the node has given up what was its own."""
+        """Note that the node has removed a function and given up its parts."""
         self.parts.forgotten(entry.number)
         del self._unused[entry.number]
 
     def want(self, event: Event) -> None:
-        """Starts wait for parts."""
+        """Note that starts wait for parts."""
         is_network = event.step == wire.NETWORK
         shelf = self._shelves[wire.REACHES[event.status]] if is_network else self._cgroups
         shelf.want(event.pid)
@@ -118,12 +118,14 @@ class Stock:
             (self._cgroups.lost if event.function == _NO_FUNCTION else self._cgroups.taken)()
 
     def network(self, index: int) -> Network | None:
-        """The network of that index."""
+        """The network with that index."""
         held = self.parts.get(index)
         return held.made if held and isinstance(held.made, Network) else None
 
     def cgroup_ended(self, left: int, used: int) -> None:
-        """One that the node gave up is removed; one that it did not is on its shelf again."""
+        """Handle a network whose instance has ended: remove it if the node gave it up, else it is
+        on its shelf again.
+        """
         if left != NOBODY:
             if held := self.parts.get(left):
                 self.parts.discard(held)
@@ -133,17 +135,17 @@ class Stock:
             self._cgroups.returned += 1
 
     def rested(self, held: Held, function: int) -> None:
-        """The node has found a used network as new: it serves its function again."""
+        """Note that the node verified a used network as new: it serves its function again."""
         self.parts.shelved(held.index, function)
         self._shelves[held.reach].returned += 1
 
     def give_back(self, held: Held, function: int) -> None:
-        """A used network that was found as new here serves its function again."""
+        """Put back a used network that was verified here: it serves its function again."""
         self.parts.give_back(held, function)
         self._shelves[held.reach].returned += 1
 
     async def follow(self) -> None:
-        """Keep no more than the demand needs."""
+        """Discard parts beyond the demand."""
         for reach, shelf in self._shelves.items():
             if surplus := shelf.follow():
                 shelf.lost(await self.parts.reduce(Network, reach, surplus))
@@ -160,13 +162,13 @@ class Stock:
                                                    "see the runtime's log")  # fmt: skip
 
     def counts(self) -> list[Counts]:
-        """What the shelves and pools that are in use have done so far."""
+        """The counts of shelves and pools in use."""
         counts = [shelf.counts() for shelf in (*self._shelves.values(), self._cgroups)]
         counts += [pool.counts() for pool in self._listening.values()]
         return [count for count in counts if count.made or count.misses or count.ready]
 
     async def close(self) -> None:
-        """Make no more."""
+        """Stop making parts."""
         for shelf in (*self._shelves.values(), self._cgroups):
             await shelf.close()
         for pool in self._listening.values():

@@ -1,9 +1,9 @@
-"""What instances see of the host beside their root: files and directories of it, and secrets.
+"""Volumes: files and directories of the host, and secrets, that instances see in their root.
 
-They are mounted in the function's tree when it is made, by a thread that has a mount namespace of
-its own for that: nothing of it is to be seen on the host. A path of the tree is never followed
-through a link. What an instance may write to belongs to its user by an idmapped mount: on the host
-its files are those of the directory's owner, who is never root.
+They are mounted in the function's tree when it is made, by a thread in a separate mount namespace,
+so the host does not see them. A path of the tree is never followed through a link. A writable
+volume is an idmapped mount that belongs to the instance's user; on the host its files belong to the
+directory's owner, who is never root.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mounted(tree: int, function: Function, uid: int, gid: int, place: Path) -> int:
-    """The tree with a function's volumes and secrets mounted in it, read-only but for those.
+    """The tree with a function's volumes and secrets mounted in it, otherwise read-only.
 
     ``uid`` and ``gid`` are the instances'; ``place`` is an empty directory. Takes the descriptor of
     a detached tree, returns another. Blocks. Raises Failed.
@@ -54,7 +54,7 @@ def mounted(tree: int, function: Function, uid: int, gid: int, place: Path) -> i
 
 
 def _volume(volume: Volume, uid: int, gid: int) -> int:
-    """A detached mount of a file or directory of the host."""
+    """Make a detached mount of a file or directory of the host."""
     what = f"the volume {volume.source}"
     try:
         source = os.open(volume.source, os.O_PATH | os.O_CLOEXEC)
@@ -80,7 +80,7 @@ def _volume(volume: Volume, uid: int, gid: int) -> int:
 
 
 def _lend(what: str, mount: int, status: os.stat_result, uid: int, gid: int) -> None:
-    """Show what belongs to the owner of a directory as the instance's."""
+    """Map the owner of a directory to the instance's user."""
     if not status.st_uid or not status.st_gid:
         raise Failed(f"{what} belongs to root, and an instance would write as root",
                      "give it to another user (chown), or mount it :ro")  # fmt: skip
@@ -109,7 +109,7 @@ def _mapped(status: os.stat_result, uid: int, gid: int) -> Iterator[int]:
         try:
             process.stdin.write(b".")
             process.stdin.flush()
-            if not process.stdout.read(1):  # it is in its namespace when it answers
+            if not process.stdout.read(1):  # it has entered its namespace when it answers
                 raise Failed("a user namespace could not be made",
                              "see the sysctl user.max_user_namespaces")  # fmt: skip
             proc = Path(f"/proc/{process.pid}")
@@ -126,7 +126,7 @@ def _mapped(status: os.stat_result, uid: int, gid: int) -> Iterator[int]:
 
 
 def _secrets(secrets: dict[str, str], uid: int, gid: int) -> int:
-    """A detached tmpfs with a file for each, which only the instances' user can read."""
+    """Make a detached tmpfs with a file for each, which only the instances' user can read."""
     what = "the file system of secrets"
     context = _call(what, _FSOPEN, b"tmpfs", 1)
     try:
@@ -151,7 +151,7 @@ def _read(name: str, path: str) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a FIFO would be waited for
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # opening a FIFO would block
                 raise Failed(f"the secret {name} cannot be read from {path}: it is not a file",
                              "name a file that root can read")  # fmt: skip
             data = file.read(SECRET_MOST + 1)
@@ -174,7 +174,7 @@ def _write(directory: int, name: str, data: bytes, uid: int, gid: int) -> None:
 
 
 def _in_thread(tree: int, mounts: list[tuple[str, int]], place: Path) -> int:
-    """Mount all in a namespace of a thread, and take a copy of the whole."""
+    """Mount everything in a thread's namespace, and clone the tree."""
     outcome: list[int | BaseException] = []
 
     def run() -> None:
@@ -208,7 +208,7 @@ def _assembled(tree: int, mounts: list[tuple[str, int]], place: Path) -> int:
 
 
 def _point(tree: int, target: str) -> int:
-    """A place in the tree, reached by no link."""
+    """Open a path in the tree without following links."""
     how = _HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, _IN_ROOT | _NO_LINKS | _NO_MAGIC_LINKS)
     try:
         return _call(target, _OPENAT2, tree, os.fsencode(target), how, _HOW.size)

@@ -1,8 +1,7 @@
-"""The files that an interpreter was made of, and whether they are as they were.
+"""Watches the files that an interpreter has loaded for changes.
 
-They are looked at from outside, by their paths on the host. inotify says at once when to look
-again; where it says nothing (a file system of another machine, a link far above), a look at
-intervals does.
+Files are checked from outside, by their paths on the host: at once when inotify reports a change,
+and at intervals for what inotify cannot see (network file systems, links in directories above).
 """
 
 import asyncio
@@ -37,7 +36,7 @@ _log = logging.getLogger(__name__)
 class Sources:
     """Files and search directories, by their paths in a root file system.
 
-    ``parts`` are the names that matter, by directory of the host.
+    ``parts`` are the relevant names, by directory of the host.
     """
 
     def __init__(self, rootfs: str, files: Iterable[str], directories: Iterable[str]) -> None:
@@ -58,13 +57,13 @@ class Sources:
             self.parts.setdefault(directory, set())
 
     def matters(self, directory: str, name: str) -> bool:
-        """Whether a change of this entry is to be looked at."""
+        """Whether a change of this entry matters."""
         return name in self.parts.get(directory, ()) or (
             directory in self._searched and _is_importable(name)
         )
 
     def digest(self) -> str:
-        """What tells one state of them from another. Blocks."""
+        """A digest of their state. Blocks."""
         state = blake2b(repr((self._root, _look(self._root)[:2])).encode(), digest_size=16)
         for path in self._paths:
             state.update(repr((path, _look(path))).encode())
@@ -78,10 +77,10 @@ class Sources:
     def changed_since(
         self, moment: int, before: dict[str, tuple[int, ...]]
     ) -> dict[str, tuple[int, ...]]:
-        """How the files look that changed at or after a moment of the kernel's clock, in ns.
+        """The state of files that changed at or after a time, in ns of the kernel's clock.
 
-        Not those that look as they did ``before``: the clock has been set back since they were
-        written. Blocks.
+        Leaves out files whose state is the same as ``before``: the clock was set back after they
+        were written. Blocks.
         """
         looks = {path: _look(path) for path in self._paths}
         return {
@@ -91,7 +90,7 @@ class Sources:
 
 
 class Changes:
-    """Which sources may have changed, as inotify tells."""
+    """Reports by inotify which sources may have changed."""
 
     def __init__(self) -> None:
         self._descriptor = int(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
@@ -116,7 +115,7 @@ class Changes:
         return added
 
     def forget(self, sources: Sources) -> None:
-        """Watch for these no longer."""
+        """Stop watching these."""
         for number, watchers in list(self._watchers.items()):
             watchers.pop(sources, None)
             if not watchers:
@@ -124,7 +123,7 @@ class Changes:
                 _libc.inotify_rm_watch(self._descriptor, number)
 
     def read(self) -> None:
-        """Tell of what has happened until now."""
+        """Report changes up to now."""
         while self._descriptor >= 0:
             try:
                 events = os.read(self._descriptor, 1 << 16)
@@ -146,19 +145,19 @@ class Changes:
                     changed()
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def clock() -> int:
-    """Now, in ns, by the clock of files' times."""
+    """The time in ns, by the clock of files' times."""
     return time.clock_gettime_ns(_COARSE_CLOCK)
 
 
 def keeps_changing(name: str, paths: list[str]) -> Failed:
-    """The error of an import whose files change meanwhile."""
+    """The error of an import whose files change during it."""
     return Failed(f"files of {name} change while it is imported: {', '.join(paths[:3])}",
                   "write them first, or replace the directory by one rename")  # fmt: skip
 
@@ -176,7 +175,7 @@ def _look(path: str) -> tuple[int, ...]:
 
 
 def _resolve(root: str, path: str, links: set[str]) -> str:
-    """Where a path of a root file system is on the host; the links on its way are added."""
+    """The host's path of a path in a root file system; adds the links on its way."""
     parts, at, followed = deque(path.split("/")), "", 0
     while parts:
         part = parts.popleft()
@@ -185,7 +184,7 @@ def _resolve(root: str, path: str, links: set[str]) -> str:
         if part in ("", ".", ".."):
             continue
         try:
-            target = os.readlink(f"{root}{at}/{part}")  # noqa: PTH115 (there are many)
+            target = os.readlink(f"{root}{at}/{part}")  # noqa: PTH115 (there are many files)
         except OSError:
             at = f"{at}/{part}"
             continue

@@ -2,11 +2,11 @@
 
 Zygote and forks run ``zygote_main.py`` inside the function's root file system. A fork is born in a
 *place*, a sandbox with a trusted PID 1, and in its cgroup: the zygote is moved there in advance,
-from outside. It gets its event after ``verify.py`` has verified its confinement. One fork waits for
-its event ahead, or as many as the pool ``fork`` has; a request that finds none makes its own.
+from outside. It gets its event after ``verify.py`` has verified its confinement. One fork is made
+in advance, or as many as the pool ``fork`` says; a request that finds none makes its own.
 
-Over 500 lines: where the zygote stands, what it is made of and which forks it has change together,
-under two locks; apart they would have to ask each other at each step.
+Over 500 lines: the zygote's cgroup, its files and its forks change together, under two locks;
+separate modules would call each other at each step.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Resources:
-    """What the Python functions of a runtime share."""
+    """What a runtime's Python functions share."""
 
     config: Config
     instances: Instances
@@ -57,13 +57,13 @@ class Resources:
 
 
 class Zygote:
-    """The zygote of a function, and its forks, which are born in cgroups of a pool."""
+    """A function's zygote and its forks, which are born in cgroups of a pool."""
 
     def __init__(self, resources: Resources, function: Function, cgroups: Pool[Cgroup]) -> None:
         self.function = function
         self._resources, self._cgroup_pool = resources, cgroups
-        self._networks: deque[Network] = deque()  # used, and as new
-        self._cgroups: deque[Cgroup] = deque()  # used, and empty
+        self._networks: deque[Network] = deque()  # used, but verified as new
+        self._cgroups: deque[Cgroup] = deque()  # used, but emptied
         self._up: Interpreter | None = None
         self._starting, self._forking = asyncio.Lock(), asyncio.Lock()
         self._generation = 0
@@ -72,10 +72,10 @@ class Zygote:
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = self._leaves = self._settles = False
-        self._refusal: Unconfined | None = None  # which no request has been told yet
-        self._prepared: asyncio.Task[Fork] | None = None  # what the zygote will be told to fork
-        self._next: asyncio.Task[Fork | None] | None = None  # what it has been told of
-        self._standing: Place | None = None  # in its cgroup the zygote is
+        self._refusal: Unconfined | None = None  # not yet reported to a request
+        self._prepared: asyncio.Task[Fork] | None = None  # the next fork
+        self._next: asyncio.Task[Fork | None] | None = None  # the fork that the zygote was told of
+        self._standing: Place | None = None  # the zygote is in its cgroup
         self._tasks: set[asyncio.Task[Any]] = set()
         pools = resources.config.pools
         places = msgspec.structs.replace(pools.network, low=min(1, pools.network.high))
@@ -125,7 +125,7 @@ class Zygote:
             raise Failed(f"{handler} did not answer in {seconds} s",
                          "give the function a longer timeout") from None  # fmt: skip
         except Failed:
-            self._raise_refusal()  # its zygote was ended, and with it this fork
+            self._raise_refusal()  # its zygote was ended, and this fork with it
             if self._resources.cgroups.ran_out_of_memory(fork.place.cgroup):
                 raise Failed(f"{handler} exceeded its memory limit",
                              f"the limit is {self.function.memory} bytes") from None  # fmt: skip
@@ -140,7 +140,7 @@ class Zygote:
         )  # fmt: skip
 
     async def serve(self, environment: dict[str, str]) -> Forked:
-        """An instance that fetches events, with this added to its environment. Raises Failed."""
+        """Make an instance that fetches events, with these variables added. Raises Failed."""
         with self._resources.gate:
             fork, warm = await self._works(self._taken())
         forked = Forked(
@@ -182,7 +182,7 @@ class Zygote:
             raise
 
     def _raise_refusal(self) -> None:
-        """A fork that was made ahead is refused to the request after it. Raises Unconfined."""
+        """Raise the failure of a fork that was made in advance, as Unconfined."""
         refusal, self._refusal = self._refusal, None
         if refusal:
             raise refusal
@@ -204,7 +204,7 @@ class Zygote:
                 self._is_new()
 
     async def take_over(self, up: Interpreter) -> None:
-        """Go on with a zygote of an earlier manager."""
+        """Take over an earlier manager's zygote."""
         self._up = up
         await self._watch(up)
         self._suspect = True
@@ -214,7 +214,7 @@ class Zygote:
     def outlive(
         self, place: Place, events: socket.socket, outputs: list[Output], busy: bool
     ) -> None:
-        """Let a fork of an earlier manager end its work; nobody waits for its answer."""
+        """Let an earlier manager's fork end its work; its answer is dropped."""
         place.generation = self._generation
         fork = Fork(self.function.handler, place, events, outputs)
         self._task(self._works(self._outlived(fork, busy)))
@@ -234,7 +234,7 @@ class Zygote:
         assert self._up
         self._up.instance.ended.add_done_callback(lambda _: self._stands_in(None))
         self._generation += 1
-        self.used = time.monotonic()  # the import may have taken longer than it may idle
+        self.used = time.monotonic()  # the import may have taken longer than the idle time
 
     async def _started(self) -> Interpreter:
         instances, looks = self._resources.instances, dict[str, tuple[int, ...]]()
@@ -265,7 +265,7 @@ class Zygote:
         self._suspect = True
 
     async def is_stale(self) -> bool:
-        """Whether the files that its zygote was made of have changed."""
+        """Whether the files that its zygote loaded have changed."""
         up, seconds = self._up, self._resources.config.functions.look_seconds
         self.used = now = time.monotonic()
         if up is None or not (self._suspect or now - self._looked > seconds):
@@ -273,7 +273,7 @@ class Zygote:
         self._suspect, self._looked = False, now
         if await asyncio.to_thread(up.sources.digest) == up.digest:
             return False
-        self._suspect = True  # for those who ask meanwhile
+        self._suspect = True  # for requests that come meanwhile
         return up is self._up
 
     def _end(self, up: Interpreter) -> None:
@@ -308,12 +308,12 @@ class Zygote:
         return (await self._cgroup_pool.take())[0]
 
     def _prepare(self) -> None:
-        """Prepare a fork while the one before it is born."""
+        """Prepare a fork while the previous one is born."""
         if self._prepared is None and not self._closing:
             self._prepared = self._task(self._prepared_fork())
 
     async def _prepared_fork(self) -> Fork:
-        """A fork that the zygote is not told of yet: its place, and what it will talk by."""
+        """Prepare a fork before the zygote is told: its place and its descriptors."""
         place, up = await self._next_place(), self._up
         assert up is not None
         try:
@@ -333,7 +333,7 @@ class Zygote:
         return fork
 
     async def _next_prepared(self) -> Fork:
-        """A prepared fork of the zygote that is up. Raises what preparing it raises."""
+        """A prepared fork of the current zygote. Raises what preparing it raises."""
         while True:
             self._prepare()
             task, self._prepared = self._prepared, None
@@ -345,16 +345,15 @@ class Zygote:
             self._discard(fork)
 
     async def _armed(self) -> Fork | None:
-        """Move the zygote into the cgroup of a fork that is to be, and send what that needs.
-
-        None if it ended before: another must not be told of two forks.
+        """Move the zygote into the next fork's cgroup, and send the fork's descriptors. Returns
+        None if it ended before: another zygote must not be told of two forks.
         """
         up = self._up
         assert up is not None
         try:
             fork = await self._next_prepared()
         except BaseException:
-            if up is self._up:  # what it stands in may be all that there is to make a place of
+            if up is self._up:  # its cgroup may be the last part for a place
                 with suppress(OSError):
                     up.go_home()
                     self._stands_in(None)
@@ -385,7 +384,7 @@ class Zygote:
         return Failed(f"the zygote of {self.function.handler} is gone{why}", "try again")
 
     def _spoil(self, up: Interpreter, error: BaseException) -> None:
-        """Something failed while it was told to fork: its state is unknown."""
+        """End a zygote that failed while it was told to fork: its state is unknown."""
         if self._leaves:
             return
         if isinstance(error, Unconfined):
@@ -393,7 +392,7 @@ class Zygote:
         up.kill()
 
     def _moved(self, up: Interpreter, place: Place) -> None:
-        """Move it, if the forks that it made have left it as it was. Raises Failed, OSError."""
+        """Move it, if its forks have left it unchanged. Raises Failed, OSError."""
         up.check()
         self._resources.cgroups.move(up.pid, place.cgroup)
 
@@ -411,7 +410,7 @@ class Zygote:
 
     def _arm_ahead(self) -> None:
         """Prepare the next fork while no request waits."""
-        if not self._forking.locked():  # who holds it needs the zygote where it is
+        if not self._forking.locked():  # its owner needs the zygote where it is
             self._arm()
 
     def _arm(self) -> None:
@@ -419,7 +418,7 @@ class Zygote:
             self._next = self._task(self._armed())
 
     async def _announced(self) -> Fork:
-        """The fork that the zygote has been told of. Raises Failed."""
+        """Take the fork that the zygote has been told of. Raises Failed."""
         for _ in range(_TRIES):
             await self.start()
             self._arm()
@@ -453,13 +452,13 @@ class Zygote:
         return fork
 
     async def _born(self, fork: Fork, zygote: int) -> int:
-        """The new process in a place. Raises Failed."""
+        """Wait for the new process in a place. Raises Failed."""
         others = zygote, fork.place.pid
         try:
             pids = self._resources.cgroups.processes(fork.place.cgroup).difference(others)
             if len(pids) == 1:
                 return pids.pop()
-            for pid in others:  # a fork ends with either: then nothing is wrong with the import
+            for pid in others:  # the fork ends with either; the import is not at fault
                 verify.check_alive(pid)
         except OSError as error:
             raise self._gone(error) from error
@@ -486,7 +485,7 @@ class Zygote:
                 self._idle.set()
 
     def _give_back(self, place: Place) -> None:
-        """End the processes in a place; its parts can serve this function again."""
+        """End the processes in a place; this function can reuse its parts."""
         place.end()
         self._task(self._recycled(place))
 
@@ -502,7 +501,7 @@ class Zygote:
             self._networks.append(place.network)
         else:
             networks.discard(place.network)
-        # What a zygote left in one stays charged to it: so they are few, and used again.
+        # A zygote's memory stays charged to the cgroup, so there are few, and they are reused.
         if len(self._cgroups) < high and not groups.ran_out_of_memory(place.cgroup):
             self._cgroups.append(place.cgroup)
         else:
@@ -544,17 +543,17 @@ class Zygote:
         self._tasks.discard(task)
         if task.cancelled() or not (error := task.exception()):
             return
-        if isinstance(error, Failed):  # the next request meets it again, and tells
+        if isinstance(error, Failed):  # the next request fails too, and reports it
             _log.info("of %s: %s", self.function.handler, error.message)
         else:
             _log.error("a zygote's upkeep failed", exc_info=error)
 
     def leave(self) -> None:
-        """End nothing from now on: the next manager takes over."""
+        """Stop without ending anything: the next manager takes over."""
         self._closing = self._leaves = True
 
     async def left(self) -> None:
-        """Do nothing more."""
+        """Stop."""
         for pool in self.pools:
             await pool.close()
         for task in self._tasks:
@@ -564,7 +563,7 @@ class Zygote:
             self._up.leave()
 
     def follow(self) -> None:
-        """Keep no more forks and places than the demand needs."""
+        """Discard forks and places beyond the demand."""
         for pool in self.pools:
             pool.follow()
 

@@ -1,9 +1,9 @@
 """The zygote: runs inside the function's root file system, in the function's own interpreter.
 
-It imports the handler, then forks instances on request of its control socket. It can enter
-namespaces that it receives, but make none; a fork gives up even that before it waits for its event.
-The runtime does not trust any of this: it verifies each fork from outside. Imports are few, and
-only from the standard library: they are in every handler's interpreter.
+It imports the handler, then forks an instance for each request on its control socket. It can enter
+namespaces that it receives, but cannot make any; a fork gives up even that before it waits for its
+event. The runtime does not trust any of this: it verifies each fork from outside. It imports
+little, and only from the standard library, because every handler's interpreter has these modules.
 
 A fork inherits the imported modules and what their import made: module globals, the hash seed, the
 memory layout. It does not inherit the state of the generators in ``_reseed``, signal handlers, and
@@ -42,7 +42,7 @@ def _load(descriptor: int) -> ModuleType:
 
 
 def _described() -> str:
-    """The current exception as Python prints it, without our own calls; its end if it is long."""
+    """The current exception as Python prints it, without our own frames; the end of a long one."""
     import traceback
 
     kind, error, trace = sys.exc_info()
@@ -56,7 +56,7 @@ def _described() -> str:
 
 
 def _plain(text: str) -> str:
-    """The same as valid UTF-8."""
+    """A text as valid UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -77,7 +77,7 @@ def _reseed(inside: ModuleType) -> None:
 
 
 def _signals() -> dict[int, Any]:
-    """The disposition of each signal."""
+    """The dispositions of all signals."""
     return {number: _signal.getsignal(number) for number in _signal.valid_signals()}
 
 
@@ -87,7 +87,7 @@ def _write(data: bytes) -> None:
 
 
 def _event() -> bytes:
-    """The event's line; empty if none will come."""
+    """Read the event's line; empty if none will come."""
     parts = []
     while part := os.read(_EVENTS, _PART):
         parts.append(part)
@@ -114,15 +114,15 @@ def _answer(handler: Handler, line: bytes) -> bytes:
 
 
 def _serve(handler: Handler) -> None:
-    """Answer one event; a line of JSON each way."""
-    # Memory that an answer takes is ours alone before there is an event, while the runtime looks.
+    """Answer one event; each way is a line of JSON."""
+    # A trial answer copies the memory that answers write to, while the runtime verifies.
     _answer(json.loads, b'"null"')
     line = _event()
     if not line:
         return
     answer = _answer(handler, line)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(BaseException):  # the handler may have closed it
+        with suppress(BaseException):  # the handler may close it
             stream.flush()
     _write(answer)
 
@@ -142,7 +142,7 @@ class Zygote:
         try:
             if os.fork():
                 return
-        except OSError as error:  # the sandbox has ended, or there is no memory
+        except OSError as error:  # the sandbox has ended, or memory is short
             os.write(descriptors[0], json.dumps({"failed": str(error)}).encode() + b"\n")
             return
         try:
@@ -151,7 +151,7 @@ class Zygote:
             except OSError as error:
                 os.write(descriptors[0], json.dumps({"failed": str(error)}).encode() + b"\n")
                 return
-            _write(b'{"ready": 1}\n')  # the runtime looks at it, while it does the rest
+            _write(b'{"ready": 1}\n')  # the runtime verifies it, while it does the rest
             for number, what in self._changed.items():
                 _signal.signal(number, what)
             with suppress(Exception):  # the import may have replaced it
@@ -163,7 +163,7 @@ class Zygote:
     def serve(self, handler: Handler, control: socket.socket) -> None:
         """Prepare a fork for each message with descriptors; fork for each ``fork``."""
         gc.collect()
-        gc.freeze()  # so that a collection in a fork does not write to all imported objects
+        gc.freeze()  # else a collection in a fork writes to all imported objects
         request: dict[str, Any] = {}
         descriptors: list[int] = []
         while True:
@@ -199,7 +199,7 @@ def _import(name: str) -> Handler:
 
 
 def _import_for_events(name: str) -> Handler:
-    """AWS's client of the Lambda Runtime API, with the handler imported: it runs until its end."""
+    """Run AWS's client of the Lambda Runtime API with the imported handler; does not return."""
     client = importlib.import_module("awslambdaric.__main__")
     module, _, attribute = name.rpartition(".")
     getattr(importlib.import_module(module.replace("/", ".")), attribute)
@@ -212,7 +212,7 @@ def _import_for_events(name: str) -> Handler:
 
 
 def _files() -> list[str]:
-    """What was imported: sources, and compiled code that was read or may come to be."""
+    """The files of imported modules: sources, and compiled code that exists or can appear."""
     names = set()
     for module in list(sys.modules.values()):
         for attribute in ("__file__", "__cached__"):

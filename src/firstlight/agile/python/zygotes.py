@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class Zygotes:
-    """The zygotes, by function; each is started by its first request."""
+    """The zygotes by function, each started by its first request."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
@@ -39,26 +39,28 @@ class Zygotes:
         self._keeper: asyncio.Task[None] | None = None
 
     async def invoke(self, function: Function, event: object, requested: int) -> Result:
-        """Run a handler on an event, in a fork of its own. Raises Failed, Unsupported."""
+        """Run a handler on an event, in a new fork. Raises Failed, Unsupported."""
         zygote = await self._current(function)
         self._check_room()
         return await zygote.invoke(event, requested)
 
     async def serve(self, function: Function, environment: dict[str, str]) -> Forked:
-        """A fork that serves events. Raises Failed, Unsupported."""
+        """Make a fork that serves events. Raises Failed, Unsupported."""
         zygote = await self._current(function)
         self._check_room()
         return await zygote.serve(environment)
 
     def _check_room(self) -> None:
-        """A fork is an instance too. Raises Failed if there are as many as may be."""
+        """Count a fork as an instance. Raises Failed at the limit of instances."""
         forks = sum(zygote.working for zygote in self._all())
         if forks + self._resources.instances.up >= self._resources.config.instances:
             raise Failed("the configured number of instances and sandboxes is reached",
                          "stop some, or configure more instances")  # fmt: skip
 
     def _make_room(self) -> None:
-        """Zygotes are instances too, and may take half of their places. Raises Failed."""
+        """Count a zygote as an instance; zygotes can be at most half of all instances. Raises
+        Failed.
+        """
         config = self._resources.config
         most = min(config.functions.most, max(1, config.instances // 2))
         if len(self.values()) + self._making.total() < most:
@@ -72,7 +74,9 @@ class Zygotes:
         self._retire(oldest)
 
     async def try_import(self, function: Function) -> None:
-        """Import a function's handler, to see if that works. Raises ImportFailed, Failed."""
+        """Import a function's handler, to check that it can be imported. Raises ImportFailed,
+        Failed.
+        """
         resources = self._resources
         up = await interpreter.start(function, resources.instances, resources.cgroups)
         try:
@@ -82,7 +86,7 @@ class Zygotes:
             await up.instance.wait()
 
     async def keep(self, function: Function, forks: int) -> None:
-        """Have a function's zygote up, and so many forks wait. Raises Failed, Unsupported."""
+        """Start a function's zygote and this many waiting forks. Raises Failed, Unsupported."""
         (await self._current(function)).forks.expect(forks)
 
     def waiting(self, function: Function) -> int:
@@ -101,16 +105,16 @@ class Zygotes:
         await (await self._current(function)).prepare(forks)
 
     def values(self) -> list[Zygote]:
-        """All that are up."""
+        """All zygotes that are up."""
         return self._zygotes.values()
 
     def counts(self) -> list[Counts]:
-        """What the pools hold and have done."""
+        """The counts of their pools."""
         pools = [pool for zygote in self.values() for pool in zygote.pools]
         return [pool.counts() for pool in (*self._cgroup_pools.values(), *pools)]
 
     async def take_over(self, items: list[Item]) -> set[str]:
-        """Go on with what an earlier manager had; returns the names of the cgroups in use."""
+        """Take over an earlier manager's zygotes; returns the names of the cgroups in use."""
         by_instance: dict[int, Zygote] = {}
         for item in items:
             if isinstance(item.what, KeptZygote) and (
@@ -169,12 +173,12 @@ class Zygotes:
         return place, socket.socket(fileno=events), list(map(Output, outputs))
 
     def leave(self) -> None:
-        """End nothing from now on: the next manager takes over."""
+        """Stop without ending anything: the next manager takes over."""
         for zygote in self._all():
             zygote.leave()
 
     async def left(self) -> None:
-        """Do nothing more."""
+        """Stop."""
         zygotes = self._all()
         await self._stop()
         for zygote in zygotes:
@@ -191,7 +195,7 @@ class Zygotes:
         return [*self.values(), *self._retiring]
 
     async def _current(self, function: Function) -> Zygote:
-        await self._ready.wait()  # requests may come while there are zygotes to be taken over
+        await self._ready.wait()  # requests may come during the take-over
         key = coding.encode(function)
         while True:
             zygote = await self._zygotes.get(key, lambda: self._made(function))
@@ -209,7 +213,7 @@ class Zygotes:
         task.add_done_callback(lambda _: self._retired(zygote))
 
     def _retired(self, zygote: Zygote) -> None:
-        """The cgroups of its limits go with the last that has them."""
+        """Cgroups of its limits are removed with the last function that has these limits."""
         del self._retiring[zygote]
         limits = interpreter.limits(zygote.function)
         if all(interpreter.limits(each.function) != limits for each in self._all()):
@@ -225,7 +229,7 @@ class Zygotes:
                 await pool.close()
 
     async def _keep(self) -> None:
-        """Forget what nobody has used for long."""
+        """Remove functions that have not been used for long."""
         seconds = self._resources.config.functions.idle_seconds
         window = self._resources.config.pools.window or seconds
         while True:

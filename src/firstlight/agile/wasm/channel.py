@@ -10,7 +10,7 @@ from firstlight.agile.wasm.wire import Reply
 from firstlight.errors import Failed
 
 WAITING_MAX = 4096
-_READS = 4  # before other tasks run
+_READS = 4  # at most, before other tasks run
 
 
 class _Call:
@@ -36,7 +36,7 @@ class _Call:
 
 
 class Channel:
-    """A connection. ``over`` is done when the worker has closed it or violated the protocol.
+    """A connection. ``over`` is done once the worker has closed it or violated the protocol.
 
     ``answered`` is the time of its last answer, in s of ``time.monotonic``.
     """
@@ -54,7 +54,9 @@ class Channel:
         self._loop.add_reader(connection.fileno(), self._read)
 
     async def ask(self, events: list[bytes]) -> list[Reply]:
-        """The results of these events; without events, wait until it serves. Raises Failed."""
+        """Send events, and wait for their results; without events, wait until the worker serves.
+        Raises Failed.
+        """
         if self._error:
             raise self._error
         if self._waiting + len(events) > WAITING_MAX:
@@ -84,7 +86,7 @@ class Channel:
         self._end()
 
     def fail(self, error: Failed) -> None:
-        """Give this error to all waiting and future requests."""
+        """Fail all waiting and future requests with this error."""
         self._error = error
         self._end()
         for call in self._calls.values():
@@ -103,7 +105,7 @@ class Channel:
                 if not message:
                     raise Failed(f"the worker of {self._name} is gone")
                 identity, first, count = wire.head(message)
-                if identity in self._calls:  # else nobody waits for it any more
+                if identity in self._calls:  # else its caller gave up
                     self._calls[identity].take(first, count, message)
                     self.answered = time.monotonic()
             except Failed:

@@ -1,4 +1,4 @@
-"""A client's own connection to a WebAssembly function's worker, with nothing in between."""
+"""A client's direct connection to a WebAssembly function's worker."""
 
 import socket
 import time
@@ -15,9 +15,8 @@ CONNECTIONS_MAX = 256
 
 
 class Attached:
-    """A connection to a worker, which it owns; blocking. It outlives the runtime's manager.
-
-    A context manager. After a Failed of ``invoke_all`` itself it is of no more use: attach anew.
+    """A blocking connection to a worker; owns the socket, and outlives the runtime's manager. A
+    context manager. Attach again after ``invoke_all`` has raised Failed.
     """
 
     def __init__(self, function: Function, connection: socket.socket) -> None:
@@ -32,14 +31,14 @@ class Attached:
         self.connection.close()
 
     def invoke(self, event: object) -> Result:
-        """Run the handler on an event in an instance of its own. Raises Failed."""
+        """Run the handler on an event in a new instance. Raises Failed."""
         [result] = self.invoke_all([event])
         if isinstance(result, Failed):
             raise result
         return result
 
     def invoke_all(self, events: list[object]) -> list[Result | Failed]:
-        """Run the handler on each event in an instance of its own, by one message.
+        """Run the handler on each event in a new instance, with one message for all.
 
         Raises Failed if the worker ends, or does not answer in time.
         """
@@ -62,7 +61,7 @@ class Attached:
         ]
 
     def _received(self, until: float) -> dict[int, wire.Reply]:
-        """Some results of the last request, by the numbers of their events."""
+        """Receive some results of the last request, by the numbers of their events."""
         name = self.function.handler
         if not is_readable(self.connection.fileno(), max(0.0, until - time.monotonic())):
             raise Failed(f"the worker of {name} did not answer in time",

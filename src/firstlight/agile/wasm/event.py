@@ -1,4 +1,4 @@
-"""Events and results of WebAssembly functions, as those who invoke them see them."""
+"""Events and results of WebAssembly functions, as callers see them."""
 
 import math
 
@@ -24,7 +24,7 @@ def encoded(function: Function, event: object) -> bytes:
 
 
 def result(function: Function, reply: Reply, requested: int, warm: bool) -> Result | Failed:
-    """What an event came to."""
+    """The result of an event."""
     name = function.handler
     returned = reply.outcome is Outcome.RETURNED or (
         name == "_start" and reply.outcome is Outcome.EXITED and reply.status == 0

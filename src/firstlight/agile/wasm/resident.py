@@ -1,4 +1,4 @@
-"""A worker as a resident instance: it serves connections that are passed to it."""
+"""A worker as a resident instance, which serves the connections that it is passed."""
 
 import asyncio
 import os
@@ -36,16 +36,16 @@ class Resident:
         instance.ended.add_done_callback(lambda _: self._close())
 
     def keep(self, function: Function, identity: tuple[int, ...]) -> None:
-        """Have the node keep what leads to it, for the manager after this one."""
+        """Have the node keep its descriptors for the next manager."""
         self._note = kept.written(KeptWorker(function, self._instance.number, identity))
         self._keepsake = self._keep([self._note, self._control.fileno(), self._errors.descriptor])
 
     def take_over(self, keepsake: Keepsake, note: int) -> None:
-        """An earlier manager had it kept."""
+        """Note that the node keeps it for an earlier manager."""
         self._keepsake, self._note = keepsake, note
 
     def connect(self) -> socket.socket:
-        """A seqpacket connection to it. Raises Failed."""
+        """Make a seqpacket connection to it. Raises Failed."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
@@ -57,17 +57,17 @@ class Resident:
         return ours
 
     async def words(self) -> str:
-        """Its standard error, after its end."""
+        """Its standard error; call it after its end."""
         text = await self._words
         self._errors.close()
         return text.decode(errors="replace")
 
     def leave(self) -> None:
-        """Give it no more connections: it ends when those that it has have been closed."""
+        """Give it no more connections: it ends once all are closed."""
         if self._note >= 0:
             kept.mark(self._note)
         with suppress(OSError):
-            self._control.shutdown(socket.SHUT_RDWR)  # the node has it, too
+            self._control.shutdown(socket.SHUT_RDWR)  # the node has a copy
 
     def _close(self) -> None:
         self._control.close()

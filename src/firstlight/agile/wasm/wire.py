@@ -1,8 +1,8 @@
 """The protocol of a WebAssembly worker: ``native/agile/wasm.h`` in Python.
 
-A request is a message with events, each of them a handler's arguments and standard input; its
-answers are messages with as many results as fit, in the events' order. Integers are in host order,
-stamps are ns of CLOCK_MONOTONIC.
+A request is a message with events, each a handler's arguments and standard input. Its answers are
+messages with as many results as fit, in the events' order. Integers are in host order, stamps are
+ns of CLOCK_MONOTONIC.
 """
 
 from collections.abc import Iterable, Sequence
@@ -72,7 +72,7 @@ def request(identity: int, events: Sequence[bytes]) -> bytes:
 def head(message: bytes) -> tuple[int, int, int]:
     """Parse an answer's head: request id, number of the first event, number of results.
 
-    Raises Failed; the worker is not trusted.
+    Raises Failed, because the worker is not trusted.
     """
     try:
         return _ANSWER.unpack_from(message)

@@ -1,9 +1,9 @@
 """WebAssembly functions: each has a worker in a sandbox, and each request an instance in it.
 
 The worker (``native/agile/wasm_worker.c``) compiles the module and runs its instances with
-wasmtime; this process reads neither module nor compiled code. An export takes the numbers of a
-JSON array and returns a number, an array of them, or nothing; a command, whose handler is
-``_start``, has the event as JSON on its standard input, and answers by what it writes.
+wasmtime; this process reads neither module nor compiled code. An export takes the numbers of a JSON
+array and returns a number, an array of numbers, or nothing. A command, whose handler is ``_start``,
+gets the event as JSON on standard input and writes its answer to standard output.
 """
 
 import asyncio
@@ -61,13 +61,13 @@ class Worker(Protocol):
         """A connection to the worker. Raises Failed."""
 
     async def words(self) -> str:
-        """Its standard error, after its end."""
+        """Its standard error; call it after its end."""
 
     def keep(self, function: Function, identity: tuple[int, ...]) -> None:
-        """Have what leads to it kept for the next manager."""
+        """Have the node keep its descriptors for the next manager."""
 
     def leave(self) -> None:
-        """Give it no more connections: it ends when those that it has have been closed."""
+        """Give it no more connections: it ends once all are closed."""
 
     def kill(self) -> None:
         """End it."""
@@ -87,9 +87,9 @@ class _Serving:
 
 
 class Wasm:
-    """A function and its worker, which is started by the first request, and again after its end.
+    """A function and its worker, started by the first request and again after its end.
 
-    ``forget`` is called with it when it has had no request for a while, and its worker has ended.
+    ``forget`` is called when it has had no request for a while and its worker has ended.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Wasm:
         return result
 
     async def invoke_all(self, events: list[object], requested: int) -> list[Result | Failed]:
-        """Run the handler on each event in a new instance, by one message."""
+        """Run the handler on each event in a new instance, with one message for all."""
         encoded = [wasm_event.encoded(self.function, event) for event in events]
         warm = self._serving is not None
         serving = await self._current()
@@ -129,7 +129,7 @@ class Wasm:
         return [wasm_event.result(self.function, reply, requested, warm) for reply in replies]
 
     async def connect(self) -> socket.socket:
-        """A connection to the worker for ``wasm_wire``. Raises Failed, Unsupported."""
+        """Connect to the worker; the protocol is ``wasm_wire``. Raises Failed, Unsupported."""
         return (await self._current()).worker.connect()
 
     async def _current(self) -> _Serving:
@@ -175,7 +175,7 @@ class Wasm:
             self._starting = None
 
     def take_over(self, worker: Worker, identity: tuple[int, ...]) -> None:
-        """Go on with a worker of an earlier manager, which has compiled the module."""
+        """Take over an earlier manager's worker, which has compiled the module."""
         self._starting = asyncio.ensure_future(self._resumed(worker, identity))
         self._starting.add_done_callback(_seen)
 
@@ -229,13 +229,13 @@ class Wasm:
             await asyncio.wait((serving.channel.over,), timeout=max(left, _STALE_SECONDS))
 
     async def _replaced(self, serving: _Serving) -> None:
-        """Its module was replaced: it answers pending requests only."""
+        """Retire a worker whose module was replaced: it answers pending requests only."""
         while serving.channel.waiting and not serving.channel.over.done():
             await asyncio.wait((serving.channel.over,), timeout=_STALE_SECONDS)
         self._retire(serving)
 
     def _retire(self, serving: _Serving) -> None:
-        """It serves its connections; the next request starts another."""
+        """Let a worker serve its connections; the next request starts another."""
         serving.is_left = True
         if self._serving is serving:
             self._serving = None
@@ -243,7 +243,7 @@ class Wasm:
         serving.worker.leave()
 
     async def _epitaph(self, worker: Worker) -> Failed:
-        """How it ended, after its end."""
+        """Describe a worker's end."""
         await asyncio.wait((worker.ended,), timeout=_END_SECONDS)
         if not worker.ended.done():
             return Failed(f"the worker of {self.function.handler} was killed, and does not end",
@@ -269,7 +269,7 @@ class Wasm:
         task.add_done_callback(self._tasks.discard)
 
     async def left(self) -> None:
-        """Do nothing more; the worker goes on, for the next manager."""
+        """Stop; the worker stays for the next manager."""
         if self._starting:
             self._starting.cancel()
         for task in list(self._tasks):
@@ -347,7 +347,7 @@ def _tree(function: Function) -> tuple[int, tuple[int, ...]]:
 
 @lru_cache
 def _library() -> Path:
-    """wasmtime's shared library; the Python package is not imported."""
+    """The path of wasmtime's shared library, without importing the Python package."""
     package = find_spec("wasmtime")
     if not package or not package.submodule_search_locations:
         raise Unsupported("wasmtime is not installed", "pip install firstlight[wasm]")
@@ -365,7 +365,7 @@ def _library() -> Path:
 
 @lru_cache
 def _libraries(program: Path, library: Path) -> tuple[str, tuple[Path, ...]]:
-    """The dynamic loader of a program, and the host's libraries that it and the library need."""
+    """A program's dynamic loader, and the host's libraries that it and wasmtime's library need."""
     interpreter = _interpreter(program.read_bytes())
     needed: dict[str, Path] = {}
     for path in (program, library):
