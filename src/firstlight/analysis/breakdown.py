@@ -78,8 +78,8 @@ def timeline(run: Run, sample: Sample) -> pl.DataFrame:
 
 
 def _reported(run: Run, sample: Sample, *, by_stage: bool) -> pl.DataFrame:
-    """The same of a start that components report: their stages, and inside those of the container
-    runtime, where the start was traced, what the kernel saw. ``by_stage`` keeps the stages' names.
+    """For a start that components report: their stages, and inside the container runtime's, if the
+    start was traced, the kernel's events. ``by_stage`` keeps the stages' names.
     """
     rows: list[tuple[int, int, str, str, str, int, int]] = []
     seen = iter(_followed(run, pods.to_first_instruction(sample)).iter_rows()
@@ -366,8 +366,9 @@ def _following(
 
 
 def _with_guest(pieces: _Pieces, mine: Flags, stretches: Sequence[boot.Stretch]) -> None:
-    """Once a guest runs, its phases own the time; before, everything except program starts belongs
-    to the hypervisor."""
+    """Once a guest runs, its phases own the time. Before, everything except program starts belongs
+    to the hypervisor.
+    """
     edges = np.array([each.start for each in stretches], dtype=np.int64)
     codes = np.array([_HYPERVISOR, *(_PHASE[each.phase] for each in stretches)])
     stretch = np.searchsorted(edges, pieces.start[mine], side="right")

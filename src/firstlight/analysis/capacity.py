@@ -5,9 +5,9 @@ most ``c / CPU time`` starts a second, and at most ``1 / held time`` for each lo
 bounds of Denning and Buzen, "The Operational Analysis of Queueing Network Models", Computing
 Surveys 10(3), 1978, section 5).
 
-While a thread waits for a lock, another one holds it. So the time of a batch in which anybody
-waited, divided by its starts, is the least that a start held the lock. Of many at once nearly all
-of the held time is such time.
+While a thread waits for a lock, another one holds it. So the time of a batch in which any thread
+waited, divided by its starts, is a lower bound of a start's holding time. With many at once, nearly
+all of the holding time is such time.
 
 Assumed: other CPUs are as quick as these, starts on them touch the same locks for as long, memory
 and disks do not limit first, and the kernel's own workers, which are not traced, do not either.
@@ -45,7 +45,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What one start takes of a host, at a point of many at once.
+    """The CPU time and locks that a start takes, at a point of many at once.
 
     ``cpu`` is its threads' CPU time in ns, traced. ``sections`` are longest first. ``measured`` is
     the rate of the untraced batches, in starts a second, on ``cores`` CPUs.
@@ -68,7 +68,7 @@ class Capacity:
 
     @property
     def saturating_cores(self) -> float | None:
-        """How many CPUs the longest section keeps from doing more; None if there is none."""
+        """The number of CPUs from which the longest section is the limit; None without one."""
         return self.cpu.value / self._longest if self.sections else None
 
     @property

@@ -64,7 +64,7 @@ class Columns:
             ("stack", "name", "detail"),
             lambda stack, kind, lock: self._code_of(causes.of_lock(stack, kind, lock)),
         )
-        # Work that a call put off to its return (umount does) is waited for after its exit.
+        # A call may do work on return to user space (umount does): the wait follows its exit.
         deferred = self._looked_up("blocked", ("stack",), lambda stack: "task_work_run" in stack)
         self.deferred: Integers = blocked[deferred.astype(np.bool_)]
 
@@ -73,7 +73,9 @@ class Columns:
         self.phase: Integers = np.full(len(spans), attribution.NEUTRAL)
         self.phase[calls] = self._looked_up("call", ("name", "detail"), _phase_of)
         refused = (spans["name"] == "seccomp") & (spans["result"] < 0)
-        self.phase[refused.fill_null(False).to_numpy()] = attribution.NEUTRAL  # it was a question
+        self.phase[refused.fill_null(False).to_numpy()] = (
+            attribution.NEUTRAL
+        )  # the answer to a query
         self.phase[attribution.to_itself(spans)] = attribution.NEUTRAL
         taking = np.zeros(len(spans), np.bool_)
         taking[calls] = self._looked_up("call", ("name",), lambda name: name in _TAKING)
@@ -109,7 +111,7 @@ class Columns:
         return self.causes.index(cause)
 
     def _looked_up(self, kind: str, columns: tuple[str, ...], of: Callable[..., int]) -> Integers:
-        """``of`` the columns of each row of a kind, asked once for each distinct combination."""
+        """Apply ``of`` to the columns of each row of a kind, once per distinct combination."""
         if not len(self.rows[kind]):
             return np.empty(0, np.int64)
         key = (kind, *columns)
@@ -136,7 +138,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class _Group:
-    """The distinct values of some rows, and which of them each row has."""
+    """The distinct values of some rows, and the index of each row's."""
 
     place: Integers
     distinct: list[tuple[str, ...]]

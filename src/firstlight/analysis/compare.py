@@ -116,7 +116,7 @@ def compare(
 
 
 def apart(a: Header, b: Header) -> list[str]:
-    """Why two runs are not of one thing on one machine; empty if they are."""
+    """The reasons why two runs are not comparable; empty if they are."""
     sides = [
         ("experiment", a.experiment, b.experiment),
         ("end point", a.end_point, b.end_point),
@@ -127,7 +127,7 @@ def apart(a: Header, b: Header) -> list[str]:
 
 
 def _by_point(run: Run) -> dict[frozenset[tuple[str, Setting]], list[Sample]]:
-    """The starts of each point that its headline comes from."""
+    """Each point's starts for the headline."""
     traced = run.header.presentation.headline == "traced"
     starts: dict[frozenset[tuple[str, Setting]], list[Sample]] = {}
     for sample in run.samples:

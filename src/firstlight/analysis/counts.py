@@ -30,7 +30,7 @@ are not counted, opens are."""
 
 
 def counts(run: Run) -> pl.DataFrame:
-    """What each traced start of the run that became ready did, as SCHEMA; zeros are left out.
+    """The counts of each traced start that became ready, as SCHEMA; zeros are left out.
 
     A span counts if it begins before the end point; page faults are those of the process tree to
     its end. Starts with lost events are left out, because their counts would be too low.
@@ -51,7 +51,7 @@ def is_whole(sample: Sample) -> bool:
 
 
 def of_spans(spans: pl.DataFrame, samples: list[Sample]) -> pl.DataFrame:
-    """What these samples did, as SCHEMA."""
+    """The counts of these samples, as SCHEMA."""
     ends = pl.DataFrame(
         {
             "sample": [each.index for each in samples],

@@ -1,7 +1,7 @@
 """Compares what the starts of two runs did, point by point: does B do more than A?
 
-Counts vary among equal starts: a thread more, a lock that was not free. How much is learned from
-the runs themselves. A count is *steady* in a run if at least ``STEADY`` of its starts have its
+Counts vary among equal starts: a thread more, a lock that was not free. The variation is learned
+from the runs themselves. A count is *steady* in a run if at least ``STEADY`` of its starts have its
 usual value. It has changed
 
 - if it is steady in both runs, and the usual values differ by more than chance: the probability
@@ -62,9 +62,10 @@ class Values:
 
 @dataclass(frozen=True)
 class Change:
-    """A count that changed. ``evidence`` is what B has more, or less: paths and requests.
+    """A count that changed. ``evidence`` are the paths and requests that B has more, or less,
+    often.
 
-    ``allowed`` says that the user expects it.
+    ``allowed``: the user expects it.
     """
 
     count: str
@@ -111,7 +112,7 @@ class Verdict:
 
 
 def compare(a: Run, b: Run, *, allow: Sequence[str] = ()) -> Verdict:
-    """What the starts of run ``b`` do more or less than those of its baseline ``a``.
+    """Compare the counts of run ``b`` with those of its baseline ``a``.
 
     ``allow`` are patterns (fnmatch) of counts that may change. Raises FirstlightError if the runs
     share no point, or have fewer than FEWEST traced starts at one.
@@ -208,10 +209,10 @@ def has_changed(count: str, a: Values, b: Values) -> bool:
 
 
 def chance(a: Values, b: Values) -> float:
-    """The probability that equal starts are divided so clearly, or more clearly, in two runs.
+    """The probability that equal starts differ at least this clearly between two runs.
 
-    Fisher's exact test, doubled for both sides. Starts of A without its usual value are counted as
-    if they had B's, and the other way round, which makes it larger.
+    Fisher's exact test, doubled for both sides. Starts of A without its usual value count as if
+    they had B's, and vice versa, so the probability is an upper bound.
     """
     exceptions = a.starts - a.having, b.starts - b.having
     like_a = a.having + exceptions[1]
@@ -230,7 +231,7 @@ def _evidence(
     usual: tuple[int, int],
     values: tuple[Sequence[int], Sequence[int]],
 ) -> tuple[str, ...]:
-    """The objects of a call that a usual start of one run has more often than one of the other."""
+    """Arguments of a call that usual starts of one run have more often than the other's."""
     kind, _, name = count.partition(" ")
     if kind != counts.CALL:
         return ()

@@ -1,10 +1,10 @@
 """A pod's start by the spans of its components: the API server, the kubelet and containerd.
 
-Their spans do not cover it all. Between two of them lies somebody's wait, which is named for who
-must act next: the scheduler after the pod is in the datastore, the kubelet after it is bound, the
-container's own process after the runtime has let it go, and, once the container runs, the kubelet
-again until it looks. At each instant the span that began last
-owns the time; what none covers before the API server has the request is the client's.
+Their spans leave gaps. A gap is named after the component that must act next: the scheduler after
+the pod is in the datastore, the kubelet after it is bound, the container's own process after the
+runtime has let it go, and, once the container runs, the kubelet again until it looks. At each
+instant the span that began last owns the time; what none covers before the API server has the
+request is the client's.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def first_instruction(sample: Sample) -> int | None:
 
 
 def to_first_instruction(sample: Sample) -> Sample:
-    """The same start, as if it ended there: what the tracer can follow back."""
+    """The same start, cut at that time, from which the tracer can follow it back."""
     first = first_instruction(sample)
     if first is None:
         return sample
@@ -108,7 +108,7 @@ def _operation(span: str) -> str:
 
 
 def _waits(spans: list[ComponentSpan], begin: int, first: int) -> list[ComponentSpan]:
-    """The waits that no component has a span of, up to the first instruction."""
+    """The waits without a component's span, up to the first instruction."""
     requested = min((span.start for span in spans if span.name.startswith("create ")), default=None)
     stored = _end(spans, CREATED)
     binding = min((span.start for span in spans if span.name.startswith("bind ")), default=None)
@@ -128,7 +128,7 @@ def _waits(spans: list[ComponentSpan], begin: int, first: int) -> list[Component
 
 
 def _after(spans: tuple[ComponentSpan, ...], first: int, end: int) -> list[ComponentSpan]:
-    """From the first instruction to the API's word: the kubelet's wait, and its status."""
+    """From the first instruction to the status in the API: the kubelet's wait, and its update."""
     patches = [span for span in spans if span.name == _PATCH and first < span.start < end]
     if not patches:
         return [ComponentSpan("relist", first, end)] if first < end else []

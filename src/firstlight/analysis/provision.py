@@ -1,4 +1,4 @@
-"""What prepared networks a node and a cluster need, by simulation with measured costs.
+"""Sizes prepared networks for a node and a cluster, by simulation with measured costs.
 
 A node's pods ask for networks one by one and in bursts. One helper makes networks, one at a time:
 for the pool while that is below its high mark, after it fell below the low one; and at once for a
@@ -34,10 +34,10 @@ class Costs(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Demand:
-    """What a node's pods do: as many as ``pods`` at once, ``rate`` of them replaced a second.
+    """The load of a node's pods: ``pods`` at once, of which ``rate`` per second are replaced.
 
-    Every ``burst_every`` seconds ``burst`` more are replaced at once. A pod's address is free
-    again ``leaving`` seconds after its end. All that for ``seconds``.
+    Every ``burst_every`` seconds ``burst`` more are replaced at once. A pod's address is free again
+    ``leaving`` seconds after its end. It lasts ``seconds``.
     """
 
     pods: int = 500
@@ -107,7 +107,7 @@ def costs(run: Run) -> Costs:
 
 
 def arrivals(demand: Demand, seed: int = _SEED) -> list[float]:
-    """When pods ask for a network, in seconds: by a Poisson process, and in bursts."""
+    """The times at which pods request a network, in seconds: a Poisson process, and bursts."""
     chance = random.Random(seed)  # noqa: S311 - a simulation
     times, now = [], 0.0
     while demand.rate and (now := now + chance.expovariate(demand.rate)) < demand.seconds:
@@ -121,9 +121,9 @@ def arrivals(demand: Demand, seed: int = _SEED) -> list[float]:
 def simulate(
     pool: Pool, make: float, times: list[float], *, pods: int = 0, leaving: float = 0.0
 ) -> Outcome:
-    """A pool that is full at first and asked at these times; ``make`` is in seconds.
+    """Simulate a pool that is full at first, with requests at these times; ``make`` is in seconds.
 
-    Each pod that asks takes the place of one of ``pods`` that has just ended.
+    Each pod replaces one of ``pods`` that has just ended.
     """
     ready, refilling, missed, busy = pool.high, False, 0, 0.0
     free = 0.0  # when the helper has made what it was asked for
@@ -203,7 +203,7 @@ class ClusterNeeds:
 def cluster(
     nodes: int, node_prefix: int, *, node_bytes: int, status_seconds: float
 ) -> ClusterNeeds:
-    """What a cluster of nodes with such ranges needs.
+    """The needs of a cluster of nodes with such ranges.
 
     A Node is ``node_bytes`` long, and the kubelet updates it every ``status_seconds``.
     """

@@ -1,4 +1,4 @@
-"""The two sides of a comparison: two runs, or two things that one run measured in turn."""
+"""The two sides of a comparison: two runs, or two settings measured in one run."""
 
 import msgspec
 
@@ -8,9 +8,8 @@ from firstlight.store import Run
 
 
 def of_runs(a: Run, b: Run) -> tuple[Run, Run]:
-    """Two runs, without the axes that name the thing compared: each has one setting, another one.
-
-    So runs of ``old/crun`` and of ``new/crun`` have the same points.
+    """Two runs, without the axes that have a single but different setting in each: runs of
+    ``old/crun`` and of ``new/crun`` then have the same points.
     """
     settings = _settings(a), _settings(b)
     named = [

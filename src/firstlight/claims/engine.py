@@ -35,8 +35,8 @@ SAME = (0.8, 1.25)
 
 @dataclass(frozen=True)
 class Source:
-    """Runs that are nearer to what the paper measured: a name for them, their experiments, and how
-    to judge the claim by one.
+    """Runs that are closer to what the paper measured: their name, their experiments, and how to
+    judge a claim by one.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Claim:
     """A sentence that a run can make true or false, and how to judge it.
 
     Runs of ``experiments``, to the backends' own end point, are evidence. ``judged`` judges the
-    claim by one run. Runs that are ``nearer`` decide where they can; the other verdict is shown.
+    claim by one run. ``nearer`` runs decide if they can; the other verdict is shown too.
     """
 
     id: str
@@ -151,7 +151,7 @@ def _outcome(claim: Claim, runs: Sequence[Analysis]) -> Judgement:
 
 
 def _beside(name: str, nearer: Judgement, own: Judgement | None) -> Judgement:
-    """Both judgements: the nearer one first, which decides if it can."""
+    """Combine both judgements; the nearer one decides if it can."""
     if own is None:
         return nearer[0], f"{name}: {nearer[1]}"
     if nearer[0] == "not measured" != own[0]:
@@ -162,7 +162,9 @@ def _beside(name: str, nearer: Judgement, own: Judgement | None) -> Judgement:
 def _newest(
     fitting: Sequence[Analysis], judged: Callable[[Analysis], Judgement]
 ) -> Judgement | None:
-    """By the newest run that can decide, or else why the newest cannot; None without a run."""
+    """Judge by the newest run that can decide; else the reason why the newest cannot. None without
+    a run.
+    """
     outcome: Judgement | None = None
     for run in sorted(fitting, key=lambda run: run.header.started, reverse=True):
         judgement = judged(run)

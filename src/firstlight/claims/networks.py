@@ -1,4 +1,4 @@
-"""What runs say of pods' networks: of plugins that the lab calls, and of a cluster's pods.
+"""Times of pods' networks: of plugins called by the lab, and of a cluster's pods.
 
 Both give the same tables, so that claims C12 to C17 are judged by the same rules from either.
 """

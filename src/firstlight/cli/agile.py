@@ -1,6 +1,6 @@
 """The verbs of the agile runtime: ``firstlight agile …``.
 
-Those of one instance and of kept functions are in ``instance.py`` and ``function.py``.
+``instance.py`` has those for one instance, ``function.py`` those for registered functions.
 
 Over 500 lines: ``start`` and ``invoke`` share most of their options.
 """
@@ -89,7 +89,7 @@ ShareCounters = Annotated[
 UserNamespace = Annotated[
     bool, typer.Option("--user-namespace", help="Use a user namespace per instance.")
 ]
-Event = Annotated[str, typer.Option(metavar="JSON", help="The event that the handler gets.")]
+Event = Annotated[str, typer.Option(metavar="JSON", help="The event for the handler, in JSON.")]
 
 
 @app.command(
@@ -109,13 +109,13 @@ def up(
     keep: Annotated[
         bool,
         typer.Option(
-            "--keep", help="On SIGTERM leave the instances running, for the next up to take over."
+            "--keep", help="On SIGTERM leave the instances running; the next up takes them over."
         ),
     ] = False,
     replace: Annotated[
         bool,
         typer.Option(
-            "--replace", help="Take over from the runtime that serves, and its instances."
+            "--replace", help="Take over the instances of the running runtime, and end it."
         ),
     ] = False,
 ) -> None:
@@ -138,7 +138,7 @@ def up(
 
 @app.command(epilog=examples("agile down", "agile down --config /etc/firstlight.toml"))
 def down(*, config: ConfigFile = None) -> None:
-    """End all instances and the runtime, also of a killed one."""
+    """End all instances and the runtime, even after the runtime was killed."""
     from firstlight.agile import daemon
 
     daemon.end(_configuration(config))
@@ -199,7 +199,7 @@ def start(
     ] = False,
     interactive: Annotated[
         bool,
-        typer.Option("--interactive", "-i", help="Pass on what is typed on this terminal."),
+        typer.Option("--interactive", "-i", help="Connect this terminal's input."),
     ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", help="Print the instance's id and leave it running.")
@@ -215,7 +215,7 @@ def start(
 ) -> None:
     """Start an instance of a function. Exit status is the instance's own.
 
-    With --handler or --wasm it does what invoke does.
+    With --handler or --wasm it calls the handler, as invoke does.
     """
     function = _function(
         command=tuple(command or ()), rootfs=rootfs, handler=handler, wasm=wasm, env=env,
@@ -229,7 +229,7 @@ def start(
         raise FirstlightError("a detached instance has no terminal and no input",
                               "leave --detach out, or use agile exec -it")  # fmt: skip
     if ready and not detach:
-        raise FirstlightError("--ready is for --detach", "its output is on your terminal")
+        raise FirstlightError("--ready is for --detach", "otherwise the output is on your terminal")
     parsed = _event(event)
     with connected(config) as client:
         if function.kind != "command":
@@ -317,7 +317,7 @@ def agent(
         typer.Option("--remove", help="Remove what the agent leaves on the host, and exit."),
     ] = False,
 ) -> None:
-    """Hand prepared networks to the CNI plugin.
+    """Serve prepared networks to the CNI plugin.
 
     Runs until SIGTERM or Ctrl-C; pods keep their networks.
     """
@@ -341,7 +341,10 @@ def agent(
 def shim(
     *,
     directory: Annotated[
-        Path, typer.Option("--directory", metavar="DIR", help="Where it listens and keeps pods.")
+        Path,
+        typer.Option(
+            "--directory", metavar="DIR", help="Directory of its socket and its pods' state."
+        ),
     ] = Path("/run/firstlight-shim"),
     events: Annotated[
         str, typer.Option("--events", metavar="SOCKET", help="containerd's ttrpc socket.")
@@ -355,7 +358,9 @@ def shim(
     install: Annotated[
         Path | None,
         typer.Option(
-            "--install", metavar="DIR", help="Install what containerd executes there, and exit."
+            "--install",
+            metavar="DIR",
+            help="Install the program that containerd executes, and exit.",
         ),
     ] = None,
 ) -> None:
@@ -380,10 +385,13 @@ def shim(
 def plugin(
     *,
     binaries: Annotated[
-        Path, typer.Option("--bin", metavar="DIR", help="Where the runtime looks for plugins.")
+        Path, typer.Option("--bin", metavar="DIR", help="The runtime's directory of plugins.")
     ],
     lists: Annotated[
-        Path, typer.Option("--lists", metavar="DIR", help="Where it looks for configurations.")
+        Path,
+        typer.Option(
+            "--lists", metavar="DIR", help="The runtime's directory of CNI configurations."
+        ),
     ],
     conflist: Annotated[
         Path | None,
@@ -422,7 +430,7 @@ def _pods_configuration(file: Path | None) -> "Config":
 
 
 def connected(file: Path | None) -> "Client":
-    """A connection to the runtime of a configuration. Raises Failed."""
+    """Connect to the runtime of a configuration. Raises Failed."""
     from firstlight.agile.client import Client
 
     return Client(_configuration(file).socket)
@@ -467,7 +475,7 @@ def _function(
 
 
 def pairs(words: list[str] | None, separator: str, option: str, form: str) -> list[tuple[str, str]]:
-    """The values of an option of that form; of a variable without one, our own."""
+    """Parse values of the form NAME=VALUE; a variable without a value gets our own."""
     return [
         (word, os.environ[word]) if separator == "=" and word in os.environ
         else _pair(word, separator, option, form)

@@ -1,4 +1,4 @@
-"""What ``start`` and ``exec`` share: something that runs with this process's streams."""
+"""Runs an instance or a program on this process's streams, for ``start`` and ``exec``."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -17,7 +17,9 @@ def attach(
     interactive: bool, on_start: "Callable[[Started], None]" = lambda _: None,
     words: "Callable[[Ended], str]" = str,
 ) -> int:  # fmt: skip
-    """Start something with our streams, or a terminal, and wait for its end: its exit status."""
+    """Start something with our streams, or a terminal, and wait for its end; returns its exit
+    status.
+    """
     from firstlight.agile import attached
 
     if terminal:
@@ -44,7 +46,7 @@ def attach(
 
 @contextmanager
 def _ending(client: "Client") -> Iterator[None]:
-    """End what was started if we have to leave early: its output is waited for."""
+    """End what was started if we have to leave early, after its output is written."""
     try:
         yield
     except BaseException:
@@ -54,9 +56,9 @@ def _ending(client: "Client") -> Iterator[None]:
 
 @contextmanager
 def _forwarded(client: "Client") -> "Iterator[Callable[[Started], None]]":
-    """Signals that end us are the instance's if it does something about them, once.
+    """Pass on signals that would end us, if the instance handles them; a second one ends us.
 
-    Those that come before it is known are sent when it is.
+    Signals that arrive before the start are sent after it.
     """
     from firstlight.agile.instance import handles
 
@@ -87,5 +89,5 @@ def _forwarded(client: "Client") -> "Iterator[Callable[[Started], None]]":
 
 
 def status(ended: "Ended") -> int:
-    """The exit status of a shell's."""
+    """The exit status as a shell has it."""
     return 128 + ended.signal if ended.signal else ended.status or 0

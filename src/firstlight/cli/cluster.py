@@ -36,7 +36,7 @@ def up(
         str,
         typer.Option(
             metavar="NAME|FILE,…",
-            help="CNI networks: built-in names or files, or none: install one in the cluster.",
+            help="CNI networks: built-in names or files; none, to install one in the cluster.",
         ),
     ] = _NETWORKS,
     nodes: Annotated[int, typer.Option(min=1, max=_MOST, help="Number of nodes.")] = 1,
@@ -45,8 +45,8 @@ def up(
     """Start a cluster, and print the path of its kubeconfig.
 
     Each combination of runtime and network is a RuntimeClass, RUNTIME-NETWORK. Nodes after the
-    first have namespaces of their own, and pods reach those of another node by the networks
-    firstlight and none only. Stop the cluster with cluster down.
+    first have their own namespaces; only the networks firstlight and none connect their pods. Stop
+    the cluster with cluster down.
     """
     from firstlight.lab.cluster import standing
 
@@ -67,7 +67,7 @@ def up(
 
 @app.command(epilog=examples("cluster down"))
 def down() -> None:
-    """Stop the cluster and remove all that it made."""
+    """Stop the cluster, and remove everything that it made."""
     from firstlight.lab.cluster import standing
 
     say("the cluster is stopped" if standing.down() else "no cluster is running")

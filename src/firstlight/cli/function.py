@@ -161,7 +161,7 @@ def add(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Add a function, as its version 1. Its code is copied now."""
+    """Add a function, as its version 1. Its code is copied."""
     from firstlight.agile import protocol
 
     code, settings = _given(
@@ -204,10 +204,10 @@ def update(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Make a new version of a function. What is not given stays.
+    """Make a new version of a function. Options that are left out keep their values.
 
-    The version before finishes what it has begun. A failed update changes nothing, and one with
-    the code and settings that the function has makes no version.
+    The previous version answers its pending requests. A failed update changes nothing. If code and
+    settings are the same, there is no new version.
     """
     from firstlight.agile import protocol
 
@@ -264,7 +264,7 @@ def remove(
     ] = "",
     config: ConfigFile = None,
 ) -> None:
-    """Remove a function with all versions, or one version. It finishes what it has begun."""
+    """Remove a function with all versions, or one version. Pending requests are answered."""
     from firstlight.agile import protocol
 
     with connected(config) as client:
@@ -284,7 +284,7 @@ def alias(
 ) -> None:
     """Point an alias at a version.
 
-    Calls by the alias get that version from then on.
+    Calls by the alias use that version from then on.
     """
     from firstlight.agile import protocol
 
@@ -308,7 +308,7 @@ def concurrency(
     *,
     unlimited: Annotated[bool, typer.Option("--unlimited", help="Remove the limit.")] = False,
     queue: Annotated[
-        int, typer.Option(metavar="N", min=0, help="How many more may wait for their turn.")
+        int, typer.Option(metavar="N", min=0, help="Requests that can wait beyond the limit.")
     ] = 0,
     config: ConfigFile = None,
 ) -> None:
@@ -332,11 +332,11 @@ def follow(
     kubeconfig: Annotated[
         str, typer.Option(metavar="FILE", help="The cluster's kubeconfig, or in-cluster.")
     ],
-    namespace: Annotated[str, typer.Option(metavar="NAME", help="Where the Functions are.")],
+    namespace: Annotated[str, typer.Option(metavar="NAME", help="Namespace of the Functions.")],
     metrics: Annotated[
         str,
         typer.Option(
-            metavar="ADDRESS:PORT", help="Serve metrics here, once all functions were tried."
+            metavar="ADDRESS:PORT", help="Serve /metrics here, once all functions have been tried."
         ),
     ] = "",
     config: ConfigFile = None,
@@ -351,15 +351,15 @@ def follow(
     from firstlight.cli.agile import _configuration
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    # What was asked of the runtime, it does. Of a container's first process the kernel ignores the
-    # signals that have no handler.
+    # The runtime completes a request after its client has left. The kernel ignores signals to a
+    # container's first process that have no handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     follower = Follower(Server(kubeconfig), namespace, _configuration(config).socket)
 
     def run() -> None:
         try:
             follower.run()
-        except Exception:  # the others would wait for this thread without end
+        except Exception:  # other threads would wait for this one for ever
             logging.exception("cannot follow the functions any more")
             os._exit(1)
 
@@ -434,7 +434,7 @@ def _change(
 
 @contextmanager
 def _waiting(what: str) -> "Iterator[None]":
-    """Show on a terminal that it goes on: an image may take a while."""
+    """Show progress on a terminal, because an image can take a while."""
     if not sys.stderr.isatty():
         yield
         return
@@ -446,7 +446,7 @@ def _given(
     source: str, command: list[str] | None, handler: str, kind: str, http: int | None,
     env: list[str] | None, volumes: list[str] | None, secrets: list[str] | None, **limits: object,
 ) -> "tuple[Source | None, Settings]":  # fmt: skip
-    """What the options say of a function's code and settings."""
+    """A function's code and settings, from the options."""
     import msgspec
 
     from firstlight.agile.functions.records import Settings
@@ -474,7 +474,7 @@ def _given(
 
 
 def _source(source: str, handler: str) -> "tuple[Source | None, str]":
-    """A source, and the handler as the runtime calls it."""
+    """The source of the code, and the handler's name for the runtime."""
     from firstlight.agile.functions.records import (
         TRANSPORTS,
         DirectorySource,
@@ -557,5 +557,5 @@ def _text(path: Path) -> str:
         fact = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise FirstlightError(
             f"cannot read the event's file {path}: {fact}",
-            "@FILE is the file of an event, @- standard input; an event itself has no @",
+            "@FILE reads the event from a file, @- from standard input",
         ) from error

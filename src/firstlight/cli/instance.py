@@ -31,7 +31,7 @@ Terminal = Annotated[
     bool, typer.Option("--terminal", "-t", help="Allocate a terminal, connected to this one.")
 ]
 Interactive = Annotated[
-    bool, typer.Option("--interactive", "-i", help="Pass on what is typed on this terminal.")
+    bool, typer.Option("--interactive", "-i", help="Connect this terminal's input.")
 ]
 Workdir = Annotated[str, typer.Option("--workdir", metavar="DIR", help="Its working directory.")]
 
@@ -40,7 +40,7 @@ Workdir = Annotated[str, typer.Option("--workdir", metavar="DIR", help="Its work
 def ps(
     *,
     every: Annotated[
-        bool, typer.Option("--all", "-a", help="Include the last that ended.")
+        bool, typer.Option("--all", "-a", help="Include instances that ended recently.")
     ] = False,
     config: ConfigFile = None,
     as_json: Json = False,
@@ -68,7 +68,7 @@ def stop(
     *,
     by: Annotated[
         str,
-        typer.Option("--signal", metavar="NAME", help="The signal that asks it to end.",
+        typer.Option("--signal", metavar="NAME", help="The signal to send first.",
                      autocompletion=completion(_signals)),
     ] = "TERM",
     grace: Annotated[
@@ -122,7 +122,10 @@ def execute(
 )
 def logs(
     identity: Annotated[
-        str, typer.Argument(metavar="ID|NAME", help="The instance, or a registered function.")
+        str,
+        typer.Argument(
+            metavar="ID|NAME", help="The instance's id, or the name of a registered function."
+        ),
     ],
     *,
     follow: Annotated[
@@ -158,7 +161,7 @@ def _show(line: "Line", timestamps: bool, as_json: bool) -> None:
 @app.command(epilog=examples("agile events", "agile events --json", "agile events --no-follow"))
 def events(
     *,
-    follow: Annotated[bool, typer.Option(help="Also print those to come.")] = True,
+    follow: Annotated[bool, typer.Option(help="Keep printing new events.")] = True,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
@@ -177,7 +180,7 @@ def _line(event: "Happened") -> str:
 
 
 def printable(text: str) -> str:
-    """The text without what would act on a terminal."""
+    """The text without terminal control characters."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

@@ -1,6 +1,6 @@
-"""The command ``firstlight``: puts the verbs together and turns errors into exit statuses.
+"""The command ``firstlight``: assembles the verbs, and turns errors into exit statuses.
 
-Each verb imports what it needs when it runs, so that ``--help`` and the runtime's verbs are quick.
+Each verb imports what it needs when it runs, to keep ``--help`` and the runtime's verbs quick.
 """
 
 import errno
@@ -83,7 +83,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     _open_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files are any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names can have any bytes
     try:
         _run_verb()
     except FirstlightError as error:
@@ -99,7 +99,7 @@ def main() -> None:
             raise
         say(f"firstlight: {describe(error)}")
         if error.errno in _DISK_ERRORS:
-            sys.stdout = None  # it may be what cannot be written
+            sys.stdout = None  # stderr may be what cannot be written
             say("Hint: free space where the output goes; firstlight doctor shows other lacks")
         else:
             say("Hint: run firstlight doctor to see what this host lacks")

@@ -52,7 +52,7 @@ ExperimentName = Annotated[
     str,
     typer.Argument(
         metavar="EXPERIMENT",
-        help="Its name; firstlight list shows all.",
+        help="The experiment's name, as firstlight list shows it.",
         autocompletion=completion(_experiments),
     ),
 ]
@@ -74,7 +74,7 @@ Budget = Annotated[
     str,
     typer.Option(
         metavar="TIME",
-        help="Time to measure, such as 60s or 5m: most for what varies most.",
+        help="Total time, such as 60s or 5m, spent most on what varies most.",
     ),
 ]
 Resume = Annotated[
@@ -217,7 +217,7 @@ def end_point(name: str) -> "EndPoint | None":
 def check_use(experiment: "Experiment", options: "Options") -> None:
     """Raise FirstlightError for an option that the experiment does not use.
 
-    Otherwise the user would take the run for an answer to what was asked.
+    Otherwise the user would misread the run.
     """
     default = type(options)(options.instances)
     for field, option in _OPTIONS.items():
@@ -230,7 +230,7 @@ def check_use(experiment: "Experiment", options: "Options") -> None:
 
 
 def check_space(directory: Path) -> None:
-    """Raise Unsupported if the disk of ``directory`` has no room for a run."""
+    """Raise Unsupported if the disk of ``directory`` is too full for a run."""
     import shutil
 
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())

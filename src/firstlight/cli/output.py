@@ -1,4 +1,4 @@
-"""What the verbs share: figures to stdout, messages to stderr, examples and completion."""
+"""Output of all verbs: figures to stdout, messages to stderr, examples, completion."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -80,7 +80,7 @@ def stderr() -> "Console":
 
 
 def _console(*, stderr: bool = False) -> "Console":
-    """A console that shows control characters, of a file's name for instance, and obeys none."""
+    """A console that shows control characters, such as in file names, instead of executing them."""
     from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
     from rich.segment import Segment
 
@@ -106,7 +106,7 @@ def _console(*, stderr: bool = False) -> "Console":
 
 @contextmanager
 def writing(path: Path, option: str) -> Iterator[None]:
-    """Blame ``option`` when a file cannot be written. Raises FirstlightError."""
+    """Turn a failed write into an error that names ``option``. Raises FirstlightError."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""``firstlight agile plan``: what pods' prepared networks need on a node and in a cluster."""
+"""``firstlight agile plan``: sizes pods' prepared networks for a node and a cluster."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,7 +37,7 @@ def plan(
     ] = 2.0,
     as_json: Json = False,
 ) -> None:
-    """Show what pools and address ranges pods need.
+    """Show the pool and the address range that pods need.
 
     Simulates half an hour of a node with the costs that the run measured, and shows the smallest
     pool that is empty for at most 1 % of the pods.

@@ -1,4 +1,4 @@
-"""What `run` shows on stderr while it measures: how long it takes, and the figures so far."""
+"""Progress of `run` on stderr: how long it takes, and the figures so far."""
 
 import sys
 import time
@@ -32,7 +32,7 @@ class _Figures:
 class Progress:
     """A bar with the current batch and the time left, and below it each point's median so far.
 
-    Without a terminal, one line says how long the run takes, as soon as that is known.
+    Without a terminal, one line says how long the run takes, once that is known.
     """
 
     def __init__(self, title: str, budget: float | None) -> None:
@@ -66,7 +66,7 @@ class Progress:
             self._live.stop()
 
     def begin(self, batch: "Batch", done: float) -> None:
-        """Show the batch that starts now, and tell how long the run takes."""
+        """Show the batch that starts, and how long the run takes."""
         traced = ", traced" if batch.traced else ""
         self._bar.update(self._task, completed=min(done, 1.0), batch=_name(batch) + traced)
         if done >= _SHOWN_AFTER and not self._is_shown:
@@ -102,7 +102,7 @@ def _name(batch: "Batch") -> str:
 
 
 def _roughly(seconds: float) -> str:
-    """A time to its leading figures: nobody is to trust more of it."""
+    """A time rounded to its leading figures, because it is an estimate."""
     if seconds < 90:
         return f"{max(round(seconds, -1), 10):.0f} s"
     return f"{seconds / 60:.0f} min"

@@ -1,4 +1,4 @@
-"""The verbs that measure: ``run``, and ``list`` for what there is to run."""
+"""The verbs ``run`` and ``list``: experiments."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,10 +90,10 @@ def run(
     if fast and rigorous:
         raise FirstlightError("--fast and --rigorous exclude each other", "give one of them")
     if nodes and resume:
-        raise FirstlightError("--resume continues a run of this machine, not one of --nodes",
-                              "measure again")  # fmt: skip
+        raise FirstlightError("--resume does not work with --nodes",
+                              "leave one of them out")  # fmt: skip
     if in_turn and not nodes:
-        raise FirstlightError("--in-turn is an order of nodes", "choose them with --nodes")
+        raise FirstlightError("--in-turn needs nodes", "choose them with --nodes")
     if resume and out is None:
         raise FirstlightError("--resume needs the run to continue", "give its directory with --out")
     options = Options(

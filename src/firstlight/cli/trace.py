@@ -64,7 +64,7 @@ def trace(
 
 @contextmanager
 def _stdout_for_json() -> Iterator[None]:
-    """Make standard output standard error meanwhile, for children too."""
+    """Point standard output at standard error meanwhile, for children too."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

@@ -125,7 +125,7 @@ def watch(
 def _served(
     stack: ExitStack, http: str | None, metrics: str | None
 ) -> "list[Callable[[Seen], None]]":
-    """Serve the page and the metrics; returns what takes the starts for them."""
+    """Serve the page and the metrics; returns the functions to call with each start."""
     if http is None and metrics is None:
         return []
     try:
@@ -148,7 +148,7 @@ def _served(
 
 
 def _sent(stack: ExitStack, collector: str | None) -> "list[Callable[[Seen], None]]":
-    """Send traces to a collector; returns what takes the starts for them."""
+    """Send traces to a collector; returns the functions to call with each start."""
     if collector is None:
         return []
     if not collector.startswith(("http://", "https://")):
@@ -170,7 +170,7 @@ def _stop_signals() -> "Iterator[int]":
     """A descriptor that is readable once SIGINT or SIGTERM has come.
 
     An exception raised by the signal could be lost in code that discards exceptions. A second
-    signal ends the process at once, and so does an alarm: its output may have no reader.
+    signal ends the process at once; so does an alarm, because its output may have no reader.
     """
 
     def stop(number: int, _: "FrameType | None") -> None:
@@ -192,7 +192,7 @@ def _stop_signals() -> "Iterator[int]":
 
 
 def _wait(descriptor: int, stop: int, until: float | None) -> bool:
-    """Wait until a window can be read; False when the time is up, or the process is to end."""
+    """Wait until a window is readable; False when the time is up or the process should end."""
     seconds = None if until is None else max(0.0, until - time.monotonic())
     ready, _, _ = select.select([descriptor, stop], [], [], seconds)
     return ready == [descriptor]

@@ -1,4 +1,4 @@
-"""Giving up the capabilities(7) that a long-running part of firstlight does not need."""
+"""Drops the capabilities(7) that a long-running process does not need."""
 
 import ctypes
 import os
@@ -25,9 +25,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def keep_only(names: Collection[str]) -> None:
-    """Give up every other capability, for this process and for what it executes.
-
-    Without root there is none to give up. Raises Unsupported if the kernel refuses.
+    """Drop all other capabilities, for this process and programs that it executes. Does nothing
+    without root. Raises Unsupported if the kernel refuses.
     """
     if os.geteuid() != 0:
         return

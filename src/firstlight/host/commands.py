@@ -1,4 +1,4 @@
-"""Programs of the host that must succeed: ip, mount, nft."""
+"""Runs programs of the host that must succeed: ip, mount, nft."""
 
 import subprocess
 
@@ -6,7 +6,7 @@ from firstlight.errors import Failed
 
 
 def run(*argv: str, text: str | None = None) -> None:
-    """Run a program, with ``text`` on its standard input. Raises Failed with its last words."""
+    """Run a program, with ``text`` on its standard input. Raises Failed with its last output."""
     try:
         done = subprocess.run(argv, input=text, capture_output=True, text=True)
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Waits for network namespaces that the kernel still destroys after their last process."""
+"""Waits until the kernel has destroyed network namespaces whose processes have ended."""
 
 import threading
 import time
@@ -13,10 +13,10 @@ _SETTLE_SECONDS = 60
 def settle() -> None:
     """Wait until the kernel has destroyed all network namespaces released so far.
 
-    That work takes the locks that the next batch is measured on. The kernel does it in batches
-    on one ordered queue, and does not announce its end. So release a namespace that holds the
-    peer of a veth: when the veth is gone, that batch has begun; when a second one is gone, the
-    first batch has ended. Raises Failed after a minute.
+    This work takes locks that the next batch would wait for. The kernel does it in batches on one
+    ordered queue, and does not announce its end. So a namespace with the peer of a veth is
+    released: when the veth is gone, its batch has begun; when a second one is gone, the first batch
+    has ended. Raises Failed after a minute.
     """
     here = str(threading.get_native_id())
     deadline = time.monotonic() + _SETTLE_SECONDS

@@ -1,7 +1,7 @@
-"""The sandbox of a run: namespaces that play the host, so that the real ones are not touched.
+"""The sandbox of a run: namespaces that play the host, so that the host itself is not changed.
 
-The kernel destroys them, with their links and mounts, when the run's last process ends, however
-it ends. What outlives them (cgroups, processes) carries the run's name for ``clean``.
+The kernel destroys them, with their links and mounts, when the run's last process ends, however it
+ends. Cgroups and processes, which may outlive them, carry the run's name for ``clean``.
 """
 
 import ctypes
@@ -31,8 +31,8 @@ Made = TypeVar("Made")
 class Workspace:
     """Where a run works, inside its own network and mount namespaces.
 
-    ``directory`` is a private tmpfs that dies with the run. ``run`` is the run's name, which
-    everything that outlives a process (a cgroup, a container id) must carry. ``environment`` is
+    ``directory`` is a private tmpfs that dies with the run. ``run`` is the run's name, which must
+    be part of everything that outlives a process (a cgroup, a container id). ``environment`` is
     passed to every start and marks its processes as this run's. ``outside`` is a descriptor of the
     network namespace that the run was started in.
     """
@@ -45,9 +45,10 @@ class Workspace:
     _made: dict[Hashable, object] = field(default_factory=dict, compare=False)
 
     def once(self, key: Hashable, make: Callable[[], AbstractContextManager[Made]]) -> Made:
-        """What ``make`` makes, made at the first request for that key; it ends with the run.
+        """The result of ``make``, called at the first request for this key; it is released with the
+        run.
 
-        A second asking after a failure fails at once, for the same reason.
+        After a failure, further requests fail at once with the same error.
         """
         if key not in self._made:
             try:
@@ -103,10 +104,9 @@ def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
 
 
 def _claim(state: Path, owner: str) -> int:
-    """Make a run's directory, which names its owner; gives a lock on that name.
+    """Make a run's directory, which names its owner; returns a lock on that name.
 
-    In another PID namespace the name says nothing, and the lock says that the owner is there.
-    Raises Unsupported.
+    In another PID namespace only the lock shows that the owner is alive. Raises Unsupported.
     """
     try:
         state.mkdir(parents=True)
@@ -116,18 +116,18 @@ def _claim(state: Path, owner: str) -> int:
     except OSError as error:
         raise Unsupported(
             f"cannot make {state}: {error.strerror}",
-            f"mount a tmpfs at {STATE.parent}, where each run says that it is there",
+            f"mount a tmpfs at {STATE.parent}, where each run has a directory",
         ) from error
     return lock
 
 
 def pid_namespace() -> int:
-    """What tells this process's PID namespace from others."""
+    """The identity of this process's PID namespace."""
     return Path("/proc/self/ns/pid").stat().st_ino
 
 
 def start_time(pid: int) -> str:
-    """When a process started, in clock ticks since boot. With its pid this is unique."""
+    """When a process started, in clock ticks since boot; unique together with its pid."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 

@@ -1,1 +1,1 @@
-"""What a run says: terminal tables, one HTML page, exports."""
+"""Shows runs: terminal tables, one HTML page, exports."""

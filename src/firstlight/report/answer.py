@@ -23,7 +23,9 @@ LEAST_SHOWN = 0.01
 
 
 def answer(analysis: Analysis) -> str:
-    """A sentence or two: how long a start takes, on what, and what changes with many at once."""
+    """One or two sentences: how long a start takes, where the time goes, and what changes with many
+    at once.
+    """
     if not analysis.lead:
         return "No start became ready, so there is no latency to explain."
     if own := views.of(analysis.header).answer(analysis):
@@ -40,7 +42,7 @@ def answer(analysis: Analysis) -> str:
 
 
 def warnings(analysis: Analysis) -> list[str]:
-    """What a reader must know before trusting a figure, the most serious first."""
+    """Warnings for the reader, the most serious first."""
     footer = analysis.run.footer
     sentences = []
     if footer is None:

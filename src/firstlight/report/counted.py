@@ -1,4 +1,4 @@
-"""What starts did more or less, as a table for the terminal and as Markdown for a CI's summary."""
+"""Shows changed counts as a table for the terminal and as Markdown for a CI summary."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ _MOST_VARYING = 6
 
 
 def terminal(verdict: Verdict) -> RenderableType:
-    """A table of the changed counts of each point, and what was judged."""
+    """A table of each point's changed counts, and the verdict."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim",
                   title="what a start does, B beside A", title_justify="left",
                   title_style="bold")  # fmt: skip
@@ -31,7 +31,7 @@ def terminal(verdict: Verdict) -> RenderableType:
 
 
 def markdown(verdict: Verdict, times: Comparison) -> str:
-    """The same, and the times, as GitHub's and GitLab's Markdown."""
+    """The changed counts and the times as Markdown for GitHub and GitLab."""
     lines = [f"### firstlight: {_OUTCOMES[verdict.outcome]}", ""]
     changes = [change for point in verdict.points for change in point.changes]
     if changes:
@@ -95,5 +95,5 @@ def _time(difference: Difference) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text as code, which ends no cell and is no other markup."""
+    """Text as inline code, escaped for a table cell."""
     return f"`{text.replace('`', ' ').replace('|', chr(92) + '|')}`" if text else ""

@@ -1,6 +1,6 @@
 """Figures by which views compare points.
 
-A sentence may rank two points only if ``apart`` tells them apart.
+A sentence ranks two points only if ``apart`` is true.
 """
 
 from collections import Counter
@@ -53,7 +53,7 @@ def over(
 
 
 def apart(slow: PointFigures, fast: PointFigures, comparisons: int = 1) -> bool:
-    """Whether the median of ``slow`` is the greater one for certain.
+    """Whether the median of ``slow`` is certainly greater.
 
     The whole interval of their ratio is above 1, at 95 % over all ``comparisons`` (Bonferroni).
     """

@@ -71,9 +71,9 @@ class Storm:
 
 @dataclass(frozen=True)
 class Advice:
-    """A storm that the starts of a point meet. ``gain`` is what its remedy gains for a start, in
-    ns, ``share`` the same of the start's latency. ``evidence`` are the largest pieces, with their
-    ns: phase and cause.
+    """A storm that the starts of a point meet. ``gain`` is the gain of its remedy per start, in ns,
+    and ``share`` its share of the latency. ``evidence`` are the largest pieces, with their ns:
+    phase and cause.
     """
 
     storm: str
@@ -153,7 +153,7 @@ class _Starts:
 
     @cached_property
     def counted(self) -> dict[str, int]:
-        """What one of the first few of them did, by its name: the most."""
+        """The count that one of the first few starts has most of."""
         samples = [sample for sample in self.point.traced_samples if counts.is_whole(sample)]
         most: dict[str, int] = {}
         for sample in samples[:_LOOKED_AT]:

@@ -1,1 +1,1 @@
-"""What ``firstlight watch`` shows and exports while it runs: a page, and metrics."""
+"""The live output of ``firstlight watch``: a page, metrics, traces."""

@@ -1,4 +1,4 @@
-"""What the live page shows: the latest starts, the slowest of the hour, the hour by the minute."""
+"""The content of the live page: the latest starts, the slowest of the hour, the hour by minute."""
 
 import asyncio
 import time
@@ -35,7 +35,9 @@ class Minute(Struct):
 
 
 class State(Struct, frozen=True):
-    """What the page draws. ``minutes`` has those with a start; times in ns, colours by name."""
+    """The data that the page draws. ``minutes`` has those with a start; times in ns, colours by
+    name.
+    """
 
     host: str
     now: int
@@ -60,11 +62,11 @@ class Board:
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
     def add(self, start: Seen) -> None:
-        """Show a start, and wake those who wait for one."""
+        """Add a start, and wake waiting clients."""
         now = self._clock()
         with self._lock:
             self._forget(now)
-            # A waterfall is needed of the latest and of the slowest only.
+            # Only the latest and the slowest starts need a waterfall.
             self._hour.append((now, start))
             if len(self._hour) > LATEST:
                 self._thin(len(self._hour) - LATEST - 1)
@@ -87,7 +89,7 @@ class Board:
                 self._waiting.discard(mine)
 
     def state(self) -> bytes:
-        """The State of now, as JSON."""
+        """The current State, as JSON."""
         with self._lock:
             self._forget(self._clock())
             starts = [start for _, start in self._hour]

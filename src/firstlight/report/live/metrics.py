@@ -1,7 +1,7 @@
 """The metrics of watched starts, for Prometheus, as text or OpenMetrics.
 
-A start is counted by runtime, CNI plugin and namespace. At most ``MOST_SERIES`` combinations are
-kept apart, and ``MOST_CAUSES`` causes; what comes later is counted as ``other``.
+A start is counted by runtime, CNI plugin and namespace. At most ``MOST_SERIES`` combinations and
+``MOST_CAUSES`` causes are distinguished; later ones are counted as ``other``.
 """
 
 from prometheus_client import (

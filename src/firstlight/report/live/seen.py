@@ -1,4 +1,4 @@
-"""A watched start, worked out once for the table, the page and the metrics."""
+"""A watched start, computed once for the table, the page and the metrics."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime

@@ -43,7 +43,7 @@ class _Server(uvicorn.Server):
             await self._stopped.wait()
 
     def stop(self) -> None:
-        """End, from another thread."""
+        """Stop, from another thread."""
         self.should_exit = True
         if hasattr(self, "_loop"):
             self._loop.call_soon_threadsafe(self._stopped.set)
@@ -94,10 +94,9 @@ async def _changes(board: Board) -> AsyncIterator[bytes]:
 
 @contextmanager
 def serving(address: str, routes: Sequence[Route]) -> Iterator[str]:
-    """Serve routes at ``PORT`` of the loopback or ``HOST:PORT``; gives the URL. Raises Failed.
+    """Serve routes at ``PORT`` of the loopback or ``HOST:PORT``; yields the URL. Raises Failed.
 
-    On the loopback only requests for this machine's own names are answered, so that no page from
-    elsewhere can read it through a name of its own.
+    On the loopback only requests for this machine's own names are answered, against DNS rebinding.
     """
     opened = _listening(address)
     host, port = opened.getsockname()[:2]

@@ -1,7 +1,7 @@
 """Watched starts as traces: a span for each start, and below it one for each stretch of its path.
 
-A start whose programs or bundle carry a ``traceparent`` continues that trace, so that it stands
-below the span of what asked for it. Names are those of OpenTelemetry's semantic conventions.
+A start whose programs or bundle carry a ``traceparent`` continues that trace, below its requester's
+span. Names are those of OpenTelemetry's semantic conventions.
 """
 
 import time

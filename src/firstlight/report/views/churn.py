@@ -1,4 +1,4 @@
-"""Sustained starts and stops, and what refilling the pool costs them."""
+"""Sustained starts and stops, and the cost of refilling the pool."""
 
 from collections.abc import Iterator
 

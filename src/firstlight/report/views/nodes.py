@@ -1,4 +1,4 @@
-"""Which node of a cluster is slow, and in what."""
+"""Which node of a cluster is slow, and in which phase."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -63,7 +63,7 @@ def _node(point: PointFigures) -> str:
 
 
 def _why(slow: PointFigures, fast: PointFigures) -> str:
-    """The phase, and what it waits for, that the slow node spends more on than the fast one."""
+    """The phase and cause on which the slow node spends more time than the fast one."""
     if more := _more(slow, fast):
         phase, ns = more
         spent = next(part for part in slow.parts if part.phase == phase)

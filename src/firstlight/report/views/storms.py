@@ -1,4 +1,4 @@
-"""Known storms: what is named from the trace, and the remedy's gain, predicted and measured."""
+"""Known storms: the one named from the trace, and the remedy's gain, predicted and measured."""
 
 from collections.abc import Iterator
 

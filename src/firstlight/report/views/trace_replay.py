@@ -1,4 +1,4 @@
-"""What pools cost and gain that follow the demand: in the replay, and over a simulated day."""
+"""Costs and gains of pools that follow the demand, in the replay and over a simulated day."""
 
 from collections.abc import Iterator
 
