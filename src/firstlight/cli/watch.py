@@ -154,15 +154,14 @@ def _sent(stack: ExitStack, collector: str | None) -> "list[Callable[[Seen], Non
     if not collector.startswith(("http://", "https://")):
         raise FirstlightError(f"--otlp {collector!r} is not a URL", "such as http://127.0.0.1:4318")
     try:
-        from firstlight.agile.http import otlp
-        from firstlight.report.live.traces import Traces
+        from firstlight.report.live import traces
     except ModuleNotFoundError as error:
         raise Unsupported(
             f"--otlp needs the Python package {error.name}", "pip install 'firstlight[http]'"
         ) from error
-    provider = otlp.provider(collector, "firstlight-watch")
+    provider = traces.provider(collector)
     stack.callback(provider.shutdown)
-    return [Traces(provider).add]
+    return [traces.Traces(provider).add]
 
 
 @contextmanager

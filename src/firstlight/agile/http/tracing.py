@@ -1,4 +1,4 @@
-"""Traces of requests, sent to a collector by OTLP.
+"""Traces of requests, sent to a collector by OTLP over HTTP.
 
 A request's span continues the trace of its ``traceparent``. Its children are the start, with a span
 for each step of a cold one, and the handler. The function gets the context of the request's span:
@@ -12,11 +12,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from opentelemetry import context, propagate, trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from firstlight.agile.config import Telemetry
-from firstlight.agile.http import otlp
 from firstlight.agile.serving import Outcome, Serving
 
 _UNTRACED = ("/metrics",)
@@ -26,7 +30,12 @@ class Tracing:
     """Traces requests over HTTP."""
 
     def __init__(self, config: Telemetry, serving: Serving) -> None:
-        self._provider = otlp.provider(config.otlp, config.service, config.share)
+        self._provider = TracerProvider(
+            resource=Resource.create({"service.name": config.service}),
+            sampler=ParentBased(TraceIdRatioBased(config.share)),
+        )
+        exporter = OTLPSpanExporter(endpoint=f"{config.otlp.rstrip('/')}/v1/traces")
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("firstlight")
         serving.observers.append(self._answered)
 

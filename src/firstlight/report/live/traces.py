@@ -7,7 +7,10 @@ span. Names are those of OpenTelemetry's semantic conventions.
 import time
 
 from opentelemetry import propagate, trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Status, StatusCode
 
 from firstlight.report.live.seen import Seen
@@ -21,6 +24,17 @@ _ATTRIBUTES = {
     "engine": "firstlight.engine",
     "cni": "firstlight.cni",
 }
+
+
+def provider(collector: str) -> TracerProvider:
+    """Sends spans in batches by OTLP to ``collector``, such as "http://HOST:4318".
+
+    ``shutdown`` sends the rest.
+    """
+    made = TracerProvider(resource=Resource.create({"service.name": "firstlight-watch"}))
+    exporter = OTLPSpanExporter(endpoint=f"{collector.rstrip('/')}/v1/traces")
+    made.add_span_processor(BatchSpanProcessor(exporter))
+    return made
 
 
 class Traces:
