@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from firstlight.agile.serving.answer import (
     failure,
     timed_out,
 )
-from firstlight.agile.serving.log import Log
+from firstlight.agile.serving.log import Log, start_logged
 from firstlight.agile.serving.runtime_api import Event, Lost, Reply, RuntimeApi
 from firstlight.errors import Failed
 
@@ -172,9 +171,10 @@ async def start(runtime: Runtime, version: FunctionVersion, sink: Sink) -> Kept:
     """
     requested = time.monotonic_ns()
     instance: Forked | Instance
-    instance, log = await (_forked if forks(version) else _started)(
-        runtime, version, requested, sink
-    )
+    if forks(version):
+        instance, log = await _forked(runtime, version, requested, sink)
+    else:
+        instance, log = await start_logged(runtime, definition(version), sink, requested)
     api = RuntimeApi()
     instance.ended.add_done_callback(lambda _: api.end())
     instance.ended.add_done_callback(lambda _: log.close())
@@ -196,23 +196,6 @@ def forks(version: FunctionVersion) -> bool:
     return version.kind == "python" and not own
 
 
-async def _started(
-    runtime: Runtime, version: FunctionVersion, requested: int, sink: Sink
-) -> tuple[Instance, Log]:
-    [output, errors], streams = pipes()
-    errors.close()
-    try:
-        given = (streams[0], streams[1], streams[1])  # one stream, so that lines stay in order
-        instance = await runtime.start(definition(version), given, requested)
-    except BaseException:
-        output.close()
-        raise
-    finally:
-        for descriptor in streams:
-            os.close(descriptor)
-    return instance, Log([output.detach()], sink)
-
-
 async def _forked(
     runtime: Runtime, version: FunctionVersion, requested: int, sink: Sink
 ) -> tuple[Forked | Instance, Log]:
@@ -221,7 +204,7 @@ async def _forked(
         forked = await runtime.serve(python_definition(version), _of_instance(version))
     except Failed as error:
         _log.info("%s is not forked: %s", version.name, error.message)
-        return await _started(runtime, version, requested, sink)
+        return await start_logged(runtime, definition(version), sink, requested)
     return forked, Log(forked.outputs, sink)
 
 

@@ -4,6 +4,11 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 
+from firstlight.agile.function import Function
+from firstlight.agile.instance import Instance
+from firstlight.agile.output import pipes
+from firstlight.agile.runtime import Runtime
+
 _KEPT = 64 << 10
 _PART = 64 << 10
 _REST_SECONDS = 0.01
@@ -77,3 +82,27 @@ class Log:
         os.close(reading)
         if not self._readings:
             self._sink(b"")
+
+
+async def start_logged(
+    runtime: Runtime,
+    function: Function,
+    sink: Callable[[bytes], None],
+    requested: int | None = None,
+) -> tuple[Instance, Log]:
+    """Start an instance with one log for both outputs, so that lines stay in order.
+
+    ``requested`` is as of ``Runtime.start``. Raises Failed.
+    """
+    [output, errors], streams = pipes()
+    errors.close()
+    try:
+        given = (streams[0], streams[1], streams[1])
+        instance = await runtime.start(function, given, requested)
+    except BaseException:
+        output.close()
+        raise
+    finally:
+        for descriptor in streams:
+            os.close(descriptor)
+    return instance, Log([output.detach()], sink)

@@ -13,11 +13,10 @@ from firstlight.agile.function import Function
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.instance import Instance
 from firstlight.agile.link import is_readable
-from firstlight.agile.output import pipes
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import once
 from firstlight.agile.serving.answer import ending, timed_out
-from firstlight.agile.serving.log import Log
+from firstlight.agile.serving.log import Log, start_logged
 from firstlight.agile.serving.starts import Starts, stopping
 from firstlight.errors import Failed
 
@@ -239,18 +238,8 @@ async def start(
     runtime: Runtime, version: FunctionVersion, sink: Callable[[bytes], None]
 ) -> WebInstance:
     """Start an instance, and wait until it listens. Raises Failed."""
-    [output, errors], streams = pipes()
-    errors.close()
-    try:
-        given = (streams[0], streams[1], streams[1])
-        instance = await runtime.start(definition(version), given)
-    except BaseException:
-        output.close()
-        raise
-    finally:
-        for descriptor in streams:
-            os.close(descriptor)
-    web = WebInstance(version, instance, Log([output.detach()], sink))
+    instance, log = await start_logged(runtime, definition(version), sink)
+    web = WebInstance(version, instance, log)
     try:
         await web.listens()
     except BaseException:
