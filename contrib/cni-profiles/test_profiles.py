@@ -194,7 +194,7 @@ def fill() -> None:
 
 
 @pytest.mark.parametrize("network", ["calico", "calico-profile"])
-def test_a_full_datastore_is_told_in_its_own_words(
+def test_a_full_datastore_is_reported_in_its_own_words(
     bench: Any, network: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usable(network)

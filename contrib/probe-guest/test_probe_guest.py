@@ -181,14 +181,14 @@ def test_it_says_which_step_cannot_be_done(room: Room, words: str, complaint: st
     assert room.leftovers() == []
 
 
-def test_an_exception_is_told_by_vector_and_address(room: Room) -> None:
+def test_an_exception_is_reported_by_vector_and_address(room: Room) -> None:
     [sample] = room.start(tcg(with_arguments("virtio_mmio.device=512@0xf000000000000:5")))
     assert sample.guest is not None
     [line] = [line for line in sample.guest.console.split("\n") if "exception" in line][:1]
     assert line.startswith("probe exception 14 at 0x10")  # a page fault in the code at 1 MiB
 
 
-def test_no_vga_is_said(room: Room) -> None:
+def test_a_missing_vga_is_reported(room: Room) -> None:
     assert "probe failed console: there is none of this kind" in error(
         room.start(tcg(with_arguments("console=vga"), machine="microvm"))
     )
@@ -241,9 +241,7 @@ def test_it_reads_what_mkfs_wrote(
     assert f"mount: erofs, a file of {size} bytes, sum {fnv1a(content):#x}" in log.console
 
 
-def test_a_disk_whose_kernel_is_not_there_is_told_by_its_boot_sector(
-    room: Room, tmp_path: Path
-) -> None:
+def test_the_boot_sector_reports_a_disk_without_a_kernel(room: Room, tmp_path: Path) -> None:
     def cut(boot: BootSpec) -> BootSpec:
         assert boot.disk is not None
         content = bytearray(boot.disk.read_bytes())

@@ -177,7 +177,7 @@ def test_each_start_has_a_network_of_its_own_that_no_other_gets(bench: Any) -> N
     assert all(address.startswith(prefix) for address in addresses)
 
 
-def test_a_program_that_cannot_be_executed_is_told_and_its_network_ends(bench: Any) -> None:
+def test_a_program_that_cannot_be_executed_is_reported_and_its_network_ends(bench: Any) -> None:
     with clean(bench), pooled.taking(1, bench.workspace) as pool:
         link = bench.workspace.directory / "link"
         start = pool.start(("/nonexistent/runc",), link, bench.workspace.environment)

@@ -374,7 +374,7 @@ def test_settling_waits_for_the_end_of_every_namespace(lab: Workspace) -> None:
     assert [name for _, name in socket.if_nameindex()] == ["lo"]
 
 
-def test_this_machine_can_do_it_and_one_without_ip_is_told_so(
+def test_this_machine_can_do_it_and_one_without_ip_gets_a_hint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Network().probe()

@@ -144,7 +144,7 @@ def test_the_message_comes_whole_with_its_streams(generator: Generator, tmp_path
     assert received == [words.encode()]
 
 
-def test_an_error_is_told_in_the_runtimes_words(generator: Generator, tmp_path: Path) -> None:
+def test_an_error_is_reported_in_the_runtimes_words(generator: Generator, tmp_path: Path) -> None:
     def refuse(peer: Peer) -> None:
         for descriptor in peer.request()[1]:
             os.close(descriptor)

@@ -170,7 +170,7 @@ def sampled(output: str, evidence: str | None = None, **more: object) -> Sample:
     return sample(5, 2, 0, batch, seen, ended, evidence, lost=4)
 
 
-def test_a_sample_holds_what_was_said_and_seen() -> None:
+def test_a_sample_has_output_and_spans() -> None:
     sample = sampled("firstlight step netns 1200 1300\nhello\nfirstlight ready 4000\n")
     assert (sample.ending, sample.error) == (Ending.READY, None)
     assert sample.latency == 3000
@@ -207,7 +207,9 @@ def test_a_stamp_whose_line_was_cut_is_not_believed() -> None:
     ("console", "words"),
     [("Booting\npanic: no init\n\n", 'last printed "panic: no init"'), ("", "printed nothing")],
 )
-def test_a_machine_that_hangs_is_told_with_its_guests_last_words(console: str, words: str) -> None:
+def test_a_machine_that_hangs_is_reported_with_its_guests_last_output(
+    console: str, words: str
+) -> None:
     hung = outcome("", expired=True, seen=0)
     batch = Batch(Case({"instances": 1}, Process()), 0, traced=False)
     first = sample(5, 2, 0, batch, hung, hung, "hung in x", 0, GuestLog("ticks", console=console))
@@ -355,7 +357,7 @@ def test_a_runtime_by_its_path_may_fail_hang_or_linger(
 
 
 @needs_root
-def test_points_that_cannot_run_are_told_and_the_others_run(tmp_path: Path) -> None:
+def test_points_that_cannot_run_are_reported_and_the_others_run(tmp_path: Path) -> None:
     cases = [
         Case({"script": READY, "instances": 1}, Scripts(READY)),
         Case({"script": "x", "instances": 1}, Scripts("x", name="x", missing="no x here")),

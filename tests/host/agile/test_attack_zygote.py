@@ -204,7 +204,7 @@ def test_what_an_import_arms_does_not_go_off_in_a_fork(root: Path) -> None:
     with_handlers(root, main)
 
 
-def test_an_import_that_forges_or_leaves_its_socket_is_told_so(root: Path) -> None:
+def test_an_import_that_forges_or_leaves_its_socket_is_refused(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         for module, (_, message) in FAILS.items():
             with pytest.raises(Failed, match=message):

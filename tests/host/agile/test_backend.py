@@ -58,7 +58,7 @@ def test_a_traced_start_is_explained_in_the_runtime_and_in_its_instance(
     assert seen.wall("unattributed") < 0.1 * int(rows["wall"].sum())
 
 
-def test_only_alone_can_a_start_that_is_asked_for_be_told_from_others() -> None:
+def test_only_a_single_requested_start_can_be_identified() -> None:
     asked = Ask(Path("/socket"), "hello", "start", daemons=(1,))
     executed = Execute(("/bin/true",))
     assert can_trace([asked])

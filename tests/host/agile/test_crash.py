@@ -328,7 +328,7 @@ def test_a_killed_node_is_replaced_and_its_instances_end(function: Make) -> None
 
 
 @pytest.mark.parametrize("ends", ["connection", "node"])
-def test_what_the_node_ends_of_its_managers_own_is_told_and_made_anew(
+def test_managers_instances_that_the_node_ends_are_reported_and_made_again(
     function: Callable[..., Function], ends: str
 ) -> None:
     """Its connection for starts, as the node does with who does not read, or the node itself."""

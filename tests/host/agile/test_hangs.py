@@ -60,7 +60,7 @@ def hold(seconds: str = "0") -> Function:
     return Function(rootfs="/", command=("/bin/sleep", seconds), network="none")
 
 
-def test_a_client_of_a_node_that_is_stopped_is_told_so() -> None:
+def test_a_client_of_a_stopped_node_gets_an_error() -> None:
     async def main() -> None:
         async with daemon():
             with Client(SOCKET) as client, null() as streams:
@@ -82,7 +82,7 @@ def test_a_client_of_a_node_that_is_stopped_is_told_so() -> None:
     on_host(main)
 
 
-def test_a_client_of_a_manager_that_is_stopped_is_told_so() -> None:
+def test_a_client_of_a_stopped_manager_gets_an_error() -> None:
     async def main() -> None:
         async with daemon() as manager:
             with Client(SOCKET) as client:
@@ -98,7 +98,7 @@ def test_a_client_of_a_manager_that_is_stopped_is_told_so() -> None:
     on_host(main)
 
 
-def test_a_client_of_a_node_without_a_manager_is_told_so() -> None:
+def test_a_client_of_a_node_without_a_manager_gets_an_error() -> None:
     async def main() -> None:
         first = await serve()
         first.kill()
@@ -130,7 +130,7 @@ def test_down_ends_a_node_that_is_stopped() -> None:
     on_host(main)
 
 
-def test_a_program_is_told_that_its_node_is_stopped_and_what_came_too_late_ends() -> None:
+def test_a_program_learns_that_its_node_is_stopped_and_late_starts_end() -> None:
     async def main() -> None:
         async with Runtime(CONFIG) as runtime, Serving(runtime) as serving:
             await runtime.prepare(hold("600"))
@@ -161,7 +161,7 @@ def test_a_program_is_told_that_its_node_is_stopped_and_what_came_too_late_ends(
     on_host(main)
 
 
-def test_the_smallest_client_is_told_so(tmp_path: Path) -> None:
+def test_the_smallest_client_gets_an_error(tmp_path: Path) -> None:
     program = compiled(
         NATIVE / "agile/start.c", tmp_path / "start", f"-I{NATIVE}", "-DSILENCE_SECONDS=1",
         str(NATIVE / "common/socket.c"),

@@ -153,7 +153,7 @@ def test_an_instance_cannot_take_the_hosts_connection_table(
     on_network_host(main, "", **limits)
 
 
-def test_without_ct_count_a_slower_rate_is_the_limit_and_it_is_said(
+def test_without_ct_count_a_slower_rate_is_the_limit_and_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As on a kernel without nft_connlimit."""

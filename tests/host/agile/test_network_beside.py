@@ -191,7 +191,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_table_of_anothers_is_left_alone_and_the_remedy_is_said_and_works(
+def test_a_foreign_table_is_left_alone_and_the_suggested_remedy_works(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     table, words = FOREIGN[name]

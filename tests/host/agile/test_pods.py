@@ -306,7 +306,7 @@ def test_an_empty_pool_builds_waits_or_refuses(tmp_path: Path, dry: str) -> None
             assert not refused
 
 
-def test_a_full_range_is_said(tmp_path: Path) -> None:
+def test_a_full_range_is_reported(tmp_path: Path) -> None:
     with pod_host(tmp_path) as host:
         text = host.configuration.read_text().replace("10.244.0.0/24", "10.244.0.0/28")
         host.configuration.write_text(text)

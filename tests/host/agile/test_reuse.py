@@ -451,7 +451,7 @@ def frozen(*pids: int) -> Iterator[None]:
 
 
 @pytest.mark.skipif(not FREEZER.is_dir(), reason=f"needs the freezer of cgroup v1 at {FREEZER}")
-def test_an_end_is_told_though_its_sandbox_cannot_be_renewed(tmp_path: Path) -> None:
+def test_an_end_is_reported_though_its_sandbox_cannot_be_renewed(tmp_path: Path) -> None:
     async def main(runtime: Runtime, function: Function) -> None:
         async with await runtime.start(doing(function, "stay")) as instance:
             await look(instance)

@@ -143,7 +143,7 @@ def test_a_handler_sees_its_context(root: Path) -> None:
         ("broken.handler", "RuntimeError", "cannot load the model"),
     ],
 )
-def test_each_failure_is_told_in_lambdas_words(
+def test_each_failure_is_reported_as_lambda_does(
     root: Path, handler: str, kind: str, words: str
 ) -> None:
     async def main(serving: Serving) -> None:

@@ -78,7 +78,7 @@ def test_a_command_answers_what_it_reads(busybox: Path) -> None:
         ("yes", b"Function.ResponseSizeTooLarge", b"6291456"),
     ],
 )
-def test_a_command_that_fails_is_told_as_lambda_does(
+def test_a_command_that_fails_is_reported_as_lambda_does(
     busybox: Path, script: str, kind: bytes, words: bytes
 ) -> None:
     async def main(serving: Serving) -> None:

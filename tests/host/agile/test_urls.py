@@ -252,7 +252,7 @@ def test_each_failure_has_its_status_and_words(tmp_path: Path) -> None:
     with_site(tmp_path, main, msgspec.structs.replace(SETTINGS, timeout=3.0))
 
 
-def test_a_server_that_does_not_start_is_told_with_its_words(tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_is_reported_with_its_output(tmp_path: Path) -> None:
     async def main(client: httpx.AsyncClient, functions: Functions) -> None:
         failed = await client.get("/")
         assert failed.status_code == 502

@@ -223,7 +223,7 @@ def test_stop_asks_by_a_signal_and_kills_who_does_nothing_about_it(root: Path) -
     on_host(main)
 
 
-def test_the_end_of_a_lifetime_is_told_as_such_also_by_the_next_manager(root: Path) -> None:
+def test_a_timeout_is_reported_as_such_also_by_the_next_manager(root: Path) -> None:
     async def main() -> None:
         first = await serve()
         null = os.open(os.devnull, os.O_RDWR)

@@ -130,7 +130,7 @@ def test_a_volume_that_cannot_be_is_refused_by_name(root: Path, shared: Path) ->
     on_host(main)
 
 
-def test_a_secret_is_its_instances_to_read_and_told_nobody_else(root: Path, tmp_path: Path) -> None:
+def test_only_its_instances_can_read_a_secret(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "word"
     file.write_text(WORD)
     file.chmod(0o600)

@@ -159,7 +159,7 @@ def test_a_worker_that_was_not_ready_ends(tmp_path: Path) -> None:
     with_module(tmp_path, main)
 
 
-def test_a_worker_that_ends_is_told_to_who_is_attached(tmp_path: Path) -> None:
+def test_attached_clients_learn_that_a_worker_ended(tmp_path: Path) -> None:
     async def main(function: Function) -> None:
         manager = await serve(CONFIG, keep=True)
         with Client(CONFIG.socket) as client, client.attach(function) as attached:

@@ -114,7 +114,7 @@ def test_each_failure_has_an_error_of_its_own_and_the_next_is_served(root: Path)
     with_handlers(root, main)
 
 
-def test_how_a_handler_ended_its_process_is_told(root: Path) -> None:
+def test_how_a_handler_ended_its_process_is_reported(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         for name, expected in (("leave", "exit status 3"), ("fault", "SIGSEGV")):
             with pytest.raises(Failed) as caught:
@@ -127,7 +127,7 @@ def test_how_a_handler_ended_its_process_is_told(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["closes_stdout", "closes_one", "no_stdout"])
-def test_a_handler_without_a_standard_output_is_heard(root: Path, name: str) -> None:
+def test_a_handler_without_a_standard_output_answers(root: Path, name: str) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         assert value(await runtime.invoke(function(name, "answers"), None)) == "answered"
 

@@ -62,7 +62,7 @@ def test_an_import_that_writes_more_than_a_pipe_holds_is_served(root: Path) -> N
     with_handlers(root, main)
 
 
-def test_an_interpreter_that_dies_is_told_at_once_with_its_words(root: Path) -> None:
+def test_an_interpreter_that_dies_is_reported_at_once_with_its_output(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         for module, (text, expected) in DIES.items():
             with pytest.raises(Failed) as caught:
@@ -97,7 +97,7 @@ def test_an_interpreter_needs_no_ctypes(root: Path) -> None:
     with_handlers(root, main, host=hide)
 
 
-def test_a_library_that_the_interpreter_lacks_is_told(root: Path) -> None:
+def test_a_library_that_the_interpreter_lacks_is_reported(root: Path) -> None:
     """The interpreter of this root lacks a library of its own: the loader says which."""
     hide = "for f in usr/lib/*/libexpat.so.1; do mount --bind /dev/null $f; done"
 

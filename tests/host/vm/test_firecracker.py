@@ -240,7 +240,7 @@ def test_a_guest_that_hangs(room: Room, program: str, code: bytes, way: str) -> 
 
 
 @pytest.mark.parametrize("way", ["config", "api"])
-def test_what_firecracker_refuses_is_told_in_its_words(
+def test_what_firecracker_refuses_is_reported_in_its_words(
     room: Room, tmp_path: Path, program: str, way: str
 ) -> None:
     missing = Tiny(READY, disk=tmp_path / "none")
@@ -303,7 +303,7 @@ def test_a_kill_in_the_middle_leaves_nothing(
     assert room.leftovers() == []
 
 
-def test_what_is_missing_is_told_before_anything_starts(
+def test_what_is_missing_is_reported_before_anything_starts(
     tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unsupported(start: Firecracker) -> str:

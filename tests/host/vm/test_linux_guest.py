@@ -107,7 +107,7 @@ HEARD: list[str] = []
 
 
 @pytest.mark.parametrize("verbose", [False, True])
-def test_what_it_prints_unasked_is_heard_before_it_is_ready(room: Room, verbose: bool) -> None:
+def test_unsolicited_output_is_read_before_it_is_ready(room: Room, verbose: bool) -> None:
     [sample] = room.start(
         Qemu(Overheard("initramfs", verbose=verbose), accel="tcg"), deadline=_DEADLINE
     )
@@ -141,12 +141,12 @@ def failed(room: Room, machine: Qemu) -> str:
     return sample.error
 
 
-def test_an_image_of_another_file_system_is_told_by_the_guest(room: Room) -> None:
+def test_the_guest_reports_an_image_of_another_file_system(room: Room) -> None:
     error = failed(room, Qemu(Spoilt("erofs"), accel="tcg"))
     assert error == "mount /dev/vda as erofs: Invalid argument"
 
 
-def test_a_missing_block_device_is_told_by_the_guest(room: Room) -> None:
+def test_the_guest_reports_a_missing_block_device(room: Room) -> None:
     error = failed(room, Qemu(Linux("erofs"), devices=("net",), accel="tcg"))
     assert error == "mount /dev/vda as erofs: No such file or directory"
 

@@ -94,7 +94,7 @@ def test_counted_boots_repeat(tmp_path: Path) -> None:
             assert max(times) <= 1.02 * min(times), (console, phase)
 
 
-def test_builds_are_told_apart_by_what_they_are_made_of() -> None:
+def test_builds_are_distinguished_by_their_contents() -> None:
     experiment, options = ALL["hypervisor-builds"], Options((1,))
     facts = experiment.facts(options)
     full, small = (str(case.point["build"]) for case in experiment.cases(options))

@@ -68,7 +68,7 @@ def test_each_machine_enters_a_pvh_kernel(room: Room, machine: str) -> None:
     assert room.leftovers() == []
 
 
-def test_kvm_runs_a_guest_or_it_is_said_why_not(room: Room) -> None:
+def test_kvm_runs_a_guest_or_the_reason_is_reported(room: Room) -> None:
     if accel.choose(QEMU).name == "kvm" or "KVM only emulates" in accel.choose(QEMU).reason:
         ready(room.start(tcg(Tiny(READY), accel="kvm")))
         return
@@ -125,7 +125,7 @@ def test_a_prompt_without_an_end_is_a_line(room: Room) -> None:
     ready(room.start(tcg(Tiny(says("login: ") + HALT, ready="^login: $"))))
 
 
-def test_what_a_guest_says_after_it_is_ready_is_heard_to_its_last_line(room: Room) -> None:
+def test_output_after_a_guest_is_ready_is_read_to_its_last_line(room: Room) -> None:
     after = b"".join(says(f"chart {number}\r\n") for number in range(500))
     guest = Tiny(says("ready\r\n") + after + says("bye\r\n") + HALT, last="^bye$")
     sample = ready(room.start(tcg(guest)))
@@ -296,7 +296,7 @@ def test_a_tap_that_is_taken(room: Room) -> None:
     assert room.leftovers() == []
 
 
-def test_what_is_missing_is_told_before_anything_starts(
+def test_what_is_missing_is_reported_before_anything_starts(
     room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for machine, words in [

@@ -81,7 +81,7 @@ async def fails(_: Event) -> Answer:
     return Answer(payload=b'"no"', error="Unhandled")
 
 
-def test_who_is_refused_is_told_so_by_name(store: Store, tmp_path: Path) -> None:
+def test_a_refusal_names_the_function(store: Store, tmp_path: Path) -> None:
     async def never(_: Event) -> Answer:
         await asyncio.Event().wait()
         raise AssertionError

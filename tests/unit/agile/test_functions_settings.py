@@ -35,7 +35,7 @@ def test_a_directory_is_the_root_of_a_program_that_it_has(
     assert settings.is_root(tmp_path, given) == is_root
 
 
-def test_a_directory_of_which_nothing_is_said_is_code(tmp_path: Path) -> None:
+def test_a_directory_without_an_explicit_root_is_code(tmp_path: Path) -> None:
     assert not settings.is_root(tmp_path, Settings())
 
 
@@ -91,7 +91,7 @@ def test_a_path_that_leaves_its_root_is_left_to_the_kernel(tmp_path: Path) -> No
         (OSError(errno.EACCES, "Permission denied", "/r/x"), "Permission denied: /r/x"),
     ],
 )
-def test_what_a_disk_fails_with_is_said(error: OSError, words: str) -> None:
+def test_a_disks_error_is_reported(error: OSError, words: str) -> None:
     with pytest.raises(Failed) as failed, roots.readable("/r"):
         raise error
     assert failed.value.message == f"cannot look into /r: {words}"

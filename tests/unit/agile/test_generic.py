@@ -30,7 +30,7 @@ def test_without_a_node_none_can_be_made() -> None:
         asyncio.run(sandboxes().warm(1))
 
 
-def test_who_waits_is_told_that_the_node_ended() -> None:
+def test_waiters_learn_that_the_node_ended() -> None:
     async def main() -> None:
         generic = sandboxes()
         generic.connect(cast(Node, Slow()))

@@ -51,7 +51,7 @@ def test_a_client_keeps_so_many_ends(tmp_path: Path, monkeypatch: pytest.MonkeyP
                         connection.wait(forgotten)
 
 
-def test_who_is_hung_up_on_at_once_is_told_that_too_many_may_be_attached() -> None:
+def test_a_client_disconnected_at_once_learns_that_too_many_are_attached() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.close()
     function = Function(rootfs="/x.wasm", kind="wasm", handler="x")

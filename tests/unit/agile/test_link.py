@@ -73,7 +73,7 @@ def test_what_is_passing_delays_a_message_and_nothing_is_lost_or_out_of_order(er
 
 
 @pytest.mark.parametrize("error", WRONG)
-def test_what_is_wrong_with_a_message_is_told_to_who_sends_it(error: int) -> None:
+def test_a_malformed_message_is_an_error_for_its_sender(error: int) -> None:
     async def main() -> None:
         ours, theirs = pair()
         outbox = Outbox(ours)

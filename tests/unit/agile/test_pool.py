@@ -306,7 +306,7 @@ def test_closing_ends_a_refill_whose_part_swallows_the_cancellation() -> None:
 
 
 @pytest.mark.parametrize("dry", ["wait", "build", "refuse"])
-def test_who_waits_for_a_part_as_it_is_closed_or_comes_later_is_told_so(dry: str) -> None:
+def test_requests_that_wait_for_a_part_on_close_or_come_later_get_an_error(dry: str) -> None:
     async def main(pool: Pool[int], maker: Maker) -> None:
         waiting: list[asyncio.Task[object]] = [asyncio.create_task(pool.warm())]
         if dry == "wait":
@@ -320,7 +320,7 @@ def test_who_waits_for_a_part_as_it_is_closed_or_comes_later_is_told_so(dry: str
     with_pool(main, allowed=0, dry=dry)
 
 
-def test_who_waits_for_a_shelf_as_it_is_closed_is_told_so() -> None:
+def test_requests_that_wait_for_a_shelf_on_close_get_an_error() -> None:
     async def main() -> None:
         made = asyncio.Event()
 

@@ -132,7 +132,7 @@ def test_files_are_removed_however_deep(run: Run, tmp_path: Path) -> None:
         assert worker.end() == (0, "")
 
 
-def test_a_module_that_is_none_is_told(run: Run) -> None:
+def test_a_file_that_is_no_module_is_reported(run: Run) -> None:
     for text, words in (
         (b"none", "not a WebAssembly module"),
         (b"\0asm\1\0\0\0\xff", "not a valid"),

@@ -191,7 +191,7 @@ def test_any_words_have_a_phase_or_none(call: str, detail: str) -> None:
     assert classify(call, detail) in {*ORDER, ANSWER, MASK, None}
 
 
-def test_names_are_told_apart_and_the_last_is_what_is_left() -> None:
+def test_names_are_distinct_and_the_last_is_the_rest() -> None:
     assert len(set(ORDER)) == len(ORDER)
     assert ORDER[-1] == UNATTRIBUTED
     assert all(phase.meaning for phase in phases.PHASES)

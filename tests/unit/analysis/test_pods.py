@@ -62,7 +62,7 @@ def test_a_process_that_waits_for_a_cpu_after_the_runtime_s_end_has_its_own_phas
     assert phases.UNATTRIBUTED not in pods.account(late)
 
 
-def test_what_is_not_told_is_unattributed() -> None:
+def test_time_without_a_report_is_unattributed() -> None:
     sync = tuple(span for span in SPANS if span.name.startswith("sync"))
     assert pods.account(pod(sync))[phases.UNATTRIBUTED] == 200
 

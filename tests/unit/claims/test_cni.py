@@ -196,7 +196,7 @@ def test_cilium_must_degrade_fastest_and_the_two_least() -> None:
     assert of("C17", burst(worse)).verdict == "does not hold"
 
 
-def test_what_is_missing_is_said() -> None:
+def test_what_is_missing_is_reported() -> None:
     run = run_of("cni-burst", {(("cni", "bridge"), ("instances", 1)): 10})
     result = of("C17", run)
     assert result.verdict == "not measured"

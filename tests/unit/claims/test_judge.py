@@ -284,7 +284,7 @@ def test_c18_compares_full_pools_with_empty_ones() -> None:
     assert verdict(points[:2], plan)[0] == "not measured"
 
 
-def test_c18_is_told_by_an_ablation_that_leaves_out_the_networks() -> None:
+def test_c18_is_judged_by_an_ablation_that_leaves_out_the_networks() -> None:
     points: list[Point] = [
         {"without": part, "instances": size}
         for part in ("nothing", "sandboxes", "networks", "everything")

@@ -196,7 +196,7 @@ def test_a_run_that_cannot_begin_leaves_no_directory(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_run_is_said_once_for_each_reason() -> None:
+def test_what_cannot_run_is_reported_once_per_reason() -> None:
     class Rootless:
         note = None
         end_point = EndPoint.FIRST_INSTRUCTION

@@ -27,7 +27,7 @@ def test_facts_are_this_machines() -> None:
     assert known == facts.collect()
 
 
-def test_the_machine_is_named_but_its_id_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_machine_is_named_but_its_id_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     named = facts.collect()["machine"]
     for secret in ("0123456789abcdef0123456789abcdef", "another"):
         monkeypatch.setattr(facts, "read_line", lambda _, secret=secret: secret)
@@ -107,7 +107,9 @@ def test_a_tracer_that_does_not_load_does_not_send_back_to_the_doctor(
     assert result.hint.startswith(hint)
 
 
-def test_a_user_is_told_first_that_tracing_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_hint_for_a_user_is_that_tracing_needs_root(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     with pytest.raises(Unsupported, match="tracing needs root"):
         bpf.probe()
@@ -141,7 +143,7 @@ def test_missing_tracepoints_are_named(tmp_path: Path, monkeypatch: pytest.Monke
         ("tmpfs /tmp tmpfs rw 0 0", "none"),
     ],
 )
-def test_cgroup_versions_are_told_apart(
+def test_cgroup_versions_are_distinguished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounts: str, version: str
 ) -> None:
     monkeypatch.setattr(facts, "is_unified", lambda: False)

@@ -154,7 +154,7 @@ def test_a_part_is_compared_with_the_start_that_only_has_it_more() -> None:
     assert packet.longer.low > 1
 
 
-def test_the_parts_that_gain_are_said_in_order_and_the_others_named() -> None:
+def test_the_parts_that_gain_are_listed_in_order_and_the_others_named() -> None:
     message = answer.answer(ablation())
     assert "from parts 2.00× (" in message
     assert "with nothing prepared 8.00× (" in message
@@ -179,7 +179,7 @@ def churn(hits: dict[float, float]) -> Analysis:
     )  # fmt: skip
 
 
-def test_churn_is_told_at_the_rate_that_the_pool_keeps_up_with() -> None:
+def test_churn_is_shown_at_the_rate_that_the_pool_keeps_up_with() -> None:
     message = answer.answer(churn({50: 100, 100: 98, 200: 20}))
     assert "at 100 starts and stops a second, a start takes 1.2" in message
     assert "its P99 is 1.20× (" in message
@@ -187,7 +187,7 @@ def test_churn_is_told_at_the_rate_that_the_pool_keeps_up_with() -> None:
     assert message.endswith("at 200 per second it runs empty: 20 % find a waiting sandbox.")
 
 
-def test_churn_that_no_pool_keeps_up_with_is_told_at_its_highest_rate() -> None:
+def test_churn_that_no_pool_keeps_up_with_is_shown_at_its_highest_rate() -> None:
     message = answer.answer(churn({50: 40, 100: 10}))
     assert "at 100 starts and stops a second" in message
     assert "runs empty" not in message

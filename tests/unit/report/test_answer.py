@@ -60,7 +60,7 @@ def test_one_point_is_explained_by_itself(container: Analysis) -> None:
     assert "% of it on CPU." in sentence
 
 
-def test_nothing_ready_is_said(known_phases: None, tmp_path: Path) -> None:
+def test_a_run_without_a_ready_start_says_so(known_phases: None, tmp_path: Path) -> None:
     run = Analysis(synthetic.nothing_ready(tmp_path))
     assert answer.answer(run) == "No start became ready, so there is no latency to explain."
     warnings = answer.warnings(run)
@@ -123,7 +123,7 @@ def test_unexplained_time_is_warned_of(container: Analysis) -> None:
     assert any("8.0 % (7.0–9.0) of the time belongs to no" in line for line in answer.warnings(run))
 
 
-def test_a_warning_of_many_points_is_said_once(container: Analysis) -> None:
+def test_a_warning_for_many_points_is_shown_once(container: Analysis) -> None:
     late = tuple(replace(point, late=0.5) for point in container.points)
     result = [
         line for line in answer.warnings(synthetic.with_points(container, late)) if "late" in line
@@ -137,7 +137,7 @@ def test_a_warning_of_many_points_is_said_once(container: Analysis) -> None:
     assert [line.partition(":")[0] for line in result] == ["runc × 1, runc × 10"]
 
 
-def test_a_queue_is_told_with_what_its_holder_did() -> None:
+def test_a_queue_is_shown_with_what_its_holder_did() -> None:
     held = (("RCU: rcu_barrier (move)", 0.73), ("running", 0.2), ("RCU: a moment", 0.0004))
     result = Queue("rtnl_mutex", 0.87, held)
     assert answer.queue(result) == (

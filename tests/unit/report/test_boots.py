@@ -65,7 +65,7 @@ def test_each_part_alone_is_worth_what_it_takes_off(tmp_path: Path) -> None:
     assert "(probe, qemu microvm)" in message
 
 
-def test_roots_of_one_kind_are_compared_and_a_hypervisors_own_ways_told(tmp_path: Path) -> None:
+def test_roots_of_one_kind_are_compared_and_a_hypervisors_protocols_named(tmp_path: Path) -> None:
     points: list[tuple[Point, Parts]] = [
         ({"hypervisor": hypervisor, "guest": guest, "filesystem": root, "protocol": protocol,
           "accel": accel, "instances": 1}, {"init": init, "mount": mount})
@@ -122,7 +122,7 @@ def test_page_and_terminal_show_boots(tmp_path: Path) -> None:
     assert "a guest's phases are by TSC" in words
 
 
-def test_what_one_reason_kept_from_running_is_said_once(tmp_path: Path) -> None:
+def test_points_skipped_for_one_reason_are_shown_once(tmp_path: Path) -> None:
     header = machines(tmp_path).run.header
     reasons = (("a vga", "no VGA"), ("b", "not here"), ("c vga", "no VGA"))
     assert wording.skipped(msgspec.structs.replace(header, skipped=reasons)) == [

@@ -55,7 +55,7 @@ def test_the_summary_names_the_kernel_functions_and_both_times(container: Analys
     )
 
 
-def test_the_summary_shows_what_a_failed_start_said(container: Analysis) -> None:
+def test_the_summary_shows_a_failed_starts_output(container: Analysis) -> None:
     text = words(rendered(terminal.summary([container]), 120))
     assert "runc run failed: unable to start container process" in text
     assert "not ready after 30 s, in mount" in text

@@ -60,7 +60,7 @@ def test_an_add_has_a_first_packet_and_a_del_has_none() -> None:
         ending_at(Cni("bridge", "DEL"), PACKET)
 
 
-def test_the_payload_is_told_where_its_start_ends() -> None:
+def test_the_payload_gets_the_end_point() -> None:
     assert payload_arguments(EndPoint.FIRST_INSTRUCTION) == ("ready",)
     assert payload_arguments(PACKET) == ("reach", GATEWAY)
 

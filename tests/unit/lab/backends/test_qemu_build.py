@@ -76,7 +76,7 @@ def test_features_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "neither a program nor a script"])
-def test_what_cannot_run_is_told(tmp_path: Path, content: str | None) -> None:
+def test_what_cannot_run_is_reported(tmp_path: Path, content: str | None) -> None:
     program = tmp_path / "qemu"
     if content is not None:
         program.write_text(content)

@@ -83,6 +83,6 @@ def test_the_end_of_a_long_console_is_kept(tmp_path: Path) -> None:
     assert len(log.console) == 4096
 
 
-def test_vmrun_is_told_the_end_point(tmp_path: Path) -> None:
+def test_vmrun_gets_the_end_point(tmp_path: Path) -> None:
     line = under_vmrun(BootSpec(exit_port=0x3F0, exit_code=123, last="^bye$"), tmp_path, "--qmp")
     assert line[1:] == ("--log", str(tmp_path), "--exit", "247", "--last", "^bye$", "--qmp", "--")

@@ -114,7 +114,7 @@ def test_the_version_is_added_where_an_old_plugin_leaves_it_out(bench: Bench) ->
 
 
 @pytest.mark.parametrize("text", ['a "quoted" word', "back\\slash", "caf\u00e9", "\U0001f40e"])
-def test_an_errors_text_is_told_as_the_plugin_meant_it(bench: Bench, text: str) -> None:
+def test_an_errors_text_is_reported_unchanged(bench: Bench, text: str) -> None:
     error = json.dumps({"cniVersion": "1.0.0", "code": 7, "msg": text})  # escapes what is not ASCII
     (bench.directory / "error").write_text(error)
     script(bench.directory / "bin" / "one", f"cat {bench.directory}/error; exit 1")

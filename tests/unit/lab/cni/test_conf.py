@@ -86,7 +86,7 @@ def test_the_lists_name_and_version_replace_the_plugins_own() -> None:
     assert execution(network, plugin) == {**HEAD, "type": "bridge", "args": {"x": 1}}
 
 
-def test_a_plugin_is_not_told_what_it_is_capable_of() -> None:
+def test_a_plugin_does_not_get_its_capabilities() -> None:
     plugin = {"type": "x", "capabilities": {"portMappings": True, "mac": False}}
     assert execution(listed(), plugin) == {**HEAD, "type": "x"}
 

@@ -76,7 +76,7 @@ def test_a_file_system_is_known_bare_and_in_a_partition(filesystem: str, tmp_pat
 
 
 @pytest.mark.parametrize("filesystem", [*MAKERS, "rofs"])
-def test_a_cut_file_system_is_told(filesystem: str, tmp_path: Path) -> None:
+def test_a_cut_file_system_is_reported(filesystem: str, tmp_path: Path) -> None:
     image = made(filesystem, tmp_path)
     with image.open("r+b") as file:
         file.truncate(image.stat().st_size // 1024 * 512)
@@ -84,7 +84,7 @@ def test_a_cut_file_system_is_told(filesystem: str, tmp_path: Path) -> None:
         disk(image)
 
 
-def test_a_cut_partition_is_told(tmp_path: Path) -> None:
+def test_a_cut_partition_is_reported(tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(partitioned(zfs())[:-512])
     with pytest.raises(Failed, match="is truncated"):
@@ -129,7 +129,7 @@ def test_an_image_that_is_not_raw_is_known_by_its_content(
 
 
 @pytest.mark.parametrize("ask", [kernel, disk])
-def test_a_file_that_is_not_there_or_empty_is_told(
+def test_a_file_that_is_not_there_or_empty_is_reported(
     ask: Callable[[Path], object], tmp_path: Path
 ) -> None:
     with pytest.raises(Failed, match="No such file"):
@@ -149,7 +149,7 @@ def bzimage(paragraphs: int) -> bytes:
     return bytes(head) + bytes(paragraphs * 16)
 
 
-def test_kernels_are_told_apart(tmp_path: Path) -> None:
+def test_kernels_are_distinguished(tmp_path: Path) -> None:
     (tmp_path / "pvh").write_bytes(elf(b"\xf4"))
     (tmp_path / "bzimage").write_bytes(bzimage(7))
     assert kernel(tmp_path / "pvh") == Kernel(bzimage=False, pvh=True)
@@ -157,7 +157,7 @@ def test_kernels_are_told_apart(tmp_path: Path) -> None:
     assert kernel(Path("/bin/true")) == Kernel(bzimage=False, pvh=False)
 
 
-def test_foreign_kernels_are_told(tmp_path: Path) -> None:
+def test_foreign_kernels_are_reported(tmp_path: Path) -> None:
     foreign = bytearray(Path("/bin/true").read_bytes())
     foreign[18:20] = struct.pack("<H", 183)
     (tmp_path / "arm").write_bytes(foreign)
@@ -171,7 +171,7 @@ def test_foreign_kernels_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["elf", "bzimage"])
 @given(share=st.floats(0.05, 0.99))
 @settings(max_examples=20)
-def test_a_cut_kernel_is_told(kind: str, share: float, tmp_path: Path) -> None:
+def test_a_cut_kernel_is_reported(kind: str, share: float, tmp_path: Path) -> None:
     whole = Path("/bin/true").read_bytes() if kind == "elf" else bzimage(500)
     (tmp_path / "kernel").write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(Failed, match=r"is truncated|neither an ELF"):

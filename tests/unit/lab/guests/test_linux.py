@@ -43,7 +43,7 @@ def unpacked(tmp_path: Path) -> Path:
         ("erofs", BootConfig("kernel", chart="memory"), "no boot chart"),
     ],
 )
-def test_what_linux_cannot_do_is_said_with_a_way_out(
+def test_what_linux_cannot_do_is_reported_with_a_hint(
     packed: Path, filesystem: str, wanted: BootConfig, fact: str
 ) -> None:
     with pytest.raises(Unsupported, match=fact) as failure:

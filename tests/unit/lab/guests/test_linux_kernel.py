@@ -91,7 +91,7 @@ def test_what_cannot_boot_is_refused(tmp_path: Path, content: bytes, fact: str) 
     assert failure.value.hint
 
 
-def test_a_damaged_payload_is_told(tmp_path: Path) -> None:
+def test_a_damaged_payload_is_reported(tmp_path: Path) -> None:
     image = file(tmp_path, bzimage(b"\x1f\x8b" + b"\xff" * 50))
     with pytest.raises(Failed, match="cannot unpack"):
         linux_kernel.uncompressed(linux_kernel.load(image), tmp_path)

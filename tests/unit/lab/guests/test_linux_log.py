@@ -42,7 +42,7 @@ def read(*texts: str, packed: bool = True) -> Reading:
 MS = 1_000_000
 
 
-def test_a_boot_is_told_from_the_machines_start() -> None:
+def test_a_boot_is_read_from_the_machines_start() -> None:
     """The counter's 1510.0005 ms were heard at 2010.0009 ms: no other line was heard sooner."""
     setup = 600 * MS - 500_000_400
     assert read(*BOOT).spans == (
@@ -80,7 +80,7 @@ def test_where_instructions_are_counted_the_hosts_clock_says_nothing() -> None:
         ("firstlight init", []),
     ],
 )
-def test_what_cannot_be_told_apart_is_named_as_one(missing: str, expected: list[Step]) -> None:
+def test_inseparable_parts_have_one_name(missing: str, expected: list[Step]) -> None:
     spans = read(*(text for text in BOOT if missing not in text)).spans
     assert [span for span in spans if span.start == 0] == expected
 
@@ -106,7 +106,7 @@ def test_each_span_has_its_phase() -> None:
     assert phases.of_guest("firmware and kernel") == "guest.other"
 
 
-def test_nothing_said_is_nothing_told() -> None:
+def test_an_empty_log_has_no_spans() -> None:
     assert read() == Reading(linux_log.CLOCK)
     assert read("1 Kernel panic - not syncing: VFS: Unable to mount root fs").spans == ()
 

@@ -109,14 +109,14 @@ def test_a_disk_boots_with_each_guests_own_command_line_on_a_copy(
     assert disk.read_bytes() == before
 
 
-def test_a_command_line_longer_than_its_place_is_told(disk: Path, tmp_path: Path) -> None:
+def test_a_command_line_longer_than_its_place_is_reported(disk: Path, tmp_path: Path) -> None:
     with pytest.raises(Failed, match="is too long"):
         Osv("mine", "rofs", disk=disk, program="/x " * 12_000).boot(
             replace(ADDRESS, protocol="disk"), tmp_path
         )
 
 
-def test_what_it_cannot_boot_is_told_with_the_remedy(
+def test_what_it_cannot_boot_is_reported_with_the_remedy(
     kernel: Path, disk: Path, tmp_path: Path
 ) -> None:
     flat = tmp_path / "flat.img"

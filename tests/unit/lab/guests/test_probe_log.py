@@ -114,7 +114,7 @@ def test_sums_are_those_that_are_published(text: bytes, sum_of_it: int) -> None:
     assert fnv1a(text) == sum_of_it
 
 
-def test_what_it_cannot_do_is_said() -> None:
+def test_what_it_cannot_do_is_reported() -> None:
     with pytest.raises(Unsupported, match="cannot mount zfs"):
         Probe("zfs").probe(BootConfig())
 
@@ -125,7 +125,7 @@ def test_a_long_command_line_does_not_run_into_the_file_system(tmp_path: Path) -
     assert not any(tmp_path.iterdir())
 
 
-def test_a_failing_mkfs_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failing_mkfs_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     mkfs = tmp_path / "bin" / "mkfs.erofs"
     mkfs.write_text("#!/bin/sh\necho no room >&2\nexit 3\n")
@@ -136,7 +136,7 @@ def test_a_failing_mkfs_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert not (tmp_path / "probe.erofs").exists()
 
 
-def test_a_missing_mkfs_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_mkfs_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Unsupported, match=r"mkfs\.erofs is not installed"):
         Probe().probe(BootConfig())

@@ -73,7 +73,7 @@ def test_a_bundle_that_others_chose_neither_blocks_nor_fills_the_memory(tmp_path
     assert labels_of(str(tmp_path)) == {}
 
 
-def test_the_parts_of_a_pod_and_its_container_are_told_apart(tmp_path: Path) -> None:
+def test_the_parts_of_a_pod_and_its_container_are_distinguished(tmp_path: Path) -> None:
     annotations = {
         "io.kubernetes.cri.sandbox-name": "shop-1",
         "io.kubernetes.cri.sandbox-namespace": "web",
@@ -192,7 +192,7 @@ def test_a_container_of_which_nothing_is_known_has_a_namespace_of_its_own(config
     assert own_program(config) is None
 
 
-def test_starts_of_the_same_container_one_after_the_other_are_told_apart() -> None:
+def test_starts_of_the_same_container_one_after_the_other_are_distinguished() -> None:
     programs = [runtime("runc run a", at, pid=at) for at in (10, 20, 30)]
     starts = join(
         programs, [Executed((15, 10), 15), Executed((25, 20), 25), Executed((35, 30), 35)]
