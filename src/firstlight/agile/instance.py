@@ -27,7 +27,7 @@ def handles(pid: int, signal: int) -> bool:
 class Instance:
     """A running instance. A context manager; leaving it ends the instance.
 
-    ``stamps`` are ns of CLOCK_MONOTONIC: ``requested``, each ``node_wire.Step`` taken, and
+    ``stamps`` are ns of CLOCK_MONOTONIC: ``requested``, each ``wire.Step`` taken, and
     ``running``, when the node learned of it. ``warm`` says whether its sandbox was ready.
     """
 

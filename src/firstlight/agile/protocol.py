@@ -1,7 +1,7 @@
 """Messages between clients and the runtime, except starts: JSON over a seqpacket unix socket.
 
 A message has a ``type``, the name of its record here in lower case. Each request has one answer.
-Starts go to the node itself, on a separate connection, in its binary messages (``node_wire.py``).
+Starts go to the node itself, on a separate connection, in its binary messages (``node/wire.py``).
 The first message of a connection decides its kind.
 """
 

@@ -258,7 +258,7 @@ class Runtime:
             await wasm.close()
 
     async def attach(self, function: Function) -> socket.socket:
-        """Connect to a WebAssembly function's worker; the protocol is ``wasm_wire``. Its messages
+        """Connect to a WebAssembly function's worker; the protocol is ``wasm.wire``. Its messages
         do not pass through this process. Raises Failed, Unsupported.
         """
         if function.kind != "wasm":

@@ -2,7 +2,7 @@
 
 The lines are those of ``lab.backends``. The load generator puts an answer behind
 ``firstlight answer``: the agile runtime's (``agile.protocol``), of which ``invoked``, of a handler,
-says when that began, which is the end point; or its node's (``agile.node_wire``), of which
+says when that began, which is the end point; or its node's (``agile.node.wire``), of which
 ``STARTED`` has stamps, which are the start's steps.
 """
 

@@ -11,7 +11,6 @@ import msgspec
 from firstlight.agile.function import EVENTS_PORT, Function
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.instance import Instance
-from firstlight.agile.output import pipes
 from firstlight.agile.python.forked import Forked
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving.answer import (

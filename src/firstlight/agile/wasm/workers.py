@@ -129,7 +129,7 @@ class Wasm:
         return [wasm_event.result(self.function, reply, requested, warm) for reply in replies]
 
     async def connect(self) -> socket.socket:
-        """Connect to the worker; the protocol is ``wasm_wire``. Raises Failed, Unsupported."""
+        """Connect to the worker; the protocol is ``wasm.wire``. Raises Failed, Unsupported."""
         return (await self._current()).worker.connect()
 
     async def _current(self) -> _Serving:
