@@ -138,7 +138,7 @@ def up(
 
 @app.command(epilog=examples("agile down", "agile down --config /etc/firstlight.toml"))
 def down(*, config: ConfigFile = None) -> None:
-    """End all instances and the runtime, even after the runtime was killed."""
+    """End all instances and the runtime, even of a killed one."""
     from firstlight.agile import daemon
 
     daemon.end(_configuration(config))
