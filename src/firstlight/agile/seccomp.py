@@ -38,9 +38,10 @@ Instruction = tuple[int, int, int, int]
 @dataclass(frozen=True)
 class _Condition:
     """A call that is allowed only if the low half of an argument is one of some values, or has no
+    bit of a mask.
 
-    Of some values another argument is looked at, too: ``within``. Without values and a mask all are
-    allowed but those ``denied``.
+    For some values another argument is checked too: ``within``. Without values and a mask, all are
+    allowed except those ``denied``.
     """
 
     argument: int

@@ -1,15 +1,15 @@
 """Names the storms that starts meet: what makes them slow, what it costs, and the remedy.
 
 A storm is recognised by time on the critical path: of some phases, for some causes. So its cost is
-measured, and what its remedy gains is predicted: that time, less what the remedy's own way takes.
+measured, and the gain of its remedy predicted: that time, less what the remedy takes.
 
 - A wait for a CPU is charged to what its thread did before it: to the wait that ended by its
   wake-up, or to the work that it interrupted.
 - A wait for a lock is charged to what the lock's holder did, where that is known. So the waits of
   all starts that queue behind a storm go with it; and if a start queued in its storm for a holder
   that did something else, it will queue for that elsewhere.
-- The tracer makes starts slower, and waits for others' work longer. So a traced start gives the
-  share of the time, and the untraced ones the time, where a point has both.
+- The tracer slows starts down. So the share of the time is that of traced starts, and the time
+  that of untraced ones, if a point has both.
 
 ``firstlight run storms`` meets each storm, with and without its remedy.
 """
@@ -45,9 +45,9 @@ class Storm:
     ``phases`` and ``causes`` match (whole) those of the pieces of the critical path that it takes.
     ``shade`` limits them to time within the phase's own calls, or around those. ``count`` matches
     a count that starts must have (analysis.counts), at least ``fewest`` of it in all. ``least`` is
-    the shortest time, in ns, that it can take. ``rest`` is what the remedy's own way takes, in ns.
-    ``along`` matches phases whose work of the CPU grows with the storm: what they take beyond
-    ``along_rest`` ns is gained, too. ``lock`` is held meanwhile, and ``held`` matches what its
+    the shortest time, in ns, that it can take. ``rest`` is the time that the remedy takes, in ns.
+    ``along`` matches phases whose CPU work grows with the storm: beyond ``along_rest`` ns, it is
+    gained too. ``lock`` is held meanwhile, and ``held`` matches what its
     holder then waits for (analysis.holders). A ``fixed`` wait is for a clock: the tracer does not
     make it longer.
     """
