@@ -6,8 +6,11 @@ emulation (TCG), because KVM within a virtual machine hangs on some. So it is 10
 slower than this machine, and has so much longer deadlines. Some hosts are containers of Podman
 with this machine's kernel and such a root.
 
-    python mk/hosts.py             all hosts
-    python mk/hosts.py NAME…       these, and the document keeps the others' rows
+    python mk/hosts.py                      all hosts
+    python mk/hosts.py NAME…                these, and the document keeps the others' rows
+    python mk/hosts.py NAME:STEP,STEP…      only these steps, and the row keeps its others
+
+What a host reached is kept when this is terminated.
 """
 
 import json
@@ -18,9 +21,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import arm64
@@ -68,7 +73,7 @@ class Host:
     """A host to boot: ``kernel`` is a pattern of its image below /boot, ``words`` are added to its
     command line, ``before`` is a shell command run before the check, and ``check`` runs that. With
     ``podman``, the words for its container, no kernel is booted. ``many`` adds a step in which the
-    tracer has much to do.
+    tracer has much to do, and ``chosen`` are the steps to run, if not all.
     """
 
     name: str
@@ -82,11 +87,12 @@ class Host:
     podman: tuple[str, ...] = ()
     machine: str = "x86_64"
     many: bool = False
+    chosen: tuple[str, ...] = ()
 
     @property
     def steps(self) -> list[str]:
         """The steps of its check."""
-        return [step for step in STEPS if step != "many" or self.many]
+        return [step for step in self.chosen or STEPS if step != "many" or self.many]
 
 
 CAPABILITIES = (
@@ -122,17 +128,27 @@ HOSTS = (
 )  # fmt: skip
 
 
+terminated = threading.Event()
+
+
 def main(names: list[str]) -> int:
     """Try the hosts; 0 if each step is ok or refused with a reason."""
-    # As after Ctrl-C, what is mounted in a root is unmounted.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    unknown = set(names) - {host.name for host in HOSTS}
-    if unknown:
-        sys.exit(f"no such host: {', '.join(sorted(unknown))}; there are {_listed(HOSTS)}")
+    # What is mounted in a root is unmounted, and what the host reached is kept.
+    signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    wanted = {name: words.split(",") if words else [] for name, _, words in
+              (each.partition(":") for each in names)}  # fmt: skip
+    if unknown := set(wanted) - {host.name for host in HOSTS}:
+        sys.exit(f"no such host: {_listed(unknown)}; there are {_listed(h.name for h in HOSTS)}")
+    if unknown := {step for steps in wanted.values() for step in steps} - STEPS.keys():
+        sys.exit(f"no such step: {_listed(unknown)}; there are {_listed(STEPS)}")
     for program in ("mmdebstrap", "mkfs.ext4", "podman"):
         if not shutil.which(program):
             sys.exit(f"{program} is not installed: apt-get install mmdebstrap e2fsprogs podman")
-    chosen = [host for host in HOSTS if not names or host.name in names]
+    chosen = [
+        replace(host, chosen=tuple(wanted.get(host.name, ())))
+        for host in HOSTS
+        if not wanted or host.name in wanted
+    ]
     if any(host.machine == "aarch64" for host in chosen):
         arm64.check()
     [wheel] = Path("dist").glob("firstlight-*manylinux*x86_64.whl")
@@ -140,6 +156,8 @@ def main(names: list[str]) -> int:
     results = json.loads(kept.read_text()) if (kept := CACHE / "results.json").exists() else {}
     failed = False
     for host in chosen:
+        if terminated.is_set():
+            return 1
         if host.machine == "aarch64":
             root = arm64.root()
             arm64.install(arm64.wheel())
@@ -151,14 +169,14 @@ def main(names: list[str]) -> int:
         for step, (outcome, words, seconds) in rows.items():
             print(f"{host.name:26} {step:10} {outcome:8} {seconds:6.1f} s  {words}", flush=True)
         failed |= any(rows.get(step, ("failed", "", 0))[0] == "failed" for step in host.steps)
-        results[host.name] = rows
+        results[host.name] = {**results.get(host.name, {}), **rows} if host.chosen else rows
         kept.write_text(json.dumps(results))
         _document(results)
     return int(failed)
 
 
-def _listed(hosts: tuple[Host, ...]) -> str:
-    return ", ".join(host.name for host in hosts)
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _root(suite: str) -> Path:
@@ -241,15 +259,16 @@ def _boot(host: Host, root: Path) -> dict[str, tuple[str, str, float]]:
     init = root / "opt/firstlight/init"
     init.write_text(_init(host))
     init.chmod(0o755)
+    emulator = _root(EMULATOR)
+    boot = emulator / "host"
+    shutil.rmtree(boot, ignore_errors=True)  # or the disk would hold the one before it
     image = CACHE / "disk.img"
     image.unlink(missing_ok=True)
-    emulator = _root(EMULATOR)
     subprocess.run(
         ["mkfs.ext4", "-q", "-d", root, "-O", "^has_journal", image, "6G"], check=True,
         capture_output=True,
     )  # fmt: skip
-    boot = CACHE / EMULATOR / "host"
-    boot.mkdir(exist_ok=True)
+    boot.mkdir()
     initrd = boot / f"initrd.img-{release}"
     if host.machine == "aarch64":
         arm64.initrd(initrd)
@@ -267,7 +286,7 @@ def _boot(host: Host, root: Path) -> dict[str, tuple[str, str, float]]:
         "-display", "none", "-serial", "stdio", "-no-reboot",
     ]  # fmt: skip
     with _mounted(emulator):
-        return _results(host, _output(command), release)
+        return _results(host, command, release)
 
 
 def _contain(host: Host, root: Path) -> dict[str, tuple[str, str, float]]:
@@ -276,28 +295,26 @@ def _contain(host: Host, root: Path) -> dict[str, tuple[str, str, float]]:
     command = [
         "podman", "run", "--rm", "--runtime=runc", "--network=none", "--pid=private",
         "--cgroupns=private", "--tmpfs=/tmp:exec", f"--ulimit=nofile=1024:{most}",
-        "--ulimit=nproc=4000:4000", f"--env=SCALE={SLOWER}", *host.podman, "--rootfs", f"{root}:O",
+        "--ulimit=nproc=4000:4000", f"--env=SCALE={SLOWER}", f"--env=STEPS={' '.join(host.steps)}",
+        *host.podman, "--rootfs", f"{root}:O",
         "/bin/sh", "-c", f"{host.before}; exec {host.check}",
     ]  # fmt: skip
-    return _results(host, _output(command), os.uname().release)
+    return _results(host, command, os.uname().release)
 
 
-def _output(command: list[str]) -> bytes:
-    """What a command prints until it ends, or has run for SECONDS and is killed."""
-    try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=SECONDS,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        return error.stdout or b""
-    return done.stdout
-
-
-def _results(host: Host, output: bytes, release: str) -> dict[str, tuple[str, str, float]]:
-    """What a check has printed, by its steps."""
-    (CACHE / f"{host.name}.log").write_bytes(output)
-    text = output.decode(errors="replace")
+def _results(host: Host, command: list[str], release: str) -> dict[str, tuple[str, str, float]]:
+    """What a host's check prints until it ends or is killed after SECONDS, by its steps."""
+    log = CACHE / f"{host.name}.log"
+    with log.open("wb") as output, subprocess.Popen(
+        command, stdout=output, stderr=output, stdin=subprocess.DEVNULL
+    ) as process:  # fmt: skip
+        try:
+            end = time.monotonic() + SECONDS
+            while process.poll() is None and time.monotonic() < end and not terminated.is_set():
+                terminated.wait(1)
+        finally:
+            process.kill()
+    text = log.read_text(errors="replace")
     records = [json.loads(record) for record in re.findall(r"^RESULT (\{.*\})\r?$", text, re.M)]
     rows = {each["step"]: (each["outcome"], each["words"], each["seconds"]) for each in records}
     for step in host.steps:
@@ -308,7 +325,7 @@ def _results(host: Host, output: bytes, release: str) -> dict[str, tuple[str, st
 
 def _init(host: Host) -> str:
     return f"""#!/bin/sh
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root SCALE={SLOWER}{" MANY=1" if host.many else ""}
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root SCALE={SLOWER} STEPS="{" ".join(host.steps)}"
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev 2> /dev/null
@@ -356,7 +373,7 @@ def _document(results: dict[str, dict[str, tuple[str, str, float]]]) -> None:
         notes += [
             f"- {host.name}, {STEPS[step]}: {rows[step][1]}"
             for step in STEPS
-            if step in rows and rows[step][0] != "ok"
+            if step in rows and (rows[step][0] != "ok" or step == "many")
         ]
     lines += ["", *notes] if notes else []
     DOCUMENT.write_text("\n".join(lines) + "\n")

@@ -3,7 +3,7 @@
 Runs inside a host of ``mk/hosts.py``, with the firstlight that is installed beside the interpreter.
 A step is ``ok``, ``refused`` (firstlight says what it lacks) or ``failed``. A slow host is no
 failure: it gets ``SCALE`` times the usual deadlines. With ``SUDO`` firstlight is run by sudo.
-``MANY`` adds a hundred traced starts, and a hundred at once.
+``STEPS`` names the steps to run, if not all.
 """
 
 import json
@@ -13,10 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import polars as pl
+from firstlight.host.workspace import sandbox
+from firstlight.lab.backends.oci import Oci
+from firstlight.lab.load import BURST, Generator, Sequence, Shape
+from firstlight.trace import bpf
 
 SCALE = float(os.environ.get("SCALE", "1"))
 SUDO = ("sudo", "-n") if os.environ.get("SUDO") else ()
@@ -95,29 +99,53 @@ def trace() -> Outcome:
     return ("failed" if lost else "ok"), f"{lost} events lost"
 
 
-def many() -> Outcome:
-    """A hundred traced starts, and a hundred at once, lose less than 0.01 % of their events."""
-    words = []
-    lost_in_all = events_in_all = 0
-    for instances, repetitions in ((1, 34), (100, 1)):
-        out = WORK / f"many{instances}"
-        done = firstlight(
-            "run", "container-creation", "--runtime", "runc", "--instances", str(instances),
-            "--repetitions", str(repetitions), "--deadline", str(60 * SCALE), "--out", str(out),
-            "--json", seconds=120,
-        )  # fmt: skip
-        if not out.exists():
-            return refused(done)
-        lines = (out / "samples.jsonl").read_text().splitlines()
-        traced = [sample for sample in map(json.loads, lines) if sample["traced"]]
-        ready = sum(each["ending"] == "ready" for each in traced)
-        lost = sum({each["batch"]: each["lost"] for each in traced}.values())  # is of the batch
-        events = sum(pl.read_ipc(file).height for file in (out / "spans").iterdir())
-        words.append(f"{ready} of {len(traced)} ready, {lost} of {events + lost} events lost")
-        if ready < len(traced) or len(traced) < 100:
-            return "failed", "; ".join(words)
-        lost_in_all, events_in_all = lost_in_all + lost, events_in_all + events + lost
-    return ("ok" if lost_in_all < events_in_all / 10_000 else "failed"), "; ".join(words)
+PARTS: tuple[tuple[int, Shape], ...] = (
+    (10, Sequence()), (10, BURST), (20, Sequence()), (20, BURST),
+    (30, Sequence()), (50, BURST), (40, Sequence()), (100, BURST),
+)  # fmt: skip
+"""How many starts of runc, one after another or at once."""
+
+
+def many() -> Iterator[Outcome]:
+    """A hundred traced starts, and a hundred at once, lose less than 0.01 % of their events.
+
+    Each part gives what was reached so far, so that a host whose time is over has a result.
+    """
+    with ThreadPoolExecutor(1) as thread:  # which stays in the workspace's namespaces
+        parts = thread.submit(traced_parts).result()
+        while outcome := thread.submit(next, parts, None).result():
+            yield outcome
+
+
+def traced_parts() -> Iterator[Outcome]:
+    """The parts, in a workspace of their own."""
+    alone, at_once, lost, seen = 0, [], 0, 0
+    with (
+        sandbox("check-many") as place,
+        Generator() as generator,
+        bpf.Tracer(generator.pid, place.directory) as tracer,
+    ):
+        for batch, (count, shape) in enumerate(PARTS):
+            begun = time.monotonic()
+            with Oci("runc").prepared(count, place) as prepared:
+                commands = list(prepared.commands)
+                tracer.start()
+                started = generator.run(batch, commands, shape, deadline=60 * SCALE)
+                lost += tracer.stop()
+                generator.stop(batch, deadline=60 * SCALE)
+            seen += sum(file.stat().st_size for file in place.directory.rglob("batch.events"))
+            ready = sum(each.reply.ready is not None for each in started)
+            if shape == BURST:
+                at_once.append(f"{ready} at once")
+            else:
+                alone += ready
+            events = seen // bpf.EVENT.itemsize + lost
+            words = f"{', '.join([f'{alone} alone', *at_once])}: {lost} of {events} events lost"
+            if ready < count:
+                yield "failed", f"{words}; {ready} of {count} ready"
+                return
+            whole = alone >= 100 and count >= 100 and lost < events / 10_000
+            yield ("ok" if whole else "failed"), f"{words} ({time.monotonic() - begun:.0f} s)"
 
 
 class NotUp(Exception):
@@ -253,21 +281,30 @@ def clean() -> Outcome:
     return ("failed" if left else "ok"), "; ".join(left)
 
 
-STEPS: tuple[Callable[[], Outcome], ...] = (
-    doctor, main_job, untraced, trace, runtime, limits,
-    *((many,) if os.environ.get("MANY") else ()), clean,
+STEPS: tuple[Callable[[], Outcome | Iterator[Outcome]], ...] = (
+    doctor, main_job, untraced, trace, runtime, limits, many, clean,
 )  # fmt: skip
+CHOSEN = os.environ.get("STEPS", "").split() or [step.__name__ for step in STEPS]
+
+
+def outcomes(step: Callable[[], Outcome | Iterator[Outcome]]) -> Iterator[Outcome]:
+    """What a step comes to; the last counts."""
+    try:
+        outcome = step()
+        yield from [outcome] if isinstance(outcome, tuple) else outcome
+    except NotUp as error:
+        yield error.args
+    except subprocess.TimeoutExpired as error:
+        yield "failed", f"not done after {error.timeout:.0f} s"
+    except Exception as error:  # the next steps are of interest all the same
+        yield "failed", f"{type(error).__name__}: {error}"
+
 
 for step in STEPS:
+    if step.__name__ not in CHOSEN:
+        continue
     begun = time.monotonic()
-    try:
-        outcome, words = step()
-    except NotUp as error:
-        outcome, words = error.args
-    except subprocess.TimeoutExpired as error:
-        outcome, words = "failed", f"not done after {error.timeout:.0f} s"
-    except Exception as error:  # the next steps are of interest all the same
-        outcome, words = "failed", f"{type(error).__name__}: {error}"
-    record = {"step": step.__name__, "outcome": outcome, "words": words,
-              "seconds": round(time.monotonic() - begun, 1)}  # fmt: skip
-    print(f"RESULT {json.dumps(record)}", flush=True)  # noqa: T201 - its output
+    for outcome, words in outcomes(step):
+        record = {"step": step.__name__, "outcome": outcome, "words": words,
+                  "seconds": round(time.monotonic() - begun, 1)}  # fmt: skip
+        print(f"RESULT {json.dumps(record)}", flush=True)  # noqa: T201 - its output
