@@ -50,7 +50,9 @@ struct mm_struct { unsigned long arg_start, arg_end, env_start, env_end; } KERNE
 struct pid_namespace { struct ns_common ns; } KERNEL;
 struct upid { int nr; struct pid_namespace *ns; } KERNEL;
 struct pid { unsigned int level; struct upid numbers[1]; } KERNEL;
+struct thread_info { unsigned long flags; __u32 status; } KERNEL;
 struct task_struct {
+	struct thread_info thread_info;
 	int pid, tgid;
 	char comm[NAME];
 	struct pid *thread_pid;
@@ -65,12 +67,16 @@ struct mutex { atomic_long_t owner; } KERNEL;
 struct rw_semaphore { atomic_long_t owner; } KERNEL;
 struct bpf_ringbuf_map { void *rb; } KERNEL;
 #if defined(__TARGET_ARCH_x86)
-struct pt_regs { unsigned long di, si, dx, r10; } KERNEL;
+struct pt_regs { unsigned long bx, cx, di, si, dx, r10; } KERNEL;
 #define ARGUMENT(regs, n) (n == 0 ? regs->di : n == 1 ? regs->si : n == 2 ? regs->dx : regs->r10)
+#define ARGUMENT32(regs, n) (n == 0 ? regs->bx : n == 1 ? regs->cx : n == 2 ? regs->dx : regs->si)
+#define NARROW(thread) (BPF_CORE_READ(thread, status) & 2) /* TS_COMPAT */
 #elif defined(__TARGET_ARCH_arm64)
 struct user_pt_regs { __u64 regs[31]; } KERNEL;
 struct pt_regs { unsigned long orig_x0; __u64 regs[31]; } KERNEL;
 #define ARGUMENT(regs, n) (n == 0 ? regs->orig_x0 : regs->regs[n])
+#define ARGUMENT32(regs, n) ARGUMENT(regs, n)
+#define NARROW(thread) (BPF_CORE_READ(thread, flags) & 1 << 22) /* TIF_32BIT */
 #endif
 
 enum { S_IFMT = 0170000, S_IFSOCK = 0140000, AF_NETLINK = 16 };
@@ -565,11 +571,40 @@ int BPF_PROG(on_contention_end, void *lock)
 	return 0;
 }
 
+/* Numbers and arguments of a 32-bit program's call as others have them; gives the number, -1 if the call
+ * is not reported. */
+static __always_inline long widen(struct task *task, long number)
+{
+	if (number == SOCKETCALL) {
+		__u32 words[4] = {};
+		bpf_probe_read_user(words, sizeof words, (void *)task->args[1]);
+		number = settings.of_socketcall[task->args[0] & (SOCKETCALLS_MAX - 1)];
+		for (int i = 0; i < 4; i++)
+			task->args[i] = words[i];
+		return number - 1;
+	}
+	return number < 0 || number >= NUMBERS ? -1 : settings.of32[number] - 1;
+}
+
 static __always_inline int enter(struct task *task, struct pt_regs *regs, long number)
 {
+	struct task_struct *current = (void *)bpf_get_current_task();
 	task->number = -1;
 	task->call = 0;
 	task->lock = 0; /* one whose end was missed must not hide those to come */
+	task->narrow = NARROW(&current->thread_info);
+	if (task->narrow) {
+		task->args[0] = (__u32)ARGUMENT32(regs, 0);
+		task->args[1] = (__u32)ARGUMENT32(regs, 1);
+		task->args[2] = (__u32)ARGUMENT32(regs, 2);
+		task->args[3] = (__u32)ARGUMENT32(regs, 3);
+		number = widen(task, number);
+	} else {
+		task->args[0] = ARGUMENT(regs, 0);
+		task->args[1] = ARGUMENT(regs, 1);
+		task->args[2] = ARGUMENT(regs, 2);
+		task->args[3] = ARGUMENT(regs, 3);
+	}
 	if (number < 0 || number >= NUMBERS || settings.take[number] == IGNORE)
 		return 0;
 	if (settings.take[number] >= ASLEEP) {
@@ -577,10 +612,6 @@ static __always_inline int enter(struct task *task, struct pt_regs *regs, long n
 		return 0;
 	}
 	task->number = number;
-	task->args[0] = ARGUMENT(regs, 0);
-	task->args[1] = ARGUMENT(regs, 1);
-	task->args[2] = ARGUMENT(regs, 2);
-	task->args[3] = ARGUMENT(regs, 3);
 	task->call = bpf_ktime_get_ns();
 	return 0;
 }
@@ -671,6 +702,19 @@ static __always_inline void take_bytes(struct wide *out, __u64 address, __u64 si
 		out->event.text = size;
 }
 
+static __always_inline void take_message32(struct wide *out, __u64 header)
+{
+	struct {
+		__u32 name, name_length, vectors, count;
+	} message = {};
+	struct {
+		__u32 base, size;
+	} vector = {};
+	bpf_probe_read_user(&message, sizeof message, (void *)header);
+	bpf_probe_read_user(&vector, sizeof vector, (void *)(__u64)message.vectors);
+	take_bytes(out, vector.base, vector.size);
+}
+
 static __always_inline void take_message(struct wide *out, __u64 header)
 {
 	struct {
@@ -743,6 +787,8 @@ static __always_inline int leave(__u32 tid, long result, __u32 copy)
 			break;
 		if (settings.take[task->number & (NUMBERS - 1)] == SEND)
 			take_bytes(out, task->args[1], task->args[2]);
+		else if (task->narrow)
+			take_message32(out, task->args[1]);
 		else
 			take_message(out, task->args[1]);
 		break;

@@ -5,6 +5,7 @@
 enum kind { CALL = 1, FORK, EXEC, EXIT, OFF, LOCK, MARK, STACK, BEGIN };
 enum { UNSEEN = -1000 };
 enum { TEXT_MAX = 512, STACK_DEPTH = 32, STACKS = 65536, TASKS = 65536, NUMBERS = 512 };
+enum { SOCKETCALL = 102, SOCKETCALLS_MAX = 32 }; /* of 32-bit x86 */
 enum { NAME = 16, NAMES = 256, FILE_MAX = 256, WORDS_MAX = 2048 };
 
 /* Of a watched name: its executions are signs of a start; those by its children are, too; those by its
@@ -48,6 +49,9 @@ struct settings {
 	unsigned char take[NUMBERS]; /* of each system call: enum take */
 	unsigned int generator; /* thread group whose children are the instances */
 	unsigned int watch; /* 1: programs of the map "names" are the instances */
+	/* Of a 32-bit program's call, and of its socketcall's first argument: 1 + the number that the call
+	 * has for others, 0 if it is not reported. */
+	unsigned short of32[NUMBERS], of_socketcall[SOCKETCALLS_MAX];
 };
 
 /* What the programs have met, of all threads: of each CPU, on a line of its own. */
@@ -69,5 +73,7 @@ struct task {
 	/* Whether the copy took this entry: it may run before the program or after it. */
 	unsigned int copied;
 	unsigned int by_timer; /* what woke it, rather than the waker */
+	unsigned int narrow; /* the call's pointers have 32 bits */
+	unsigned int pad;
 };
 #endif

@@ -19,6 +19,7 @@ struct tracer_call {
 };
 extern const struct tracer_call tracer_calls[];
 extern const size_t tracer_call_count;
+void tracer_translate(struct settings *settings); /* sets "of32" and "of_socketcall" */
 
 /* Where events go. */
 extern struct tracer_out {

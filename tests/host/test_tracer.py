@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from tests.support.laboratory import NATIVE, Bench, Seen, commands_of, sanitized
+from tests.support.laboratory import NATIVE, Bench, Seen, commands_of, compiled, sanitized
 
 from firstlight.analysis.breakdown import timeline
 from firstlight.analysis.causes import QUEUED
@@ -198,6 +198,32 @@ def test_a_process_is_followed_through_the_execve_of_another_thread(
     [thread] = children(seen, "thread")
     gone = seen.spans.filter((pl.col("kind") == "exit") & (pl.col("tid") == thread))
     assert gone["end"][0] <= seen.spans.filter(pl.col("kind") == "exec")["start"][1]
+
+
+def test_calls_of_a_32_bit_program_have_the_names_of_others(bench: Bench, tmp_path: Path) -> None:
+    if os.uname().machine != "x86_64":
+        pytest.skip("only x86-64 runs 32-bit x86 programs")
+    known32 = compiled(
+        NATIVE / "known32.c", tmp_path / "program", "-m32", "-nostdlib", "-static", "-fno-pie",
+        "-fno-stack-protector",
+    )  # fmt: skip
+    try:
+        subprocess.run([known32, tmp_path / "nowhere"], stdout=subprocess.PIPE, timeout=60)
+    except OSError as error:
+        pytest.skip(f"this kernel runs no 32-bit program: {error.strerror}")
+    seen = bench.start(known32, tmp_path)
+    executed = seen.spans.filter(pl.col("kind") == "exec")["start"][0]
+    calls = seen.spans.filter((pl.col("kind") == "call") & (pl.col("start") > executed))
+    links = "socket:netlink.route RTM_GETLINK"
+    assert calls.select("name", "detail").rows() == [
+        ("access", str(tmp_path)), ("chdir", str(tmp_path)), ("mkdir", "known32"),
+        ("mount", "known32 tmpfs"), ("umount2", "known32"), ("rmdir", "known32"),
+        ("unshare", "net"), ("socket", "socket:netlink.route"), ("sendto", links),
+        ("sendmsg", links), ("socket", "socket:netlink.route"), ("sendto", links),
+        ("write", "pipe:"), ("exit_group", ""),
+    ]  # fmt: skip
+    assert calls["result"].drop_nulls().min() == 0
+    assert seen.wall("sleep", "sleep") >= 50 * MS
 
 
 def at_once(bench: Bench, *argv: str | Path, count: int) -> pl.DataFrame:
@@ -521,8 +547,8 @@ def test_a_full_disk_is_an_error_and_not_a_short_trace(
 @pytest.fixture(scope="session")
 def sanitized_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sanitized(
-        tmp_path_factory.mktemp("trace"), "trace/trace.c", "trace/tracer.c", "trace/watch.c",
-        "common/socket.c", "common/error.c", options=("-lbpf",),
+        tmp_path_factory.mktemp("trace"), "trace/trace.c", "trace/tracer.c", "trace/calls32.c",
+        "trace/watch.c", "common/socket.c", "common/error.c", options=("-lbpf",),
     )  # fmt: skip
 
 
