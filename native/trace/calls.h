@@ -50,7 +50,8 @@ enum take { IGNORE, PLAIN, SPACES, PATH0, PATH1, MOUNT, FD, SEND, SENDMSG, ADDRE
 	CALL(finit_module, PLAIN) CALL(wait4, PLAIN) CALL(waitid, PLAIN) \
 	CALL(rt_sigaction, PLAIN) CALL(rt_sigprocmask, PLAIN) CALL(kill, PLAIN) CALL(pidfd_open, PLAIN) \
 	CALL(pidfd_send_signal, FD) CALL(tgkill, PLAIN) \
-	CALL(close_range, PLAIN) CALL(landlock_restrict_self, PLAIN)
+	CALL(close_range, PLAIN) CALL(landlock_restrict_self, PLAIN) \
+	CALL(io_uring_setup, PLAIN) CALL(io_uring_enter, PLAIN) CALL(io_uring_register, PLAIN)
 
 #if defined(__x86_64__)
 #define CALLS(CALL) CALLS_EVERYWHERE(CALL) \

@@ -174,6 +174,26 @@ def test_the_time_that_a_file_lock_is_waited_for_is_its_holders(
     assert length(slept) + queued(seen) >= 0.95 * 50 * MS
 
 
+def test_the_time_that_seccomp_lets_a_call_wait_is_the_supervisors(
+    bench: Bench, known: Path, tmp_path: Path
+) -> None:
+    seen = bench.start(known, "notify", tmp_path, "50")
+    [child] = children(seen)
+    assert seen.calls("chdir", str(tmp_path))["pid"].to_list() == [child]
+    assert length(path_of(seen, "pid", child)) > 0
+    slept = path_of(seen, "pid", seen.sample.pid).filter(pl.col("cause") == "sleep")
+    assert length(slept) >= 50 * MS
+
+
+def test_what_io_uring_is_waited_for_is_named(bench: Bench, known: Path) -> None:
+    state = Path("/proc/sys/kernel/io_uring_disabled")
+    if not state.exists() or state.read_text().strip() == "2":
+        pytest.skip("this kernel does not say that io_uring may be used")
+    seen = bench.start(known, "uring", "50")
+    assert seen.calls("io_uring_enter")["result"].to_list() == [1]
+    assert seen.wall(None, "another process: io_uring") >= 50 * MS
+
+
 def test_a_chain_of_vfork_and_execve_is_followed_to_its_end(bench: Bench, known: Path) -> None:
     seen = bench.start(known, "vfork", "5")
     chain = children(seen)

@@ -14,22 +14,31 @@
  *   known mounts DIR N      mount and unmount N times at a new directory in DIR
  *   known files DIR N       make and remove N files
  *   known vfork N           vfork and execute oneself, N times nested
+ *   known notify DIR MS     look DIR up in a child, which seccomp lets wait until we have slept
+ *   known uring MS          wait for a timer of io_uring
  *   known thread-exec       execute oneself from a second thread
  *   known say               nothing
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/futex.h>
+#include <linux/io_uring.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/select.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -223,6 +232,60 @@ static void wait_for_lock(void)
 	join(child);
 }
 
+/* Shares its descriptors with us, so that we have its listener. */
+static void be_supervised(int ready)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_chdir, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+	struct sock_fprog filter = {sizeof code / sizeof *code, code};
+	need(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "no_new_privs");
+	int listener = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER,
+				    SECCOMP_FILTER_FLAG_NEW_LISTENER, &filter);
+	need(listener >= 0 && write(ready, &listener, sizeof listener) == sizeof listener,
+	     "seccomp");
+	need(chdir(directory) == 0, directory);
+	_exit(0);
+}
+
+static void supervise(void)
+{
+	int ready[2], listener;
+	struct seccomp_notif asked = {0};
+	need(pipe2(ready, O_CLOEXEC) == 0, "pipe2");
+	pid_t child = (pid_t)syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0);
+	need(child >= 0, "clone");
+	if (child == 0)
+		be_supervised(ready[1]);
+	need(read(ready[0], &listener, sizeof listener) == sizeof listener, "read");
+	need(ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &asked) == 0, "receive");
+	sleep_ms(amount);
+	struct seccomp_notif_resp answer = {.id = asked.id,
+					    .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
+	need(ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &answer) == 0, "answer");
+	join(child);
+}
+
+static void wait_for_timer(void)
+{
+	struct io_uring_params params = {0};
+	struct __kernel_timespec time = {amount / 1000, amount % 1000 * 1000000};
+	int ring = (int)syscall(SYS_io_uring_setup, 1, &params);
+	need(ring >= 0, "io_uring_setup");
+	char *queue = mmap(NULL, params.sq_off.array + sizeof(int), PROT_READ | PROT_WRITE,
+			   MAP_SHARED, ring, IORING_OFF_SQ_RING);
+	struct io_uring_sqe *entry = mmap(NULL, sizeof *entry, PROT_READ | PROT_WRITE, MAP_SHARED,
+					  ring, IORING_OFF_SQES);
+	need(queue != MAP_FAILED && entry != MAP_FAILED, "mmap");
+	*entry = (struct io_uring_sqe){
+		.opcode = IORING_OP_TIMEOUT, .fd = -1, .addr = (unsigned long)&time, .len = 1};
+	__atomic_store_n((unsigned *)(queue + params.sq_off.tail), 1, __ATOMIC_RELEASE);
+	need(syscall(SYS_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) == 1,
+	     "io_uring_enter");
+}
+
 static void execute(const char *verb)
 {
 	char number[32];
@@ -287,6 +350,10 @@ int main(int argc, char **argv)
 		make_files(NULL);
 	else if (!strcmp(verb, "vfork") || !strcmp(verb, "nested"))
 		nest();
+	else if (!strcmp(verb, "notify"))
+		supervise();
+	else if (!strcmp(verb, "uring"))
+		wait_for_timer();
 	else if (!strcmp(verb, "thread-exec"))
 		wait_for_threads(1, execute_say);
 	else if (strcmp(verb, "say"))

@@ -107,11 +107,13 @@ _BLOCKED = tuple(
         (r"\bfutex_", f"{PEER}thread: futex"),
         (r"\b(do_epoll_wait|ep_poll|do_sys_poll|do_poll|do_select|do_pselect)",
          f"{PEER}process: poll"),
-        (r"\b(sigsuspend|do_sigtimedwait|__(x64|do|arm64)_sys_pause)\b",
+        (r"\b(sigsuspend|do_sigtimedwait|__(x64|ia32|do|arm64)_sys_pause)\b",
          f"{PEER}process: signal"),
         (r"\bptrace_stop\b", f"{PEER}process: ptrace"),
+        (r"\bseccomp_do_user_notification\b", f"{PEER}process: seccomp notification"),
         (rf"^{UNSEEN}$", f"{PEER}process: request"),
-        (r"\b(read_events|io_uring|io_cqring)", f"{PEER}process: aio"),
+        (r"\bread_events\b", f"{PEER}process: aio"),
+        (r"\bio_(uring|cqring)", f"{PEER}process: io_uring"),
     )
 )  # fmt: skip
 

@@ -58,6 +58,8 @@ def trace(
             console.print(waterfall.waterfall(timeline, spans, console.width))
             if sample.lost:
                 say(f"warning: {sample.lost} events were lost: phases may be wrong")
+            if "io_uring_enter" in spans["name"]:
+                say("note: the command uses io_uring: what it does there is in no phase of its own")
         status = result.exit_status
     raise typer.Exit(status if status >= 0 else 128 - status)
 
