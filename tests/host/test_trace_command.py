@@ -101,6 +101,15 @@ def test_a_container_is_followed_into_its_own_pid_namespace() -> None:
     assert "process.start" in phases
 
 
+def test_waits_whose_reason_the_kernel_hides_say_so(tmp_path: Path) -> None:
+    hidden = tmp_path / "kallsyms"
+    hidden.write_text("0000000000000000 T _stext\n" * 200)
+    script = f'mount --bind {hidden} /proc/kallsyms; exec "$@"'
+    output = trace(*WORK, before=("unshare", "--mount", "sh", "-ec", script, "sh")).stdout
+    causes = {row["cause"] for row in json.loads(output)["breakdown"]}
+    assert "unknown wait (kernel symbols are hidden)" in causes
+
+
 def test_a_directory_that_cannot_be_written_is_refused_before_the_command_runs(
     tmp_path: Path,
 ) -> None:

@@ -18,7 +18,7 @@ from firstlight.host.cgroups import hierarchies, is_unified
 from firstlight.lab.backends import accel, firecracker_probe, rootfs, vm
 from firstlight.lab.backends.oci import Oci
 from firstlight.model import Availability, Check
-from firstlight.trace import bpf
+from firstlight.trace import bpf, kallsyms
 
 MAIN = "container-creation"
 """The experiment that a new user runs first."""
@@ -193,6 +193,18 @@ def tracer() -> Check:
         hint = _SUDO if os.geteuid() else "the checks above show what is missing"
         return Check(TRACER, False, error.message, hint)
     return Check(TRACER, True, "programs load and attach")
+
+
+def symbols() -> Check:
+    """The reason of a wait is read from the names of the kernel's functions."""
+    if not kallsyms.are_hidden():
+        return Check("kernel symbols", True, "/proc/kallsyms shows addresses")
+    return Check(
+        "kernel symbols",
+        False,
+        "/proc/kallsyms shows no addresses: traces cannot say what starts wait for",
+        "sysctl kernel.kptr_restrict=1; in a container also --cap-add=SYSLOG",
+    )
 
 
 def veth() -> Check:
@@ -440,6 +452,7 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     types,
     tracepoints,
     tracer,
+    symbols,
     veth,
     overlay,
     squashfs,

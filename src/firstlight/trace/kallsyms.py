@@ -1,7 +1,11 @@
-"""Translates kernel addresses to function names, by ``/proc/kallsyms``."""
+"""Translates kernel addresses to function names, by ``/proc/kallsyms``.
+
+The kernel may hide the addresses there, and then a stack reads HIDDEN.
+"""
 
 import re
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,20 @@ _SUFFIX = re.compile(r"\.(?:constprop|isra|part|cold|llvm)\..*|\.cold$")
 _OURS = re.compile(
     r"bpf_|__bpf_|trace_|__traceiter_|__schedule$|schedule$|__cond_resched|preempt_schedule|\[|0x"
 )
-_ENTRY = re.compile(r"entry_|do_syscall_|x64_sys_call|syscall_|ret_from_fork|asm_")
+_ENTRY = re.compile(
+    r"entry_|do_syscall_|(x64|ia32)_sys_call|syscall_|ret_from_fork|asm_|do_int80_|_*do_fast_syscall_"
+)
+HIDDEN = "kernel symbols are hidden"
+
+
+@cache
+def are_hidden() -> bool:
+    """Whether the kernel keeps its addresses from this process, or has no table of them."""
+    try:
+        with Path("/proc/kallsyms").open() as table:
+            return all(int(line.split(None, 1)[0], 16) == 0 for line in islice(table, 100))
+    except OSError:
+        return True
 
 
 @cache
@@ -37,18 +54,22 @@ def _symbols() -> tuple[np.ndarray, list[str], dict[int, str]]:
 
 def variable(address: int) -> str:
     """The kernel variable at an address, or "" (many kernels list functions only)."""
-    return _symbols()[2].get(address, "")
+    return "" if are_hidden() else _symbols()[2].get(address, "")
 
 
 def function(address: int) -> str:
     """The function that contains an address."""
+    if are_hidden():
+        return hex(address)
     addresses, names, _ = _symbols()
     place = int(np.searchsorted(addresses, np.uint64(address), side="right")) - 1
-    return names[place] if place >= 0 and addresses[0] else hex(address)
+    return names[place] if place >= 0 else hex(address)
 
 
 def words(addresses: list[int]) -> str:
-    """The functions of one stack, innermost first, joined by ``;``."""
+    """The functions of one stack, innermost first, joined by ``;``; or HIDDEN."""
+    if are_hidden():
+        return HIDDEN
     frames = [function(address) for address in addresses if address]
     while frames and _OURS.match(frames[0]):
         frames.pop(0)
