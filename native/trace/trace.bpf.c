@@ -89,7 +89,12 @@ enum { SHORTEST_OFF_NS = 1000, SHORTEST_LOCK_NS = 1000, PAGE = 4096, PATH = 256 
 
 const volatile struct settings settings;
 
-__u64 lost;
+__u64 lost[LOSSES];
+
+static __always_inline void lose(enum loss how)
+{
+	__sync_fetch_and_add(&lost[how], 1);
+}
 
 /* Our own PID namespace: how deep it lies below the first, and its number. on_ask fills it. */
 struct {
@@ -158,7 +163,7 @@ struct {
 static __always_inline void emit(struct event *event, __u32 size)
 {
 	if (bpf_ringbuf_output(&events, event, size, BPF_RB_NO_WAKEUP))
-		__sync_fetch_and_add(&lost, 1);
+		lose(LOST_RING);
 }
 
 /* What a process is in the PID namespace that is so far below the first. */
@@ -249,7 +254,7 @@ static __always_inline int take_stack(void *ctx, struct task *task, __u32 tid, _
 		return number;
 	struct whole *whole = bpf_ringbuf_reserve(&events, sizeof *whole, 0);
 	if (!whole) {
-		__sync_fetch_and_add(&lost, 1);
+		lose(LOST_RING);
 		return -1;
 	}
 	fill(&whole->event, STACK, task, tid, start);
@@ -273,7 +278,7 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	else
 		return 0;
 	if (bpf_map_update_elem(&tasks, &tid, &task, BPF_ANY)) {
-		__sync_fetch_and_add(&lost, 1);
+		lose(LOST_THREAD);
 		return 0;
 	}
 	if (home.level) {
@@ -333,7 +338,7 @@ static __always_inline void begin(struct task_struct *p, __u32 tid, const char *
 	struct task task = new_task(known ? known->root : tid, GROUP(p));
 	struct begin *out = bpf_ringbuf_reserve(&events, sizeof *out, 0);
 	if (!out || (!known && bpf_map_update_elem(&tasks, &tid, &task, BPF_ANY))) {
-		__sync_fetch_and_add(&lost, 1);
+		lose(out ? LOST_THREAD : LOST_RING);
 		if (out)
 			bpf_ringbuf_discard(out, 0);
 		return;
@@ -363,7 +368,7 @@ int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *b
 		struct task *from = traced(old);
 		if (from) {
 			if (bpf_map_update_elem(&tasks, &tid, from, BPF_ANY))
-				__sync_fetch_and_add(&lost, 1);
+				lose(LOST_THREAD);
 			instant(EXIT, from, old, tid, 0);
 			bpf_map_delete_elem(&tasks, &old);
 		}
@@ -384,7 +389,7 @@ int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *b
 	exec.event.text = length > 0 ? length : 0;
 	if (bpf_ringbuf_output(&events, &exec.event, sizeof exec,
 			       settings.watch ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP))
-		__sync_fetch_and_add(&lost, 1);
+		lose(LOST_RING);
 	return 0;
 }
 
@@ -638,7 +643,7 @@ int BPF_PROG(on_enter, struct pt_regs *regs, long number)
 	if (!task)
 		return 0;
 	if (task->call && !task->copied) /* its return was missed by both */
-		__sync_fetch_and_add(&lost, 1);
+		lose(LOST_RETURN);
 	task->copied = 0;
 	return enter(task, regs, number);
 }

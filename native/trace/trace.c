@@ -10,7 +10,7 @@
  *       start PREFIX [PID...]   attach, and write to PREFIX.events and PREFIX.text; also follow
  *                      these processes, each as a root  -> "started"
  *       stop           detach, add whatever is unfinished, write PREFIX.stacks
- *                      (u32 stack, u64 addresses[STACK_DEPTH]) -> "stopped EVENTS LOST"
+ *                      (u32 stack, u64 addresses[STACK_DEPTH]) -> "stopped EVENTS LOST HOW"
  *
  *   trace --watch OBJECT ONE_IN MILLIONTHS NAME...
  *                                   follow programs of these names, whatever starts them, for NAME/ their
@@ -89,8 +89,11 @@ static int stop(void)
 	error = fclose(tracer_out.texts) || error;
 	unsigned long long written = tracer_out.written;
 	tracer_out = (struct tracer_out){0};
-	if (!error)
-		printf("stopped %llu %llu\n", written, tracer_take_lost());
+	if (!error) {
+		(void)tracer_take_lost();
+		printf("stopped %llu %llu %s\n", written, tracer_losses.events,
+		       tracer_losses.words);
+	}
 	return error ? tracer_fail("stop") : 0;
 }
 

@@ -60,6 +60,10 @@ struct meter {
 	unsigned long long met, rest[7];
 };
 
+/* Why an event was lost: the ring was full, or its lock was not had in time; no room for a thread, or the
+ * table's lock was not had in time; the return of a call was missed. */
+enum loss { LOST_RING, LOST_THREAD, LOST_RETURN, LOSSES };
+
 /* What is known of one traced thread. */
 struct task {
 	unsigned int root, pid;

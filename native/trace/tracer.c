@@ -20,6 +20,7 @@ enum { RING_SMALLEST = 1 << 22 };
 
 struct error tracer_failure;
 struct tracer_out tracer_out;
+struct tracer_losses tracer_losses;
 
 const struct tracer_call tracer_calls[] = {
 #define ENTRY(name, take) {SYS_##name, take, #name},
@@ -33,7 +34,6 @@ static struct bpf_program *programs[PROGRAMS];
 static int count;
 static struct ring_buffer *ring;
 static ring_buffer_sample_fn taker;
-static unsigned long long misses;
 static int copies_run;
 static char complaint[512];
 
@@ -210,43 +210,60 @@ static unsigned long long misses_of(struct bpf_program *program)
 		       : info.recursion_misses;
 }
 
+static void add_loss(const char *how, unsigned long long events)
+{
+	size_t used = strlen(tracer_losses.words);
+	if (!events)
+		return;
+	tracer_losses.events += events;
+	snprintf(tracer_losses.words + used, sizeof tracer_losses.words - used, "%s%s %llu",
+		 used ? ", " : "", how, events);
+}
+
 /* A program that is entered while it runs misses an event. Contention misses only events of the ring's
  * own lock or of an interrupt, and neither belongs to the traced thread; a timer that was missed only
  * leaves a wait without the name of what ended it. A missed return is counted at
  * the thread's next call; of missed calls, at most those count that the copy missed too. */
-static unsigned long long missed(void)
+static void add_misses(void)
 {
-	unsigned long long sum = 0, enter = 0, again = 0;
+	static unsigned long long before[PROGRAMS];
+	unsigned long long enter = 0, again = 0;
 	int has_copy = 0;
 	for (int i = 0; i < count; i++) {
 		const char *name = bpf_program__name(programs[i]);
+		unsigned long long all = misses_of(programs[i]), own = all - before[i];
+		before[i] = all;
 		if (strstr(name, "contention") || strstr(name, "on_timer") ||
 		    strstr(name, "on_return"))
 			continue;
-		unsigned long long own = misses_of(programs[i]);
 		if (!strcmp(name, "on_enter_again")) {
 			again = own;
 			has_copy = copies_run;
 		} else if (!strcmp(name, "on_enter")) {
 			enter = own;
 		} else {
-			sum += own;
+			add_loss(name, own);
 		}
 	}
-	return sum + (has_copy && again < enter ? again : enter);
+	add_loss("on_enter", has_copy && again < enter ? again : enter);
 }
 
 unsigned long long tracer_take_lost(void)
 {
+	static const char *const how[] = {"ring", "thread", "return"};
 	unsigned int zero = 0;
-	unsigned long long lost = 0, none = 0;
+	unsigned long long lost[LOSSES], none[LOSSES] = {0};
 	int data = tracer_map(".bss");
-	if (bpf_map_lookup_elem(data, &zero, &lost) ||
-	    bpf_map_update_elem(data, &zero, &none, BPF_ANY))
-		return 1;
-	unsigned long long before = misses;
-	misses = missed();
-	return lost + misses - before;
+	tracer_losses = (struct tracer_losses){0};
+	if (bpf_map_lookup_elem(data, &zero, lost) ||
+	    bpf_map_update_elem(data, &zero, none, BPF_ANY)) {
+		add_loss("unknown", 1);
+		return tracer_losses.events;
+	}
+	for (int i = 0; i < LOSSES; i++)
+		add_loss(how[i], lost[i]);
+	add_misses();
+	return tracer_losses.events;
 }
 
 unsigned int tracer_tids[TASKS], tracer_task_count;

@@ -59,8 +59,13 @@ int tracer_clear(const char *name);
 /* A process that was there before, asleep until something asks it. */
 int tracer_follow(unsigned int pid);
 
-/* How many events were lost since it was last asked. */
+/* How many events were lost since it was last asked. Says in tracer_losses how: by enum loss, or by the
+ * program that missed them. */
 unsigned long long tracer_take_lost(void);
+extern struct tracer_losses {
+	unsigned long long events;
+	char words[256];
+} tracer_losses;
 
 /* Takes the events of watch. */
 int tracer_take(void *context, void *data, size_t size);

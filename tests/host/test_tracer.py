@@ -443,10 +443,12 @@ def test_a_ring_that_is_too_small_is_no_secret(bench: Bench, known: Path, tmp_pa
         small = Bench(bench.workspace, generator, tracer, tmp_path)
         seen = small.start(known, "files", tmp_path, "3000")
         assert seen.lost > 0
+        assert tracer.losses == f"ring {seen.lost}"
         assert seen.sample.lost == seen.lost
         assert seen.wall() == seen.sample.latency
         again = small.start(known, "say")
         assert again.lost == 0  # each batch has its own count
+        assert tracer.losses == ""
 
 
 @contextmanager
@@ -493,6 +495,7 @@ def test_threads_that_find_no_place_in_the_table_are_counted(
     with altered(monkeypatch, bench, tmp_path, "TASKS", 4) as crowded:
         seen = crowded.start(known, "threads", "64")
         assert seen.lost > 0
+        assert crowded.tracer.losses == f"thread {seen.lost}"
         assert seen.wall() == seen.sample.latency
 
 

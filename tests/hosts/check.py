@@ -119,7 +119,9 @@ def many() -> Iterator[Outcome]:
 
 def traced_parts() -> Iterator[Outcome]:
     """The parts, in a workspace of their own."""
-    alone, at_once, lost, seen = 0, [], 0, 0
+    alone, lost, seen = 0, 0, 0
+    at_once: list[str] = []
+    losses: list[str] = []
     with (
         sandbox("check-many") as place,
         Generator() as generator,
@@ -140,7 +142,9 @@ def traced_parts() -> Iterator[Outcome]:
             else:
                 alone += ready
             events = seen // bpf.EVENT.itemsize + lost
+            losses += [tracer.losses] if tracer.losses else []
             words = f"{', '.join([f'{alone} alone', *at_once])}: {lost} of {events} events lost"
+            words += f" ({'; '.join(losses)})" if losses else ""
             if ready < count:
                 yield "failed", f"{words}; {ready} of {count} ready"
                 return

@@ -57,7 +57,10 @@ def trace(
             _, spans = next(result.run.span_batches())
             console.print(waterfall.waterfall(timeline, spans, console.width))
             if sample.lost:
-                say(f"warning: {sample.lost} events were lost: phases may be wrong")
+                say(
+                    f"warning: {sample.lost} events were lost ({result.losses}): "
+                    "phases may be wrong"
+                )
             if "io_uring_enter" in spans["name"]:
                 say("note: the command uses io_uring: what it does there is in no phase of its own")
         status = result.exit_status

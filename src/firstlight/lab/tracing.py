@@ -36,10 +36,13 @@ _FOREVER_SECONDS = 1e8
 
 @dataclass(frozen=True)
 class Traced:
-    """A traced command: its run of one sample, and its exit status."""
+    """A traced command: its run of one sample, its exit status, and how events were lost, if any
+    were (bpf.Tracer.losses).
+    """
 
     run: store.Run
     exit_status: int
+    losses: str
 
 
 @contextmanager
@@ -69,7 +72,7 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
         directory = out or Path(scratch) / "run"
         with store.Writer(directory, header) as writer:  # before the command does its work
             try:
-                outcome, lost, spans = _run(command)
+                outcome, lost, losses, spans = _run(command)
                 ready = _executed(spans, until) if until else outcome.exited
             except BaseException:
                 shutil.rmtree(directory)
@@ -78,11 +81,11 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
             writer.append_spans(0, spans)
             writer.append([_sample(point, outcome, ready, status, lost)])
             writer.finish(Footer(ended=datetime.now(UTC).isoformat(timespec="seconds")))
-        yield Traced(store.read(directory), status)
+        yield Traced(store.read(directory), status, losses)
 
 
-def _run(command: Execute) -> tuple[Outcome, int, pl.DataFrame]:
-    """The command's end, the number of lost events, and its spans."""
+def _run(command: Execute) -> tuple[Outcome, int, str, pl.DataFrame]:
+    """The command's end, how many events were lost and how, and its spans."""
     with Generator(_inherited()) as generator, bpf.Tracer(generator.pid) as tracer:
         interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command
         try:
@@ -92,7 +95,7 @@ def _run(command: Execute) -> tuple[Outcome, int, pl.DataFrame]:
         finally:
             signal.signal(signal.SIGINT, interrupted)
         generator.stop(0, deadline=0, inherit=True)
-        return outcome, lost, tracer.collect({outcome.pid: 0})
+        return outcome, lost, tracer.losses, tracer.collect({outcome.pid: 0})
 
 
 def _inherited() -> list[int]:

@@ -54,6 +54,8 @@ class Tracer:
         self, generator: int, directory: Path | None = None, ring: int = _RING_BYTES
     ) -> None:
         self._generator, self._parent, self._ring = generator, directory, ring
+        self.losses = ""
+        """How the last batch lost events: by the tracer's part, and how many."""
 
     def __enter__(self) -> "Tracer":
         self._directory = Path(tempfile.mkdtemp(prefix="firstlight-trace-", dir=self._parent))
@@ -82,7 +84,9 @@ class Tracer:
 
     def stop(self) -> int:
         """Detach the programs; returns the number of events lost since ``start``."""
-        return int(self._say("stop", "stopped").split()[2])
+        _, _, lost, *words = self._say("stop", "stopped").rstrip().split(" ", 3)
+        self.losses = words[0] if words else ""
+        return int(lost)
 
     def collect(self, samples: Mapping[int, int]) -> pl.DataFrame:
         """The spans of the last batch.
