@@ -1,6 +1,8 @@
 """Small files that are written whole or not at all."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -12,11 +14,26 @@ def write_whole(path: Path, content: bytes | memoryview, mode: int | None = None
     """
     new = unfinished(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    with os.fdopen(os.open(new, flags, 0o666 if mode is None else 0o600), "wb") as file:
-        if mode is not None:  # also where a killed process has left one of another mode
-            os.fchmod(file.fileno(), mode)
-        file.write(content)
+    descriptor = os.open(new, flags, 0o666 if mode is None else 0o600)
+    try:
+        with naming(path), os.fdopen(descriptor, "wb") as file:
+            if mode is not None:  # also where a killed process has left one of another mode
+                os.fchmod(file.fileno(), mode)
+            file.write(content)
+    except OSError:
+        new.unlink()
+        raise
     new.rename(path)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let the error of a failed write name the file, as that of a failed open does."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
 
 
 def unfinished(path: Path) -> Path:

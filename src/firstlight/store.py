@@ -25,7 +25,7 @@ import msgspec
 import polars as pl
 
 from firstlight.errors import BadRun, FirstlightError
-from firstlight.files import write_whole
+from firstlight.files import naming, write_whole
 from firstlight.model import (
     SCHEMA_VERSION,
     Footer,
@@ -122,7 +122,8 @@ class Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._samples.close()
+        with naming(self.path / "samples.jsonl"):
+            self._samples.close()
 
     def write_header(self, header: Header) -> None:
         """Write the header, or replace it: a run that is watched learns its points as they come."""
@@ -130,9 +131,10 @@ class Writer:
 
     def append(self, samples: Iterable[Sample]) -> None:
         """Append samples and flush them."""
-        for sample in samples:
-            self.written += self._samples.write(_line(sample))
-        self._samples.flush()
+        with naming(self.path / "samples.jsonl"):
+            for sample in samples:
+                self.written += self._samples.write(_line(sample))
+            self._samples.flush()
 
     def append_spans(self, batch: int, spans: pl.DataFrame) -> None:
         """Write the spans of one traced batch."""

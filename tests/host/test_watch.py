@@ -71,9 +71,12 @@ def test_starts_of_others_are_found_by_name_and_kept_as_a_run(bundle: Path, tmp_
             assert isinstance(labels, dict)
             assert (labels["pod"], labels["namespace"]) == ("shop-1", "web")
             assert (labels["container"], labels["runtime"]) == ("nginx", "runc")
+        watch.process.send_signal(signal.SIGHUP)  # its terminal is closed
+        assert watch.process.wait(SECONDS) == 0
     assert min(unnamed) < 0.05  # on a busy machine a wait for a CPU may be where nothing names it
     [kept] = (tmp_path / "kept").iterdir()
     stored = store.read(kept)
+    assert stored.footer
     own = [sample for sample in stored.samples if sample.labels["id"].startswith(prefix)]
     assert [sample.latency for sample in own] == [record["latency_ns"] for record in seen]
     report = subprocess.run([FIRSTLIGHT, "report", kept], capture_output=True, text=True)

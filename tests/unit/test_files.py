@@ -1,6 +1,7 @@
 """Files are written whole, or stay as they were."""
 
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -49,3 +50,16 @@ def test_what_cannot_be_written_leaves_the_file(tmp_path: Path) -> None:
         write_whole(file, b"after")
     assert file.read_bytes() == b"before"
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_error_of_a_failed_write_names_the_file_and_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "record.json"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            write_whole(file, b"more than that, as on a full disk")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.filename == str(file)
+    assert list(tmp_path.iterdir()) == []

@@ -166,10 +166,11 @@ def _sent(stack: ExitStack, collector: str | None) -> "list[Callable[[Seen], Non
 
 @contextmanager
 def _stop_signals() -> "Iterator[int]":
-    """A descriptor that is readable once SIGINT or SIGTERM has come.
+    """A descriptor that is readable once SIGINT, SIGTERM or SIGHUP has come.
 
     An exception raised by the signal could be lost in code that discards exceptions. A second
     signal ends the process at once; so does an alarm, because its output may have no reader.
+    SIGHUP stays ignored under nohup.
     """
 
     def stop(number: int, _: "FrameType | None") -> None:
@@ -178,7 +179,9 @@ def _stop_signals() -> "Iterator[int]":
 
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     before = [signal.signal(number, stop) for number in numbers]
     try:
         yield reading

@@ -22,6 +22,9 @@ from firstlight.lab.cluster import start_server
 
 _ACCOUNT_SECONDS = 30.0
 _DELETE_SECONDS = 60.0
+_ANSWER_SECONDS = 30.0
+_QUIET_SECONDS = 300.0
+"""How long the API may take for an answer, and send no events before they are asked for again."""
 _LOG_SECONDS = 12.0  # longer than the payload waits for its packet
 _HOPELESS = ("ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff", "InvalidImageName",
              "CreateContainerConfigError", "CreateContainerError", "RunContainerError",
@@ -71,7 +74,10 @@ class _Watch:
 
     def _stream(self) -> None:
         answer = self._api.list_namespaced_pod(
-            self._namespace, watch=True, _preload_content=False, _request_timeout=None
+            self._namespace,
+            watch=True,
+            _preload_content=False,
+            _request_timeout=(_ANSWER_SECONDS, _QUIET_SECONDS),
         )
         waiting = b""
         for part in answer.stream(None):
@@ -129,7 +135,10 @@ class _Watch:
                    if (state := each.get("state", {}).get("waiting"))]  # fmt: skip
         if waiting:
             return f"the container is waiting: {words(waiting[0])}"
-        return f"the pod is {pod.get('status', {}).get('phase', 'Pending')}"
+        phase = pod.get("status", {}).get("phase", "Pending")
+        node = pod["spec"].get("nodeName")
+        where = f" on node {node}, whose kubelet reports no container of it" if node else ""
+        return f"the pod is {phase}{where}"
 
 
 def hopeless(pod: dict[str, Any] | None) -> str | None:
@@ -190,7 +199,14 @@ class Cluster:
                 return
 
     def _new(self) -> Any:  # noqa: ANN401 - an untyped client
-        return self._client.CoreV1Api(self._client.ApiClient(self._settings))
+        client: Any = self._client.ApiClient(self._settings)
+        ask = client.rest_client.request
+
+        def request(*words: Any, _request_timeout: Any = None, **more: Any) -> Any:  # noqa: ANN401
+            return ask(*words, _request_timeout=_request_timeout or _ANSWER_SECONDS, **more)
+
+        client.rest_client.request = request  # by itself it would wait for ever
+        return self._client.CoreV1Api(client)
 
     def connection(self) -> Any:  # noqa: ANN401 - an untyped client
         """A client whose connection is open."""
@@ -299,7 +315,9 @@ class Pod:
             if events:
                 last = max(events, key=lambda each: each.get("lastTimestamp") or "")
                 by = last.get("source", {}).get("component") or last.get("reportingComponent")
-                return f"; {by}: {last.get('reason')}: {last.get('message')}"
+                text = str(last.get("message"))
+                known = self._cluster.watch.stage(self._name)
+                return f"; {by}: {last.get('reason')}{'' if text in known else f': {text}'}"
         return ""
 
     def end(self) -> None:
@@ -337,10 +355,10 @@ def body(request: Request) -> dict[str, Any]:
 
 
 def complaint(error: Exception) -> str:
-    """An API error's own message."""
+    """An API error's own message, in one line; of a failed connection, why."""
     with suppress(Exception):
         return str(json.loads(error.body)["message"])  # type: ignore[attr-defined]
-    return str(error)
+    return " ".join(str(getattr(error, "reason", None) or error).split())
 
 
 def main(file: Path) -> None:
@@ -349,7 +367,9 @@ def main(file: Path) -> None:
     try:
         cluster = Cluster(configuration)
     except Exception as error:
-        print(f"cannot use the cluster: {complaint(error)}", flush=True)  # noqa: T201 - the answer
+        print(  # noqa: T201 - the answer
+            f"cannot use the cluster of {configuration.kubeconfig}: {complaint(error)}", flush=True
+        )
         return
     start_server.serve(Path(configuration.socket), lambda: Pod(cluster))
     print("ready", flush=True)  # noqa: T201 - the answer
