@@ -70,13 +70,13 @@ struct bpf_ringbuf_map { void *rb; } KERNEL;
 struct pt_regs { unsigned long bx, cx, di, si, dx, r10; } KERNEL;
 #define ARGUMENT(regs, n) (n == 0 ? regs->di : n == 1 ? regs->si : n == 2 ? regs->dx : regs->r10)
 #define ARGUMENT32(regs, n) (n == 0 ? regs->bx : n == 1 ? regs->cx : n == 2 ? regs->dx : regs->si)
-#define NARROW(thread) (BPF_CORE_READ(thread, status) & 2) /* TS_COMPAT */
+#define NARROW(task) ((task)->thread_info.status & 2) /* TS_COMPAT */
 #elif defined(__TARGET_ARCH_arm64)
 struct user_pt_regs { __u64 regs[31]; } KERNEL;
 struct pt_regs { unsigned long orig_x0; __u64 regs[31]; } KERNEL;
 #define ARGUMENT(regs, n) (n == 0 ? regs->orig_x0 : regs->regs[n])
 #define ARGUMENT32(regs, n) ARGUMENT(regs, n)
-#define NARROW(thread) (BPF_CORE_READ(thread, flags) & 1 << 22) /* TIF_32BIT */
+#define NARROW(task) ((task)->thread_info.flags & 1 << 22) /* TIF_32BIT */
 #endif
 
 enum { S_IFMT = 0170000, S_IFSOCK = 0140000, AF_NETLINK = 16 };
@@ -593,28 +593,29 @@ static __always_inline long widen(struct task *task, long number)
 
 static __always_inline int enter(struct task *task, struct pt_regs *regs, long number)
 {
-	struct task_struct *current = (void *)bpf_get_current_task();
+	struct task_struct *current = bpf_get_current_task_btf();
 	task->number = -1;
 	task->call = 0;
 	task->lock = 0; /* one whose end was missed must not hide those to come */
-	task->narrow = NARROW(&current->thread_info);
+	task->narrow = !!NARROW(current);
 	if (task->narrow) {
 		task->args[0] = (__u32)ARGUMENT32(regs, 0);
 		task->args[1] = (__u32)ARGUMENT32(regs, 1);
 		task->args[2] = (__u32)ARGUMENT32(regs, 2);
 		task->args[3] = (__u32)ARGUMENT32(regs, 3);
 		number = widen(task, number);
-	} else {
-		task->args[0] = ARGUMENT(regs, 0);
-		task->args[1] = ARGUMENT(regs, 1);
-		task->args[2] = ARGUMENT(regs, 2);
-		task->args[3] = ARGUMENT(regs, 3);
 	}
 	if (number < 0 || number >= NUMBERS || settings.take[number] == IGNORE)
 		return 0;
 	if (settings.take[number] >= ASLEEP) {
 		task->wait = settings.take[number];
 		return 0;
+	}
+	if (!task->narrow) {
+		task->args[0] = ARGUMENT(regs, 0);
+		task->args[1] = ARGUMENT(regs, 1);
+		task->args[2] = ARGUMENT(regs, 2);
+		task->args[3] = ARGUMENT(regs, 3);
 	}
 	task->number = number;
 	task->call = bpf_ktime_get_ns();
