@@ -118,6 +118,12 @@ def test_no_call_takes_huge_pages_that_the_host_has_set_aside(
         assert run(PROGRAM, NUMBERS[name], tuple(arguments)) == action
 
 
+def test_asynchronous_io_reads_as_not_built_in() -> None:
+    """All users of a host share its requests (fs.aio-max-nr), and one could take them."""
+    for name in ("io_setup", "io_submit", "io_getevents", "io_destroy"):
+        assert run(PROGRAM, NUMBERS[name]) == ENOSYS
+
+
 def test_only_known_socket_families() -> None:
     allowed = {
         family for family in range(64) if run(PROGRAM, NUMBERS["socket"], (family,)) == ALLOWED
