@@ -1,9 +1,9 @@
 """Finds and removes what killed runs left, and nothing else.
 
-Whatever the kernel does not end with a run's last process carries the run's name. A run is alive
-while the process in ``/run/firstlight/RUN/owner`` ("pid starttime pid-namespace") is; that of
-another PID namespace holds a lock on this file. This directory is made first and removed last, so
-it exists for as long as anything else of the run.
+What the kernel does not end with a run's last process carries the run's name. A run is alive while
+the process in ``/run/firstlight/RUN/owner`` ("pid starttime pid-namespace") is; one of another PID
+namespace holds a lock on this file. This directory is made first and removed last, so it exists as
+long as anything else of the run.
 """
 
 import errno
@@ -191,7 +191,7 @@ def _doomed(pid: int, dead: set[str]) -> str | None:
 
 
 def _environment(pid: int) -> bytes:
-    """What a process was started with, as NAME=VALUE and NUL.
+    """The environment that a process was started with, as NAME=VALUE and NUL.
 
     While a process is in execve the kernel shows none: retries for 50 ms at most.
     """
@@ -204,7 +204,7 @@ def _environment(pid: int) -> bytes:
 
 
 def _is_executing(pid: int) -> bool:
-    """Whether it has memory, and does not know yet where in it its environment ends: proc(5)."""
+    """Whether it has memory but does not yet know where its environment ends: proc(5)."""
     fields = _stat(pid)
     return fields[20] != "0" == fields[48]
 
@@ -311,7 +311,7 @@ def _named_namespaces(dead: set[str]) -> Iterator[Leftover]:
 def _of_watches() -> Iterator[Leftover]:
     """Directories of ``firstlight watch`` up to 0.2, which are left if it is killed.
 
-    They name no owner: none is touched while a watch is running.
+    They name no owner, so none is removed while a watch is running.
     """
     directories = [
         directory
@@ -325,7 +325,7 @@ def _of_watches() -> Iterator[Leftover]:
 
 
 def _is_of_watch(directory: Path) -> bool:
-    """Whether a directory is our user's alone, and holds only what watch writes."""
+    """Whether a directory belongs to our user alone and has only files of watch."""
     try:
         about = directory.lstat()
         names = [entry.name for entry in directory.iterdir()]

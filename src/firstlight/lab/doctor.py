@@ -85,7 +85,7 @@ def run() -> list[Check]:
 
 
 def _answer(check: Callable[[], Check]) -> Check:
-    """The result of a check; of one that finds no file to look at, that it cannot tell."""
+    """The result of a check; "cannot tell" if a file that it reads is missing."""
     try:
         return check()
     except OSError as error:
@@ -106,7 +106,7 @@ def _startable(checks: Sequence[Check], experiments: Mapping[str, Availability])
 
 
 def verdict(checks: Sequence[Check], experiments: Mapping[str, Availability]) -> str:
-    """What can be done now, or what must be done first: one sentence."""
+    """One sentence: what can be done now, or what must be done first."""
     if not ready(checks, experiments):
         names = (*_NEEDED, *experiments[MAIN].can_run)
         remedies = {check.hint: None for check in checks if check.name in names and not check.ok}
@@ -131,7 +131,7 @@ def root() -> Check:
 
 
 def proc() -> Check:
-    """Much is read from it, and a container may show a part of it only."""
+    """Many checks read it, and a container may have only a part of it."""
     missing = [
         name for name in ("meminfo", "stat", "cpuinfo", "filesystems", "self/mountinfo")
         if not (facts.PROC / name).exists()

@@ -59,10 +59,10 @@ BURST = Burst()
 class Outcome:
     """The generator's record of one start. Stamps are in ns, 0 for what did not happen.
 
-    ``seen`` is when it read ``firstlight ready`` or ``error``. ``status`` is as ``waitpid``
-    gives it, None while the start is up. ``expired``: its deadline passed before
-    it was ready; it is up until ``stop`` kills it. ``pid`` is 0 of one that was asked for.
-    ``output`` is what it wrote, ``reply`` the record of that.
+    ``seen`` is when it read ``firstlight ready`` or ``error``. ``status`` is as ``waitpid`` gives
+    it, None while the start is up. ``expired``: its deadline passed before it was ready; it is up
+    until ``stop`` kills it. ``pid`` is 0 for a requested start. ``output`` is what it wrote,
+    ``reply`` its parsed form.
     """
 
     intended: int

@@ -1,4 +1,4 @@
-"""A day of a node's invocations, and what pools of waiting forks do for it.
+"""Simulates a day of a node's invocations with pools of waiting forks.
 
 The day is generated from what is published of Azure Functions in July 2019: Shahrad et al.,
 "Serverless in the Wild", USENIX ATC 2020, whose trace itself is too large to carry along. Of the
@@ -65,7 +65,7 @@ def _arrivals(rate: float, drawn: random.Random) -> list[float]:
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured, in seconds: a start from a waiting fork, one that makes its own."""
+    """Measured times in seconds: a start from a waiting fork, and one that makes its own."""
 
     ready: float
     made: float
@@ -73,7 +73,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Day:
-    """What a policy makes of a day: ``idle`` in forks times seconds, latencies in seconds."""
+    """The result of a policy for a day: ``idle`` in fork-seconds, latencies in seconds."""
 
     idle: float
     latencies: NDArray[np.float64]
@@ -87,7 +87,7 @@ class Day:
 def simulated(calls: list[list[float]], size: PoolSize, window: float, costs: Costs) -> Day:
     """A day with a pool of waiting forks for each function, each sized by the runtime's rule.
 
-    A zygote makes one fork at a time; those who wait for one come before the pool.
+    A zygote makes one fork at a time; waiting requests come before the pool.
     """
     idle, latencies = 0.0, list[float]()
     for arrivals in calls:
@@ -151,7 +151,7 @@ class _Simulation:
         return latencies
 
     def _pass(self, until: float) -> None:
-        """Time passes: the pool is filled, then shrinks as the window passes."""
+        """Let time pass: the pool is filled, then shrinks as the window passes."""
         while self._now < until:
             target = self._demand.target()
             if self._ready < target:

@@ -56,7 +56,7 @@ class Plan:
 
 
 class Progress(Protocol):
-    """Is told of each batch before it is measured, and of its samples after."""
+    """Gets each batch before it is measured, and its samples afterwards."""
 
     def begin(self, batch: Batch, done: float) -> None:
         """``done`` is the share of the run's work, or of its budget, that is behind it."""

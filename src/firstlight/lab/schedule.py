@@ -1,4 +1,4 @@
-"""In which order a run's batches are measured, and when it is enough.
+"""Decides the order of a run's batches, and when to stop.
 
 Without a budget a run has a fixed number of repetitions. With one it ends when the time is used up:
 first every point is measured once, those with few instances first; after ``LEAST`` repetitions of
@@ -93,7 +93,9 @@ class Schedule:
         )
 
     def _round(self, numbers: Sequence[int]) -> list[Batch]:
-        """One more repetition of some cases, in random order: a drift of the machine meets all."""
+        """One more repetition of some cases, in random order, so that a drift of the machine
+        affects all.
+        """
         batches: list[Batch] = []
         for number in numbers:
             batches += self._of(self.cases[number], self._rounds[number])
@@ -156,7 +158,9 @@ class Schedule:
         return next(number for number, case in enumerate(self.cases) if case.point == point)
 
     def _is_done(self, batch: Batch) -> bool:
-        """Whether the earlier run has measured it. What cannot be traced was measured without."""
+        """Whether the earlier run has measured it. Cases that cannot be traced are measured without
+        tracing.
+        """
         for traced in (batch.traced, False):
             key = (frozenset(batch.point.items()), batch.repetition, traced)
             if self._done[key]:

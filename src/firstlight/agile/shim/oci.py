@@ -49,7 +49,7 @@ async def run(words: Sequence[str], streams: Sequence[int], seconds: float = _SE
 
 
 def _spawn(words: Sequence[str], streams: Sequence[int]) -> int:
-    """Start a process that inherits nothing from the server, nor passes it on."""
+    """Start a process that inherits nothing from the server, so that its children do not either."""
     actions = [(os.POSIX_SPAWN_DUP2, each, number) for number, each in enumerate(streams)]
     # Go's scheduler costs a single-threaded program a fifth of its time, and more in a burst.
     environment = {"PATH": os.environ.get("PATH", os.defpath), "GOMAXPROCS": "1"}

@@ -1,4 +1,4 @@
-"""What is written for a node's components: their configurations, users and kubeconfigs."""
+"""Writes the files of a node's components: configurations, users and kubeconfigs."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def _agent(settings: Settings) -> str:
 
 
 def write(settings: Settings) -> None:
-    """Make the directories and files that the components are given."""
+    """Make the directories and files of the components."""
     home = settings.home
     for name in ("logs", "certs", "pod-logs", "ipam", "kubeconfigs", "nodes", "shim"):
         (home / name).mkdir()
@@ -122,7 +122,7 @@ def _proxy(settings: Settings) -> dict[str, object]:
             "burst": 1000,
         },
         "nftables": {"minSyncPeriod": "0s"},
-        # The sysctls are the host's, and not to be changed.
+        # The sysctls are the host's and must not change.
         "conntrack": {"maxPerCore": 0, "tcpCloseWaitTimeout": "0s", "tcpEstablishedTimeout": "0s"},
     }  # fmt: skip
 
@@ -144,7 +144,8 @@ def _kubelet(settings: Settings) -> dict[str, object]:
         "enableControllerAttachDetach": False,
         "failSwapOn": False,
         "maxPods": 250,
-        # A laboratory's small or full machine is not to be tidied up in the middle of a run.
+        # The kubelet must not evict or collect anything in the middle of a run, however full the
+        # machine is.
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%",
                          "imagefs.available": "1%", "nodefs.inodesFree": "1%"},
         "imageGCHighThresholdPercent": 100,
@@ -181,7 +182,7 @@ def _containerd(settings: Settings) -> str:
         f"bin_dirs = {json.dumps(plugin_directories(settings))}",
         f'conf_dir = "{_lists(settings, first)}"',
         "max_conf_num = 1",
-        f"use_internal_loopback = {str(has_shim).lower()}",  # as deploy/containerd has it
+        f"use_internal_loopback = {str(has_shim).lower()}",  # the same as in deploy/containerd
         f"[{runtime}.containerd]",
         f'default_runtime_name = "{first.name}"',
     ]

@@ -85,7 +85,7 @@ def _write(
 
 
 class _Hashed:
-    """A file that hashes what it passes on."""
+    """A file that hashes what is written to it."""
 
     def __init__(self, to: Callable[[bytes], int]) -> None:
         self._to, self._hash = to, hashlib.sha256()
@@ -97,7 +97,7 @@ class _Hashed:
 
     @property
     def digest(self) -> str:
-        """Of what was written."""
+        """The digest of what was written."""
         return f"sha256:{self._hash.hexdigest()}"
 
 

@@ -1,4 +1,4 @@
-"""What the kubelet and containerd say in their metrics of the time that pods took.
+"""Reads the times of pods from the metrics of the kubelet and containerd.
 
 Metrics are sums over all pods: the difference between two readings is a batch's.
 """

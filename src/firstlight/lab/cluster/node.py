@@ -2,12 +2,12 @@
 
     python -m firstlight.lab.cluster.node SETTINGS [DESCRIPTOR]
 
-SETTINGS is a file of ``Settings``. On the descriptor it writes one line of JSON, an ``Event``, for
-each step, the last of which is ``ready`` or ``failed``; then it stays until it is killed or its
-standard input ends.
+SETTINGS is a file of ``Settings``. On the descriptor it writes a line of JSON, an ``Event``, for
+each step, the last ``ready`` or ``failed``. Then it runs until it is killed or its standard input
+ends.
 
-A further node of the cluster is a component of the first and without a descriptor: its namespaces
-are made in those of the first, whose end is the end of all, and its last words say what failed.
+A further node is a component of the first, without a descriptor. Its namespaces are made in those
+of the first, whose end ends all, and its last output says what failed.
 """
 
 import ctypes
@@ -44,7 +44,7 @@ from firstlight.lab.cluster.settings import (
 _NAMESPACES = 0x00020000 | 0x40000000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x02000000
 """CLONE_NEW of mount, net, uts, ipc, pid and cgroup."""
 _PR_SET_PDEATHSIG = 1
-_DEADLINE_SECONDS = 120.0  # for each component, on a machine that is busy with others' work
+_DEADLINE_SECONDS = 120.0  # for each component, on a busy machine
 _ASK_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 _LAST_WORDS = 400
@@ -80,7 +80,7 @@ class _Node:
         os.write(self._report, line)
 
     def bring_up(self) -> None:
-        """Start everything and wait for it; the last event says how that went."""
+        """Start everything and wait for it; the last event has the result."""
         settings = self._settings
         try:
             links.join(settings.switch, settings.name, settings.address)
@@ -140,11 +140,11 @@ class _Node:
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
                 cwd=self._settings.home, pass_fds=[self._settings.switch],
             )  # fmt: skip
-            process.returncode = 0  # nobody else is to wait for it
+            process.returncode = 0  # nothing else must wait for it
             self._pids[process.pid] = name
 
     def reap(self) -> None:
-        """Take the end of every process, orphans' too, for as long as there is one."""
+        """Reap every process, including orphans, until there are none."""
         while True:
             try:
                 pid, status = os.wait()
@@ -172,7 +172,7 @@ class _Node:
         return last_words(self._settings.log(name))
 
     def _after(self, name: str) -> None:
-        """What must be done once a component is up, before others use it."""
+        """Do what others need once a component is up."""
         settings = self._settings
         if name == "containerd":
             self._import("payload", PAYLOAD, ["/bin/payload", "ready"])
@@ -248,7 +248,7 @@ class _Node:
 
 
 def is_up(health: Health, token: str, root: str = "") -> bool:
-    """Whether a component answers that it is well; ``root`` is where its mount namespace is."""
+    """Whether a component reports itself healthy; ``root`` is the root of its mount namespace."""
     try:
         if health.socket:
             with socket.socket(socket.AF_UNIX) as connection:

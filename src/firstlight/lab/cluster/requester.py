@@ -1,4 +1,4 @@
-"""Asks a cluster for pods, as the load generator asks it: one pod a start, by the API.
+"""Requests pods from a cluster for the load generator: one pod per start, by the API.
 
     python -m firstlight.lab.cluster.requester CONFIGURATION
 
@@ -105,9 +105,8 @@ class _Watch:
             self._changed.notify_all()
 
     def await_(self, name: str, what: str, seconds: float) -> dict[str, int] | None:
-        """When each event of a pod was seen, once ``what`` was; None if late.
-
-        Raises RuntimeError if it can no longer be.
+        """Wait for the event ``what`` of a pod; returns when each was seen, None if late. Raises
+        RuntimeError if it cannot come any more.
         """
         until = time.monotonic() + seconds
         with self._changed:
@@ -123,7 +122,7 @@ class _Watch:
                 self._changed.wait(left)
 
     def stage(self, name: str) -> str:
-        """A pod's progress, in the API's words."""
+        """A pod's progress, in the API's terms."""
         pod = self._pods.get(name)
         if pod is None:
             return "the API has not reported it"
@@ -209,7 +208,7 @@ class Cluster:
         return self._client.CoreV1Api(client)
 
     def connection(self) -> Any:  # noqa: ANN401 - an untyped client
-        """A client whose connection is open."""
+        """Take a client with an open connection."""
         try:
             return self._idle.pop()
         except IndexError:
@@ -276,7 +275,7 @@ class Pod:
         first = [line for line in output if line.startswith(_INSTRUCTION)]
         rest = [line for line in output if not line.startswith(_INSTRUCTION)]
         sent = [line for line in output if line.startswith(_PAYLOAD)]
-        if first:  # where a packet follows, what is ready is its answer
+        if first:  # with a packet, the end point is its answer
             stamp = sent[0].split()[3] if sent else first[0].removeprefix(_INSTRUCTION)
             lines.append(f"firstlight step first-instruction {begun} {stamp}")
         if request.until == "ready":
@@ -286,7 +285,9 @@ class Pod:
         return [*lines, *rest, first[0]]
 
     def _output(self, uid: str) -> list[str]:
-        """What the container has printed, by line; it was Ready, so that it comes at once."""
+        """Read the container's output, by line. The container was Ready, so it is available at
+        once.
+        """
         configuration = self._cluster.configuration
         until = time.monotonic() + _LOG_SECONDS
         while True:
@@ -304,7 +305,7 @@ class Pod:
             time.sleep(0.01)
 
     def _warning(self) -> str:
-        """The last warning that a component has left of the pod."""
+        """The last warning event of the pod."""
         with suppress(Exception):
             answer = self._api.list_namespaced_event(
                 self._cluster.configuration.namespace,
@@ -321,7 +322,7 @@ class Pod:
         return ""
 
     def end(self) -> None:
-        """Delete the pod, and wait until the API has forgotten it."""
+        """Delete the pod, and wait until the API has removed it."""
         if self._name:
             with suppress(Exception):
                 self._api.delete_namespaced_pod(

@@ -41,7 +41,7 @@ _QUIET_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 _SHIM = "containerd-shim"  # as the kernel cuts its name
 _KEEPER, _SANDBOX = "shim-keeper", "pause"
-_NO_USER = "65535"  # a sandbox's that holds a pod; others wait for one
+_NO_USER = "65535"  # sandboxes that hold a pod; others wait for one
 SHIM = "firstlight"
 """The runtime whose pods are made from prepared parts, by firstlight's shim."""
 NONE = "none"
@@ -50,7 +50,7 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class Cluster:
-    """``pid`` is its first process, whose end is everyone's; ``took`` is what being up took, in s.
+    """``pid`` is its first process, whose end ends all; ``took`` is the time until it was up, in s.
 
     ``steps`` are when each component was up, in s after the first process began.
     """
@@ -154,7 +154,7 @@ def cluster(
     forward: socket.socket | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Cluster]:
-    """Bring a cluster up in a workspace; afterwards nothing of it is left.
+    """Run a cluster in a workspace; afterwards everything is removed.
 
     containerd's data is in the directory ``disk``, or else in memory. ``forward`` is a listening
     socket whose connections go to the API. Raises Failed with the
@@ -219,7 +219,7 @@ def cluster(
 def _events(
     pipe: int, log: Path, progress: Callable[[str], None]
 ) -> tuple[int, list[tuple[str, float]]]:
-    """What the first process says until everything is up: its pid, and each component's time."""
+    """Read events until everything is up: the first pid, and each component's time."""
     pid, waiting = 0, b""
     steps: list[tuple[str, float]] = []
     until = time.monotonic() + _UP_SECONDS
@@ -249,7 +249,7 @@ def _events(
 def await_quiet(first: int) -> None:
     """Wait until no pod is left on the node whose first process that is.
 
-    The API forgets a pod that is deleted without grace before the kubelet has ended it. Raises
+    The API removes a pod that is deleted without grace before the kubelet has ended it. Raises
     Failed after two minutes.
     """
     until = time.monotonic() + _QUIET_SECONDS
@@ -293,14 +293,14 @@ def _comm(pid: int) -> str:
 
 
 def component_pids(cluster: Cluster) -> dict[str, int]:
-    """The pid of each component of the first node, as this process sees it."""
+    """The pid of each component of the first node, in this process's PID namespace."""
     names = [each.name for each in components(cluster.settings)]
     named = ((_component(pid), pid) for pid in _children(cluster.pid))
     return {name: pid for name, pid in named if name in names}
 
 
 def _component(pid: int) -> str:
-    """The name of the component that a process is."""
+    """A process's component, by name."""
     try:
         words = [
             os.fsdecode(each) for each in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

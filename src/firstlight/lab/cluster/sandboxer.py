@@ -1,8 +1,8 @@
-"""Asks a container runtime for pod sandboxes by the CRI, as the load generator asks it.
+"""Requests pod sandboxes from a container runtime by the CRI, for the load generator.
 
     python -m firstlight.lab.cluster.sandboxer CONFIGURATION
 
-What the kubelet does for a pod without its volumes and probes: RunPodSandbox, CreateContainer,
+It makes the kubelet's calls for a pod, without volumes and probes: RunPodSandbox, CreateContainer,
 StartContainer. It writes ``ready``, or why not, to standard output and serves until its standard
 input ends. Stamps are ns of CLOCK_MONOTONIC.
 """
@@ -34,7 +34,7 @@ class Configuration(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """A sandbox with one container. ``trace`` is the id that the runtime's spans shall bear."""
+    """A sandbox with one container. ``trace`` is the trace id for the runtime's spans."""
 
     name: str
     image: str
@@ -46,7 +46,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Runtime:
-    """A connection to the CRI. Raises RuntimeError, in the runtime's own words."""
+    """A connection to the CRI. Raises RuntimeError with the runtime's message."""
 
     def __init__(self, socket: str) -> None:
         import grpc

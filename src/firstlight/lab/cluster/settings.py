@@ -1,4 +1,4 @@
-"""What each component of a cluster is given: its command line, and how it says that it is up.
+"""The settings of a cluster's components: command lines, and how to see that each is up.
 
 All addresses are of the cluster's own network namespace, all paths below its own directory.
 """
@@ -33,7 +33,7 @@ ANNOTATIONS = {"kube-router.io/pod-cidr": _ROUTED, "kube-router.io/pod-cidrs": _
 _ETCD, TELEMETRY, METRICS = "127.0.0.1:2379", "127.0.0.1:4317", "127.0.0.1:1338"
 """etcd's address, where spans are received, and where containerd's metrics are."""
 API_PORT = 6443
-_EXPORT_MS = 200  # spans are handed over that often, so that a batch's are there when it has ended
+_EXPORT_MS = 200  # the interval of exports, so that a batch's spans have arrived when it ends
 
 
 class Handler(msgspec.Struct, frozen=True):
@@ -94,7 +94,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def address(self) -> str:
-        """Of the Node, where the other nodes reach it."""
+        """The Node's address for the other nodes."""
         return str(ip_address(ADDRESS) + self.number)
 
     @property
@@ -133,12 +133,12 @@ class Settings(msgspec.Struct, frozen=True):
         return self.kubeconfig_of("admin")
 
     def kubeconfig_of(self, user: str) -> Path:
-        """A component's: it may do what the cluster's roles allow to its name."""
+        """A component's kubeconfig: it has the rights that the cluster's roles give to its name."""
         return self.home / "kubeconfigs" / user
 
     @property
     def pod_logs(self) -> Path:
-        """What containers print, as the kubelet lays it out."""
+        """The directory of containers' logs, as the kubelet arranges it."""
         return self.home / "pod-logs"
 
     @property
@@ -162,7 +162,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Health:
-    """How to see that a component is up: by HTTP, by its socket, or by a file that it writes."""
+    """How to see that a component is up: by HTTP, by its socket, or by a file."""
 
     url: str = ""
     socket: Path | None = None
@@ -172,7 +172,8 @@ class Health:
 @dataclass(frozen=True)
 class Component:
     """One process. ``after`` are the components that must be up before it starts, ``files`` the
-    texts that are written for it first, by their paths."""
+    texts to write first, by path.
+    """
 
     name: str
     argv: tuple[str, ...]

@@ -3,7 +3,7 @@
     python -m firstlight.lab.cluster.standing DESCRIPTOR RUNTIME,… NETWORK,… NODES
 
 keeps it: it writes a line of JSON, an ``Event``, to the descriptor for each component that is up,
-at last ``ready`` or ``failed``, and then waits for SIGTERM. What it made is known to ``clean``.
+at last ``ready`` or ``failed``, and then waits for SIGTERM. ``clean`` knows what it made.
 """
 
 import os
@@ -36,7 +36,7 @@ _LOAD_SECONDS = 300.0
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What the keeper leaves for the other verbs."""
+    """The keeper's record for the other verbs."""
 
     keeper: int
     keeper_started: str
@@ -47,7 +47,9 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A component: its pid on the host, None where it has ended, and whether it says it is well."""
+    """A component: its pid on the host, None if it has ended, and whether it reports itself
+    healthy.
+    """
 
     name: str
     pid: int | None
@@ -55,9 +57,9 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """``nodes`` are whether each is Ready by their names, None where the API does not answer.
+    """``nodes`` says by name whether each is Ready; None if the API does not answer.
 
-    ``memory`` is what all nodes' components have resident, in bytes.
+    ``memory`` is the resident memory of all nodes' components, in bytes.
     """
 
     up: bool
@@ -78,7 +80,7 @@ def up(
 ) -> Record:
     """Bring it up; ``progress`` gets the name of each component that is up. Raises FirstlightError.
 
-    An interrupt, or the end of this process, takes down what is not up yet.
+    An interrupt, or the end of this process, stops a cluster that is not up yet.
     """
     running.probe()
     running.handlers(runtimes, networks)
@@ -248,7 +250,9 @@ def _keep(report: int, runtimes: tuple[str, ...], networks: tuple[str, ...], nod
             _leave(cluster, server)
             say("ready")
             os.close(report)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # who reads our caller's to its end waits
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), 2
+            )  # else readers of our caller's output would wait
             first = os.pidfd_open(cluster.pid)
             select.select([first], [], [])
     except _Ended:

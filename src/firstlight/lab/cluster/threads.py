@@ -1,4 +1,4 @@
-"""Runs a function in another network namespace: in a thread, which alone enters it."""
+"""Runs a function in another network namespace, in a thread that enters it."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 def result(action: Callable[[], Result]) -> Result:
-    """The result of a function that a thread of its own runs, or its exception."""
+    """Run a function in a new thread; returns its result, or raises its exception."""
     answer: list[Result] = []
     fault: list[BaseException] = []
 
@@ -32,7 +32,7 @@ def result(action: Callable[[], Result]) -> Result:
 
 
 def in_namespace(descriptor: int, action: Callable[[], Result]) -> Result:
-    """The result of a function in the network namespace that an open file is of."""
+    """Run a function in the network namespace of an open file."""
 
     def work() -> Result:
         _setns(descriptor)
@@ -42,7 +42,7 @@ def in_namespace(descriptor: int, action: Callable[[], Result]) -> Result:
 
 
 def in_network(pid: int, action: Callable[[], Result]) -> Result:
-    """The result of a function in a process's network namespace."""
+    """Run a function in a process's network namespace."""
     descriptor = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return in_namespace(descriptor, action)

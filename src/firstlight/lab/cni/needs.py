@@ -1,7 +1,7 @@
 """The host's links and directories that a network's configuration names.
 
-A run works in its own namespaces, where the host's links do not exist, and must not see or change
-the state that the host's plugins keep. So it replaces both.
+A run works in its own namespaces, without the host's links, and must not see or change the state of
+the host's plugins. So it replaces both.
 """
 
 import subprocess

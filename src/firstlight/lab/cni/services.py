@@ -3,7 +3,7 @@
     python -m firstlight.lab.cni.services NETWORK DIRECTORY
 
 runs that of a network in a cluster, with the files that its plugin reads, and makes the file ``up``
-in the directory when it answers. Data is there: where it is a disk, waiting for it is a cost.
+in the directory when it answers. The data's directory: on a disk, starts wait for it.
 """
 
 import base64
@@ -196,7 +196,7 @@ def _pods(_: About, disk: Path, environment: Mapping[str, str]) -> Iterator[int]
 
 
 def counts(about: About) -> dict[str, float]:
-    """What firstlight's agent has made ahead: ``made``, ``make_ns`` each; and ``misses``."""
+    """The counts of firstlight's agent: ``made``, ``make_ns`` each, and ``misses``."""
     if about.service != "firstlight-agent":
         return {}
     pool = wire.ask_counts(load(known.agent_configuration()).socket)
@@ -215,7 +215,7 @@ SERVICES = {
 
 
 def main(name: str, directory: Path) -> None:
-    """Serve a network until this process is killed. The cluster's etcd serves as its etcd, too."""
+    """Serve a network until this process is killed. The cluster's etcd is also its etcd."""
     _, about = known.find(name)
     for hidden in about.private:
         Path(hidden).mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ def find(name: str) -> Experiment:
 
 
 def probe() -> dict[str, Availability]:
-    """What of each experiment can run here, by its name."""
+    """What can run here of each experiment, by its name."""
     return {experiment.name: _available(experiment) for experiment in ALL.values()}
 
 
@@ -73,7 +73,7 @@ def _available(experiment: Experiment) -> Availability:
             continue
         except Unsupported as error:
             parts.setdefault((error.message, error.hint), {})[case.backend.name] = None
-        except OSError as error:  # of a file in /proc, which a container may show in part
+        except OSError as error:  # a container may lack a file in /proc
             parts.setdefault((str(error), None), {})[case.backend.name] = None
         else:
             can_run[case.backend.name] = None

@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _is_sent() -> bool:
-    """Whether the sender of the run is gone, too: it would end with this process."""
+    """Whether the sender of the run has ended too: it would end with this process."""
     try:
         return not Path("/proc", _SENT.read_text()).exists()
     except FileNotFoundError:
@@ -65,7 +65,7 @@ def _is_sent() -> bool:
 
 
 def _know_node() -> None:
-    """Take what identifies the node from its first process: a run stores it as the machine's."""
+    """Take the node's identity from its first process; a run stores it as the machine's."""
     for name in ("os-release", "machine-id"):
         with suppress(OSError):
             Path("/etc", name).write_bytes(Path("/proc/1/root/etc", name).read_bytes())
@@ -87,7 +87,7 @@ def _plan(order: Order) -> runner.Plan:
 
 
 class _Progress:
-    """Reports the share that is done, every few seconds: silence means that the node is gone."""
+    """Reports progress every few seconds; silence means that the node is gone."""
 
     def __init__(self) -> None:
         self._done = 0.0
@@ -116,7 +116,7 @@ def send() -> None:
     """Write the run as a tar file, and let the Job end."""
     with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
         for path in sorted(_RUN.rglob("*")):
-            with suppress(FileNotFoundError):  # it was being written, and has its own name now
+            with suppress(FileNotFoundError):  # it was written under another name
                 tar.add(path, str(path.relative_to(_RUN)), recursive=False)
     sys.stdout.buffer.flush()
     write_whole(_SENT, str(os.getpid()).encode())

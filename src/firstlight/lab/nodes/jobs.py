@@ -1,6 +1,6 @@
-"""Makes a Job on each node, follows it and fetches its run; afterwards nothing of it is left.
+"""Makes a Job on each node, follows it, fetches its run, and removes it.
 
-A node that is not Ready, that fails or that falls silent is a reason in place of a run.
+For a node that is not Ready, fails or falls silent, there is a reason instead of a run.
 """
 
 import io
@@ -29,7 +29,7 @@ _START_SECONDS = 300.0  # an image may have to be pulled
 _RUN_MOST, _LINE_MOST = 1 << 30, 1 << 20
 _SILENT_SECONDS = 60.0
 _DELETE_SECONDS = 120.0
-_LONGEST_SECONDS = 6 * 3600  # of a Job that nobody follows any more
+_LONGEST_SECONDS = 6 * 3600  # for a Job that is not followed any more
 _ASK_SECONDS = 30.0
 _POLL_SECONDS = 0.2
 _PROGRAM = ("python3", "-m", "firstlight.lab.nodes.inside")
@@ -103,8 +103,8 @@ class Nodes:
     ) -> dict[str, Outcome]:
         """Each node's run below ``into``, or why there is none.
 
-        The nodes measure together or ``in_turn``. However this ends, the Jobs and their namespace
-        are gone. Raises Interrupted for a KeyboardInterrupt; a second one is raised at once.
+        The nodes measure together or ``in_turn``. Removes the Jobs and their namespace in any case.
+        Raises Interrupted for a KeyboardInterrupt; a second one is raised at once.
         """
         say(f"image {self._image}, namespace {self._name}")
         try:
@@ -129,7 +129,7 @@ class Nodes:
             self._delete_namespace()
 
     def _arrived(self, futures: dict[str, Future[Outcome]], into: Path) -> dict[str, Outcome]:
-        """What the nodes have measured, as far as they tell."""
+        """The progress of the nodes."""
 
         def fetch(node: str) -> Outcome:
             if futures[node].done() and not futures[node].cancelled():
@@ -191,7 +191,7 @@ class Nodes:
             pod = self._pods[node] = self._start(node, order)
             self._follow(node, pod, say)
             self._fetch(pod, into)
-            read(into)  # what a node sends may be anything
+            read(into)  # a node may send anything
         except FirstlightError as error:
             say(f"{node}: {error.message}")
             return error.message
@@ -250,7 +250,7 @@ class Nodes:
         raise Failed(f"its pod has ended: {last or self._end(pod)}")
 
     def _end(self, pod: str) -> str:
-        """How a pod has ended, which the kubelet says a moment after its last output."""
+        """How a pod ended, which the kubelet reports a moment after its last output."""
         until, why = time.monotonic() + _ASK_SECONDS, "the node does not say how"
         with suppress(Exception):
             while time.monotonic() < until:
@@ -297,7 +297,7 @@ class Nodes:
 def job(node: str, image: str, order: Order) -> dict[str, Any]:
     """The Job of a node, as the API takes it.
 
-    It makes its own network and mounts. The node's processes are what the tracer counts by.
+    It makes its own network and mounts. The tracer needs the node's PID namespace.
     """
     return {
         "metadata": {"generateName": "node-"},

@@ -31,8 +31,8 @@ class Where:
 def measure(plan: runner.Plan, out: Path, where: Where, say: Callable[[str], None]) -> None:
     """Measure on each node, and write a run with the node as its first axis to ``out``.
 
-    Raises FirstlightError. KeyboardInterrupt leaves nothing on the nodes and a run of what they had
-    measured, and is raised again.
+    Raises FirstlightError. On KeyboardInterrupt the Jobs are removed, the run has what was
+    measured, and the exception is raised again.
     """
     check_empty(out)
     name = f"{datetime.now(UTC):%Y%m%dt%H%M%S}-{secrets.token_hex(3)}"

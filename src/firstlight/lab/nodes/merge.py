@@ -25,7 +25,7 @@ from firstlight.model import (
 from firstlight.store import Run, Writer, read
 
 AXIS = "node"
-_OWN = ("machine",)  # each node's, and no cause of anything
+_OWN = ("machine",)  # they differ by nature, and cause nothing
 
 
 def merge(

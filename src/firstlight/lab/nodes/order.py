@@ -1,4 +1,4 @@
-"""What a node's Job is asked for, and what it says meanwhile: a line of JSON each."""
+"""The order for a node's Job, and the events that it reports: each a line of JSON."""
 
 import msgspec
 

@@ -1,6 +1,6 @@
 """Follows the starts of others by ``native/trace/trace.c --watch``, and reads its windows.
 
-A window is memory that the tracer shares: whatever is killed, nothing is left of it.
+A window is memory shared by the tracer, so nothing is left of it whatever is killed.
 """
 
 import json
@@ -31,7 +31,7 @@ _FILES = 4
 _CONFIG = struct.Struct("II")
 _LONGEST_NS = 20_000_000_000  # native/trace/watch.c
 _EXIT_SECONDS, _LOAD_SECONDS = 30, 120
-_LOOK_SECONDS = 5  # it takes 20 µs for each process of the node
+_LOOK_SECONDS = 5  # this takes 20 µs per process of the node
 _KEPT = frozenset(
     ("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "TRACEPARENT")
 )
@@ -61,7 +61,7 @@ class Window:
 
 @dataclass
 class _Part:
-    """What is known of starts that have not ended: of one window, or carried over to the next."""
+    """Starts that have not ended, in one window or carried over to the next."""
 
     programs: list[Program] = field(default_factory=list)
     executed: list[Executed] = field(default_factory=list)
@@ -213,7 +213,7 @@ class Follower:
         )
 
     def _follow_daemons(self) -> None:
-        """Tell the tracer of engines' daemons that have come and gone, every few seconds."""
+        """Update the tracer's list of engines' daemons, every few seconds."""
         now = time.monotonic()
         if now - self._looked < _LOOK_SECONDS:
             return
@@ -229,7 +229,7 @@ class Follower:
 
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # that it has ended is seen when the next window is read
+        with suppress(BrokenPipeError):  # its end shows when the next window is read
             self._process.stdin.write(line)
             self._process.stdin.flush()
 

@@ -49,7 +49,7 @@ class Program:
 
     @property
     def name(self) -> str:
-        """The file's name; of one that was executed by its descriptor, what it was called."""
+        """The file's name; for a file executed by its descriptor, the name in its arguments."""
         file = Path(self.file)
         by_descriptor = file.parent.name == "fd" and file.name.isdigit() and self.arguments
         return Path(self.arguments[0]).name if by_descriptor else file.name
@@ -156,7 +156,7 @@ def own_program(document: object) -> str | None:
 
 
 def manager(document: object) -> str:
-    """What has made a bundle with this config.json, by its own name: ``libpod``, ``cri-o``."""
+    """The engine that made a bundle with this config.json, by its name: ``libpod``, ``cri-o``."""
     return str(_annotations(document).get("io.container.manager", ""))
 
 

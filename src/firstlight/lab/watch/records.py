@@ -1,6 +1,6 @@
-"""Names that container engines keep of their containers, where the bundle does not have them.
+"""Names of containers from their engines' records, if the bundle lacks them.
 
-Empty where a record is missing, is of another version, or went with its container.
+Empty if a record is missing, has another version, or was removed with its container.
 """
 
 import json

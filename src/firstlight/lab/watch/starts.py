@@ -119,7 +119,7 @@ def _execute(executed: Executed, runtimes: dict[int, tuple[Start, Program]]) -> 
 
 
 def _is_same_file(executed: str, asked: str) -> bool:
-    """Whether a program that was asked for, and searched for, is executed by this name."""
+    """Whether a requested program, searched in PATH, was executed by this name."""
     return bool(executed) and executed.rpartition("/")[2] == asked.rpartition("/")[2]
 
 
