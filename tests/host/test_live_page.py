@@ -71,7 +71,11 @@ def test_a_page_without_phases_says_why() -> None:
     board = Board("here")
     with opened(board) as page:
         expect(page.locator("#untraced")).to_be_hidden()
-        board.add(start(0, phases={}, causes={}, stretches=()))
+        board.add(start(0, None))
+        expect(page.locator("#latest .start")).to_have_count(1)
+        expect(page.locator("#untraced")).to_be_hidden()
+        expect(page.locator("#phases")).not_to_contain_text("ns")  # an axis of nothing
+        board.add(start(1, phases={}, causes={}, stretches=()))
         expect(page.locator("#untraced")).to_be_visible()
 
 

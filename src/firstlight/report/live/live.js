@@ -81,7 +81,7 @@ function hour(place, key, minutes, now, colours) {
   const first = Math.floor(now / 60) * 60 - 59 * 60;
   const drawn = minutes.filter((minute) => minute.starts && minute.at >= first);
   const mean = (minute) => Object.values(minute[key]).reduce((sum, ns) => sum + ns, 0) / minute.starts;
-  const highest = Math.max(1, ...drawn.map(mean));
+  const highest = Math.max(0, ...drawn.map(mean));
   const step = (width - left) / 60, tall = height - below - 8;
   place.setAttribute("viewBox", `0 0 ${width} ${height}`);
   const parts = [];
@@ -89,7 +89,7 @@ function hour(place, key, minutes, now, colours) {
     const y = 8 + tall * (1 - share);
     parts.push(shape("line", { class: "axis", x1: left, x2: width, y1: y, y2: y }));
     const label = shape("text", { x: left - 6, y: y + 4, "text-anchor": "end" });
-    label.textContent = share ? duration(highest * share) : "0";
+    label.textContent = highest && share ? duration(highest * share) : share ? "" : "0";
     parts.push(label);
   }
   const total = (name) => drawn.reduce((sum, minute) => sum + (minute[key][name] || 0), 0);
@@ -133,9 +133,10 @@ function draw() {
   if (!state) return;
   byId("host").textContent = `on ${state.host}`;
   byId("answer").textContent = answer(state);
-  const phases = new Set(state.latest.concat(state.slowest).flatMap((start) => start.stretches.map((part) => part.phase)));
+  const starts = state.latest.concat(state.slowest);
+  const phases = new Set(starts.flatMap((start) => start.stretches.map((part) => part.phase)));
   legend(byId("legend"), [...phases], state.colours);
-  byId("untraced").hidden = !state.starts || phases.size > 0;
+  byId("untraced").hidden = phases.size > 0 || starts.every((start) => start.latency === null);
   rows(byId("latest"), state.latest, state.colours);
   rows(byId("slowest"), state.slowest, state.colours);
   for (const key of ["phases", "causes"]) hour(byId(key), key, state.minutes, state.now, state.colours);
