@@ -6,8 +6,10 @@ Each verb imports what it needs when it runs, to keep ``--help`` and the runtime
 import errno
 import io
 import os
+import resource
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,6 +38,9 @@ _SHORTAGES = _DISK_ERRORS | {
 }  # fmt: skip
 """What a host may lack anywhere; another error of no file is a defect, whose traceback is shown."""
 _INTERRUPTED = 128 + signal.SIGINT
+_READERS = frozenset({"run", "trace", "watch", "report", "compare", "gate", "claims"})
+_LEAST_MEMORY = 1536 << 20
+"""Of address space, most of which is never used: with less, polars aborts the process."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,6 +72,7 @@ def _print_version(requested: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     *,
     version: Annotated[
         bool,
@@ -76,6 +82,13 @@ def _options(
     ] = False,
 ) -> None:
     del version
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if context.invoked_subcommand in _READERS and 0 <= limit < _LEAST_MEMORY:
+        raise FirstlightError(
+            f"virtual memory is limited to {limit >> 20} MiB, and to read a run takes "
+            f"{_LEAST_MEMORY >> 20} MiB",
+            "raise the limit: ulimit -v unlimited",
+        )
 
 
 def main() -> None:
@@ -111,6 +124,12 @@ def main() -> None:
 def _run_verb() -> None:
     try:
         app(standalone_mode=True)
+    except FileNotFoundError as error:
+        if error.filename is None and _is_nowhere():
+            raise FirstlightError(
+                "the working directory has been removed", "change to another directory"
+            ) from error
+        raise
     except Exception as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C while numpy is imported
             raise error.__cause__ from None
@@ -118,6 +137,14 @@ def _run_verb() -> None:
     finally:
         if sys.stdout:
             sys.stdout.flush()
+
+
+def _is_nowhere() -> bool:
+    try:
+        Path.cwd()
+    except OSError:
+        return True
+    return False
 
 
 def _open_standard_streams() -> None:

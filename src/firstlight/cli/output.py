@@ -1,5 +1,7 @@
 """Output of all verbs: figures to stdout, messages to stderr, examples, completion."""
 
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -99,7 +101,9 @@ def _console(*, stderr: bool = False) -> "Console":
         ) -> list[ConsoleRenderable]:
             return [Shown(each) for each in renderables]
 
-    console = Console(stderr=stderr, highlight=False)
+    # A terminal of unknown size has no columns; rich would print nothing.
+    width = shutil.get_terminal_size().columns if os.environ.get("COLUMNS") == "0" else None
+    console = Console(stderr=stderr, highlight=False, width=width)
     console.push_render_hook(Hook())
     return console
 

@@ -54,7 +54,8 @@ class Progress:
         self._begun = time.monotonic()
         self._is_shown = budget is not None
         if budget is not None:
-            say(f"{title}: this takes about {budget:.0f} s")
+            takes = _roughly(budget) if budget >= 90 else f"{budget:.0f} s"
+            say(f"{title}: this takes about {takes}")
 
     def __enter__(self) -> "Progress":
         if self._is_live:

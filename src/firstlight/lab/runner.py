@@ -158,6 +158,8 @@ def _is_traced(plan: Plan, case: Case) -> bool:
 
 def _earlier(out: Path, header: Header) -> list[Sample]:
     """The samples of the run to continue, without those of a batch that was cut off."""
+    if not (out / "header.json").exists():
+        raise FirstlightError(f"there is no run in {out} to continue", "leave out --resume")
     run = read(out)
     unlike = apart(run.header, header)
     if run.header.seed != header.seed:

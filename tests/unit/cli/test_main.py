@@ -1,4 +1,6 @@
+import os
 import re
+import resource
 import subprocess
 import sys
 from importlib.metadata import version
@@ -27,6 +29,44 @@ def refusal(*words: str) -> FirstlightError:
     error = invoke(*words).exception
     assert isinstance(error, FirstlightError), error
     return error
+
+
+def firstlight(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs the command itself, in a process."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "firstlight", *words],
+        capture_output=True, text=True, timeout=300, **options,
+    )  # fmt: skip
+
+
+def test_a_removed_working_directory_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = firstlight("run", "floor", "--fast", cwd=gone, preexec_fn=gone.rmdir)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "firstlight: the working directory has been removed"
+
+
+def test_too_little_virtual_memory_is_named(tmp_path: Path) -> None:
+    limits = (1 << 30, resource.RLIM_INFINITY)
+    done = firstlight(
+        "report", str(tmp_path),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limits),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "virtual memory is limited to 1024 MiB" in done.stderr
+    assert "ulimit -v" in done.stderr
+
+
+def test_a_terminal_of_unknown_size_has_lines() -> None:
+    done = firstlight("list", env={**os.environ, "COLUMNS": "0"})
+    assert "container-creation" in done.stdout
+
+
+def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
+    header = synthetic.container_creation(tmp_path / "run").header
+    with pytest.raises(FirstlightError, match="to continue"):
+        runner._earlier(tmp_path / "none", header)
 
 
 @pytest.mark.parametrize("group", [(), ("agile",), ("agile", "function"), ("guest",), ("cluster",)])
