@@ -11,6 +11,7 @@ from tests.support.network_host import HOST, Place, inside, neighbour, on_networ
 from firstlight.agile import helper
 from firstlight.agile.config import NetworkConfig
 from firstlight.agile.network import firewall, nethelper
+from firstlight.agile.network.nethelper import Unanswered
 from firstlight.agile.network.networks import Networks
 from firstlight.errors import Failed
 
@@ -179,6 +180,24 @@ def test_what_the_kernel_lacks_is_named_with_its_remedy(monkeypatch: pytest.Monk
     monkeypatch.setattr(firewall, "_RATE", "no such rule {rate}")
     with pytest.raises(Exception, match="the kernel lacks nft_nothing"):
         on_network_host(main)
+
+
+def test_a_host_that_loads_its_modules_slowly_is_not_said_to_lack_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, slow = firewall.Firewall.run, [1, 2]
+
+    async def killed(self: firewall.Firewall, commands: str, what: str) -> firewall.Listing:
+        if what.startswith("make the table") and slow:
+            slow.pop()
+            raise Unanswered("the network helper did not answer in 10 s and was killed", "again")
+        return await run(self, commands, what)
+
+    async def main(made: Networks) -> None:
+        assert not slow
+
+    monkeypatch.setattr(firewall.Firewall, "run", killed)
+    on_network_host(main)
 
 
 def ask(place: Place, address: str, port: int) -> str:

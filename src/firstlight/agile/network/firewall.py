@@ -14,7 +14,7 @@ from typing import Any
 
 from firstlight.agile.config import NetworkConfig
 from firstlight.agile.network import nethelper
-from firstlight.agile.network.nethelper import NetHelper
+from firstlight.agile.network.nethelper import NetHelper, Unanswered
 from firstlight.errors import Failed, Unsupported
 
 Listing = list[dict[str, Any]]
@@ -234,7 +234,9 @@ class Firewall:
     async def _make_table(self) -> None:
         rate, count = self._config.connection_rate, _COUNT
         try:
-            await self.run(self._text(rate, count), f"make the table {self.table}")
+            await self._loaded(self._text(rate, count))
+        except Unanswered:
+            raise
         except Failed as error:
             await self._explain(error)
             rate = max(1, min(rate, self._config.connections // _WAIT_SECONDS))
@@ -244,12 +246,25 @@ class Firewall:
                 "modprobe nft_connlimit", rate,
             )  # fmt: skip
 
+    async def _loaded(self, table: str) -> None:
+        """Make the table, whose modules a slow kernel takes long to load: it goes on meanwhile."""
+        for tries in (2, 1, 0):
+            try:
+                await self.run(table, f"make the table {self.table}")
+            except Unanswered:
+                if not tries:
+                    raise
+            else:
+                return
+
     async def _explain(self, failure: Failed) -> None:
         """Raise Unsupported if the kernel lacks a module that the table needs."""
         for module, chain in _NEEDS:
             try:
                 scratch = f"table inet {self.table}_try"
                 await self.run(f"{scratch} {{ {chain}\n}}\ndelete {scratch}", "try a rule")
+            except Unanswered:
+                raise
             except Failed:
                 raise Unsupported(
                     f"the kernel lacks {module}, which the packet filter needs ({failure.message})",

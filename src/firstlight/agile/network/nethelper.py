@@ -136,6 +136,10 @@ def _decode(message: bytes, descriptor: int) -> Answer:
     return Answer(number, digest, counters, quick, error, text, rest, descriptor)
 
 
+class Unanswered(Failed):
+    """The helper was killed, or did not answer in time and is killed."""
+
+
 class NetHelper:
     """A helper process, started by the first request and restarted if it dies or hangs."""
 
@@ -209,7 +213,7 @@ class NetHelper:
             ended.close(wait)
         for future in pending.values():
             if not future.done():
-                future.set_exception(Failed(why, "try again"))
+                future.set_exception(Unanswered(why, "try again"))
 
 
 def ask_once(*requests: Request) -> list[Answer]:
