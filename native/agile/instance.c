@@ -55,43 +55,14 @@ void instances_open(int limit)
 	node.free_instance = NOBODY;
 }
 
-int instances_pop(struct queue *queue)
+int *instance_next(int index)
 {
-	if (!queue->count)
-		return NOBODY;
-	int index = queue->first;
-	queue->first = node.instances[index].next;
-	queue->count--;
-	node.instances[index].next = NOBODY;
-	return index;
+	return &node.instances[index].next;
 }
 
-void instances_push(struct queue *queue, int index)
+static int *next_dirty(int index)
 {
-	node.instances[index].next = NOBODY;
-	if (queue->count++)
-		node.instances[queue->last].next = index;
-	else
-		queue->first = index;
-	queue->last = index;
-}
-
-bool instances_cut(struct queue *queue, int index)
-{
-	int before = NOBODY, at = queue->first;
-	for (int left = queue->count; left; left--, before = at, at = node.instances[at].next) {
-		if (at != index)
-			continue;
-		if (before == NOBODY)
-			queue->first = node.instances[at].next;
-		else
-			node.instances[before].next = node.instances[at].next;
-		if (queue->last == index)
-			queue->last = before;
-		queue->count--;
-		return true;
-	}
-	return false;
+	return &node.instances[index].next_dirty;
 }
 
 void instance_hash(int index)
@@ -127,12 +98,7 @@ void instance_owe(int index, uint8_t what)
 	if (instance->in_dirty)
 		return;
 	instance->in_dirty = true;
-	instance->next_dirty = NOBODY;
-	if (node.dirty.count++)
-		node.instances[node.dirty.last].next_dirty = index;
-	else
-		node.dirty.first = index;
-	node.dirty.last = index;
+	queue_push(&node.dirty, next_dirty, index);
 }
 
 void instance_link(int index, int client)
@@ -291,7 +257,7 @@ bool instance_read(int index)
 		node.making--;
 		node.made++;
 		instance->state = INSTANCE_WAITING;
-		instances_push(&node.waiting, index);
+		queue_push(&node.waiting, instance_next, index);
 		node.waiting_changed = true;
 		return true;
 	}
@@ -404,7 +370,7 @@ static void end(int index, int status, const struct rusage *usage)
 	if (instance->state == INSTANCE_MAKING)
 		node.making--;
 	if (instance->state == INSTANCE_WAITING)
-		node.waiting_changed |= instances_cut(&node.waiting, index);
+		node.waiting_changed |= queue_cut(&node.waiting, instance_next, index);
 	reuse_ended(index);
 	instance->renewing = true; /* until its parts are settled */
 	instance_finish(index, status, clock_of(usage->ru_utime), clock_of(usage->ru_stime));

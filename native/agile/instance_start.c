@@ -240,7 +240,7 @@ static int take_parts(const struct ask *ask, struct parts *parts, enum step *ste
 static int begin(const struct ask *ask, const struct parts *parts, int client)
 {
 	struct function *function = &node.functions[ask->function];
-	int index = parts->again  ? instances_pop(&function->sandboxes)
+	int index = parts->again  ? queue_pop(&function->sandboxes, instance_next)
 		    : parts->warm ? waiting_take()
 				  : instance_reserve();
 	if (index == NOBODY) {

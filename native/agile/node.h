@@ -3,7 +3,7 @@
  *   node.c       the loop, and what happens once
  *   manager.c    orders and events
  *   client.c     connections and their requests
- *   instance.c   records of instances, their queues and their ends
+ *   instance.c   records of instances, and their ends
  *   instance_start.c  starts
  *   waiting.c    sandboxes that wait for a function
  *   pending.c    starts that wait for parts
@@ -11,6 +11,7 @@
  *   ahead.c      what the next start opens, opened before it
  *   part.c       what is prepared: networks, cgroups; functions
  *   rest.c       networks that were used
+ *   queue.c      queues of all of these
  *   session.c    programs beside an instance's own
  *   output.c     output that is kept
  *   hosts.c      /etc/hosts of each network
@@ -40,10 +41,11 @@ enum {
 /* Places of the event loop: the kind in the upper half of its word, an index in the lower. */
 enum source { ON_CHILDREN, ON_CLIENTS, ON_MANAGERS, ON_MANAGER, ON_CLIENT, ON_INSTANCE };
 
-/* Indices in a chain, oldest first; -1 is none. */
+/* Indices of a table's records, oldest first. Where the index of the next is, of each, a function says. */
 struct queue {
 	int first, last, count;
 };
+typedef int *queue_next(int index);
 
 struct function {
 	bool known;
@@ -172,6 +174,11 @@ int node_watch_again(int descriptor, enum source source, int index, uint32_t eve
 void node_unwatch(int *descriptor); /* and close it */
 _Noreturn void node_die(const char *what, int failed);
 
+/* queue.c */
+void queue_push(struct queue *queue, queue_next *next, int index);
+int queue_pop(struct queue *queue, queue_next *next); /* or NOBODY */
+bool queue_cut(struct queue *queue, queue_next *next, int index); /* whether it was there */
+
 /* ahead.c */
 int64_t ahead_next(void); /* when to make it, or INT64_MAX */
 void ahead_make(void);
@@ -186,9 +193,7 @@ int part_withdraw(uint32_t index);
 int part_take(enum part_kind kind, struct function *function);
 void part_give_back(int index, int function);
 void part_leave(int index);
-void queue_push(struct queue *queue, int index);
-int queue_pop(struct queue *queue);
-bool queue_cut(struct queue *queue, int index);
+queue_next part_next, part_next_owed;
 int function_set(const struct definition *definition, int tree, int words);
 int function_forget(uint32_t number);
 
@@ -223,9 +228,7 @@ pid_t instance_clone(uint64_t spaces, uint32_t cgroup);
 
 /* instance.c */
 void instances_open(int limit);
-void instances_push(struct queue *queue, int index);
-int instances_pop(struct queue *queue);
-bool instances_cut(struct queue *queue, int index);
+queue_next instance_next;
 bool instance_read(int index);
 void instances_reap(void);
 int instance_signal(uint64_t id, int number, uint16_t flags);

@@ -5,42 +5,14 @@
 #include <string.h>
 #include <unistd.h>
 
-void queue_push(struct queue *queue, int index)
+int *part_next(int index)
 {
-	node.parts[index].next = NOBODY;
-	if (queue->count++)
-		node.parts[queue->last].next = index;
-	else
-		queue->first = index;
-	queue->last = index;
+	return &node.parts[index].next;
 }
 
-int queue_pop(struct queue *queue)
+int *part_next_owed(int index)
 {
-	if (!queue->count)
-		return NOBODY;
-	int index = queue->first;
-	queue->first = node.parts[index].next;
-	queue->count--;
-	return index;
-}
-
-bool queue_cut(struct queue *queue, int index)
-{
-	int before = NOBODY, at = queue->first;
-	for (int left = queue->count; left; left--, before = at, at = node.parts[at].next) {
-		if (at != index)
-			continue;
-		if (before == NOBODY)
-			queue->first = node.parts[at].next;
-		else
-			node.parts[before].next = node.parts[at].next;
-		if (queue->last == index)
-			queue->last = before;
-		queue->count--;
-		return true;
-	}
-	return false;
+	return &node.parts[index].next_owed;
 }
 
 static struct function *known(int32_t number)
@@ -85,7 +57,7 @@ int part_add(const struct part_order *order, int network)
 	part->network = order->kind == PART_NETWORK ? network : NOBODY;
 	part->uses = 0;
 	part->state = PART_SHELVED;
-	queue_push(shelf(order), (int)order->index);
+	queue_push(shelf(order), part_next, (int)order->index);
 	node.wants[order->kind][order->reach] = 0;
 	return 0;
 }
@@ -112,9 +84,9 @@ int part_withdraw(uint32_t index)
 	if (node.parts[index].state == PART_USED)
 		return -EBUSY;
 	if (node.parts[index].state == PART_SHELVED)
-		queue_cut(shelf(&node.parts[index].order), (int)index);
+		queue_cut(shelf(&node.parts[index].order), part_next, (int)index);
 	if (node.parts[index].state == PART_RESTING)
-		queue_cut(&node.resting, (int)index);
+		queue_cut(&node.resting, part_next, (int)index);
 	forget((int)index);
 	return 0;
 }
@@ -124,9 +96,10 @@ int part_take(enum part_kind kind, struct function *function)
 	uint32_t reach = function ? function->definition.reach : 0;
 	int index = NOBODY;
 	if (function && kind == PART_NETWORK)
-		index = queue_pop(&function->networks);
+		index = queue_pop(&function->networks, part_next);
 	if (index == NOBODY)
-		index = queue_pop(kind == PART_NETWORK ? &node.networks[reach] : &node.cgroups);
+		index = queue_pop(kind == PART_NETWORK ? &node.networks[reach] : &node.cgroups,
+				  part_next);
 	if (index == NOBODY)
 		return NOBODY;
 	node.parts[index].state = PART_USED;
@@ -140,14 +113,14 @@ void part_give_back(int index, int function)
 	struct part *part = &node.parts[index];
 	part->order.function = known(function) ? function : NOBODY;
 	part->state = PART_SHELVED;
-	queue_push(shelf(&part->order), index);
+	queue_push(shelf(&part->order), part_next, index);
 	node.wants[part->order.kind][part->order.reach] = 0;
 }
 
 static void give_up(struct queue *queue)
 {
 	int index;
-	while ((index = queue_pop(queue)) != NOBODY)
+	while ((index = queue_pop(queue, part_next)) != NOBODY)
 		forget(index); /* the manager removes what was on its shelf when the order is done */
 }
 

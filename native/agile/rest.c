@@ -29,7 +29,7 @@ static void rest(int index)
 	struct part *part = &node.parts[index];
 	part->until = clock_now() + REST;
 	part->rests++;
-	queue_push(&node.resting, index);
+	queue_push(&node.resting, part_next, index);
 }
 
 /* Of what takes a capability to change, which no instance has, the manager looks at all. */
@@ -69,29 +69,14 @@ static void owe(int index)
 	if (part->owed)
 		return;
 	part->owed = true;
-	part->next_owed = NOBODY;
-	if (node.rested.count++)
-		node.parts[node.rested.last].next_owed = index;
-	else
-		node.rested.first = index;
-	node.rested.last = index;
+	queue_push(&node.rested, part_next_owed, index);
 }
 
 /* The manager knows of it. */
 void rest_acknowledge(int index)
 {
-	int before = NOBODY, at = node.rested.first;
-	if (!node.parts[index].owed)
-		return;
-	for (; at != index; before = at, at = node.parts[at].next_owed)
-		;
-	if (before == NOBODY)
-		node.rested.first = node.parts[index].next_owed;
-	else
-		node.parts[before].next_owed = node.parts[index].next_owed;
-	if (node.rested.last == index)
-		node.rested.last = before;
-	node.rested.count--;
+	if (node.parts[index].owed)
+		(void)queue_cut(&node.rested, part_next_owed, index);
 	node.parts[index].owed = false;
 }
 
@@ -103,7 +88,7 @@ void rest_leave(int function)
 		next = node.parts[at].next;
 		if (node.parts[at].order.function != function)
 			continue;
-		queue_cut(&node.resting, at);
+		queue_cut(&node.resting, part_next, at);
 		part_leave(at);
 		owe(at);
 	}
@@ -116,7 +101,7 @@ void rest_judge(void)
 	if (index == NOBODY || node.parts[index].until > clock_now())
 		return;
 	struct part *part = &node.parts[index];
-	queue_pop(&node.resting);
+	queue_pop(&node.resting, part_next);
 	int failed = look(part);
 	if (failed == -EBUSY && part->rests < RESTS) {
 		rest(index);

@@ -71,7 +71,7 @@ static void carry_on(int index, const struct news *news)
 	sandbox->before = index;
 	sandbox->state = INSTANCE_RENEWING;
 	sandbox->until = clock_now() + renewal_most;
-	instances_push(&node.renewing, next);
+	queue_push(&node.renewing, instance_next, next);
 	node.progress[next].pid = node.progress[index].pid;
 	if (node_watch_again(sandbox->control, ON_INSTANCE, next, EPOLLIN))
 		kill(sandbox->pid, SIGKILL);
@@ -100,7 +100,7 @@ static void renewed(int index, const struct news *news)
 	struct instance *sandbox = &node.instances[index];
 	struct function *function = &node.functions[sandbox->function];
 	int left = news->clean ? NOBODY : sandbox->network;
-	if (!instances_cut(&node.renewing, index))
+	if (!queue_cut(&node.renewing, instance_next, index))
 		return; /* too late: it is killed */
 	if (!news->clean) {
 		part_leave(left);
@@ -114,7 +114,7 @@ static void renewed(int index, const struct news *news)
 		return;
 	}
 	sandbox->state = INSTANCE_RENEWED;
-	instances_push(&function->sandboxes, index);
+	queue_push(&function->sandboxes, instance_next, index);
 }
 
 void reuse_news(int index, const struct news *news, struct rights *rights)
@@ -138,9 +138,9 @@ void reuse_ended(int index)
 	struct instance *sandbox = &node.instances[index];
 	settle_before(sandbox, NOBODY);
 	if (sandbox->state == INSTANCE_RENEWING)
-		(void)instances_cut(&node.renewing, index);
+		(void)queue_cut(&node.renewing, instance_next, index);
 	if (sandbox->state == INSTANCE_RENEWED)
-		instances_cut(&node.functions[sandbox->function].sandboxes, index);
+		queue_cut(&node.functions[sandbox->function].sandboxes, instance_next, index);
 }
 
 /* Where a process that cannot be killed holds a renewal up, the manager is told of the instance's end
@@ -148,7 +148,8 @@ void reuse_ended(int index)
 void reuse_expire(void)
 {
 	while (reuse_next() <= clock_now()) {
-		struct instance *sandbox = &node.instances[instances_pop(&node.renewing)];
+		struct instance *sandbox =
+			&node.instances[queue_pop(&node.renewing, instance_next)];
 		settle_before(sandbox, NOBODY);
 		kill(sandbox->pid, SIGKILL);
 	}
@@ -164,7 +165,7 @@ void reuse_drop(struct function *function)
 {
 	for (int left = function->sandboxes.count, at = function->sandboxes.first; left; left--) {
 		int next = node.instances[at].next;
-		instances_cut(&function->sandboxes, at);
+		queue_cut(&function->sandboxes, instance_next, at);
 		node.instances[at].state = INSTANCE_RENEWING; /* nobody takes it */
 		kill(node.instances[at].pid, SIGKILL);
 		at = next;
@@ -175,7 +176,7 @@ void reuse_drop(struct function *function)
 bool reuse_make_room(void)
 {
 	for (int i = 0; i < node.function_count; i++) {
-		int index = instances_pop(&node.functions[i].sandboxes);
+		int index = queue_pop(&node.functions[i].sandboxes, instance_next);
 		if (index == NOBODY)
 			continue;
 		node.instances[index].state = INSTANCE_RENEWING;

@@ -76,7 +76,7 @@ int64_t waiting_next(void)
 static void end_surplus(void)
 {
 	while (node.waiting.count > node.high_waiting) {
-		instance_kill(instances_pop(&node.waiting));
+		instance_kill(queue_pop(&node.waiting, instance_next));
 		node.waiting_changed = true;
 	}
 }
@@ -95,7 +95,7 @@ int waiting_keep(uint32_t high, uint32_t low, uint32_t interval)
 
 int waiting_take(void)
 {
-	int index = instances_pop(&node.waiting);
+	int index = queue_pop(&node.waiting, instance_next);
 	node.waiting_changed |= index != NOBODY;
 	return index;
 }

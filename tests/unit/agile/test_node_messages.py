@@ -12,7 +12,7 @@ from firstlight.agile.node import wire
 from firstlight.agile.node.wire import OrderVerb, RequestVerb
 
 SOURCES = ("ahead", "client", "inherit", "instance", "instance_start", "keeper", "manager",
-           "net_quick", "output", "part", "pending", "rest", "reuse", "sandbox", "session",
+           "net_quick", "output", "part", "pending", "queue", "rest", "reuse", "sandbox", "session",
            "waiting")  # fmt: skip
 CLIENT, MANAGER, READ, LEAVE = range(4)
 EDGES = (0, 1, 2, 3, 127, 128, 255, 4095, 4096, 16383, 16384, 65535, (1 << 31) - 1, 1 << 31,
