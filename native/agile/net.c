@@ -260,7 +260,6 @@ int main(void)
 		struct net_request head;
 		char body[NET_BODY_MAX];
 	} request;
-	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int))];
 	sigset_t signals;
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGINT); /* Ctrl-C is for the runtime to handle, in order */
@@ -277,23 +276,14 @@ int main(void)
 	if (error)
 		die("open the host's network", -error);
 	for (;;) {
-		struct iovec part = {&request, sizeof request};
-		struct msghdr message = {.msg_iov = &part,
-					 .msg_iovlen = 1,
-					 .msg_control = space,
-					 .msg_controllen = sizeof space};
-		int given FILE_SCOPE = -1;
-		ssize_t size = recvmsg(CONTROL, &message, MSG_CMSG_CLOEXEC);
-		if (size < 0 && errno == EINTR)
-			continue;
-		if (size <= 0)
+		struct rights given RIGHTS_SCOPE = {0};
+		ssize_t size = socket_receive(CONTROL, &request, sizeof request, 0, &given);
+		if (size == 0 || (size < 0 && size != -EMSGSIZE))
 			return 0;
-		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-		if (header && header->cmsg_type == SCM_RIGHTS)
-			memcpy(&given, CMSG_DATA(header), sizeof given);
-		if (size < (ssize_t)sizeof request.head || message.msg_flags & MSG_TRUNC)
+		if (size < (ssize_t)sizeof request.head)
 			continue; /* nothing to answer: the caller has a deadline */
 		request.head.link[NET_LINK - 1] = request.head.peer[NET_LINK - 1] = 0;
-		serve(&request.head, request.body, (size_t)size - sizeof request.head, given);
+		serve(&request.head, request.body, (size_t)size - sizeof request.head,
+		      given.count ? given.descriptors[0] : -1);
 	}
 }

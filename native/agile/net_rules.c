@@ -1,5 +1,5 @@
 /* Commands in nft's own language, by its library: one transaction each. */
-#include "../common/cleanup.h"
+#include "../common/process.h"
 #include "net.h"
 
 #include <errno.h>
@@ -12,20 +12,6 @@ static void free_context(struct nft_ctx **context)
 {
 	if (*context)
 		nft_ctx_free(*context);
-}
-
-static int write_all(int file, const char *text)
-{
-	for (size_t left = text ? strlen(text) : 0; left;) {
-		ssize_t part = write(file, text, left);
-		if (part < 0 && errno != EINTR)
-			return -errno;
-		if (part > 0) {
-			left -= (size_t)part;
-			text += part;
-		}
-	}
-	return 0;
 }
 
 int net_rules(const char *commands, int *output, const char **step)
@@ -41,8 +27,9 @@ int net_rules(const char *commands, int *output, const char **step)
 	*output = memfd_create("nft", MFD_CLOEXEC);
 	if (*output < 0)
 		return -errno;
-	int error = write_all(*output, refused ? nft_ctx_get_error_buffer(context)
-					       : nft_ctx_get_output_buffer(context));
+	const char *answer =
+		refused ? nft_ctx_get_error_buffer(context) : nft_ctx_get_output_buffer(context);
+	int error = answer ? process_write_all(*output, answer, strlen(answer)) : 0;
 	*step = "change the rules";
 	return error ? error : refused ? -EINVAL : 0;
 }

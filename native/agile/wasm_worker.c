@@ -20,6 +20,7 @@
  * standard error if the module is none that it can run, and with BROKEN if it cannot go on.
  */
 #include "common/cleanup.h"
+#include "common/socket.h"
 #include "wasm_connections.h"
 #include "wasm_module.h"
 
@@ -135,24 +136,14 @@ static void start(void *(*run)(void *), void *argument)
 /* The next connection; -1 at the end of the control socket. */
 static int take_connection(void)
 {
-	_Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int))];
-	char said[64];
 	for (;;) {
-		struct iovec part = {said, sizeof said};
-		struct msghdr head = {.msg_iov = &part,
-				      .msg_iovlen = 1,
-				      .msg_control = space,
-				      .msg_controllen = sizeof space};
-		ssize_t got = recvmsg(CONTROL, &head, MSG_CMSG_CLOEXEC);
-		struct cmsghdr *rights = got > 0 ? CMSG_FIRSTHDR(&head) : NULL;
-		int descriptor;
-		if (got == 0 || (got < 0 && errno != EINTR))
+		char ignored[64];
+		struct rights rights RIGHTS_SCOPE = {0};
+		ssize_t size = socket_receive(CONTROL, ignored, sizeof ignored, 0, &rights);
+		if (size == 0 || (size < 0 && size != -EMSGSIZE))
 			return -1;
-		if (!rights || rights->cmsg_type != SCM_RIGHTS ||
-		    rights->cmsg_len < CMSG_LEN(sizeof descriptor))
-			continue;
-		memcpy(&descriptor, CMSG_DATA(rights), sizeof descriptor);
-		return descriptor;
+		if (rights.count)
+			return descriptor_take(&rights.descriptors[0]);
 	}
 }
 

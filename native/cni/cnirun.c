@@ -27,12 +27,12 @@
 #include "cni/chain.h"
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/process.h"
 
 #include <fcntl.h>
 #include <net/if.h>
 #include <sched.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -138,21 +138,6 @@ static int make_namespace(struct chain *chain)
 	return bad;
 }
 
-static int run_command(struct chain *chain, char **argv)
-{
-	pid_t pid;
-	int status;
-	int wrong = posix_spawn(&pid, argv[0], NULL, NULL, argv, environ);
-	if (wrong)
-		return error_set(&chain->error, wrong, "cannot execute %s", argv[0]);
-	while (waitpid(pid, &status, 0) < 0)
-		if (errno != EINTR)
-			return error_set(&chain->error, errno, "cannot wait for %s", argv[0]);
-	return status ? error_set(&chain->error, 0, "%s ended with status %d", chain_name(argv[0]),
-				  WEXITSTATUS(status))
-		      : 0;
-}
-
 static int run_pod(struct chain *chain, char **argv)
 {
 	int64_t start = clock_now();
@@ -167,7 +152,7 @@ static int run_pod(struct chain *chain, char **argv)
 		fflush(stdout);
 		bad = chain_fill_gateway(chain);
 	}
-	bad = bad ? bad : run_command(chain, argv);
+	bad = bad ? bad : process_execute(argv, &chain->error);
 	if (bad)
 		error_print(&chain->error);
 	if (has_asked)

@@ -89,6 +89,29 @@ static int spawn(char *const argv[], char *const environment[], int input, int o
 	return wrong;
 }
 
+static int wait_for(pid_t pid, const char *program, int *status, struct error *error)
+{
+	while (waitpid(pid, status, 0) < 0)
+		if (errno != EINTR)
+			return error_set(error, errno, "cannot wait for %s", program);
+	return 0;
+}
+
+int process_execute(char *const argv[], struct error *error)
+{
+	pid_t pid;
+	int status, wrong = posix_spawn(&pid, argv[0], NULL, NULL, argv, environ);
+	if (wrong)
+		return error_set(error, wrong, "cannot execute %s", argv[0]);
+	int bad = wait_for(pid, argv[0], &status, error);
+	if (bad || !status)
+		return bad;
+	const char *slash = strrchr(argv[0], '/'), *name = slash ? slash + 1 : argv[0];
+	if (WIFSIGNALED(status))
+		return error_set(error, 0, "%s was killed by signal %d", name, WTERMSIG(status));
+	return error_set(error, 0, "%s ended with status %d", name, WEXITSTATUS(status));
+}
+
 int process_run(char *const argv[], char *const environment[], int input, char **output,
 		struct error *error)
 {
@@ -103,8 +126,7 @@ int process_run(char *const argv[], char *const environment[], int input, char *
 	close(ends[0]); /* one that prints too much must not wait for us */
 	if (wrong)
 		return error_set(error, wrong, "cannot execute %s", argv[0]);
-	while (waitpid(pid, &status, 0) < 0)
-		if (errno != EINTR)
-			return error_set(error, errno, "cannot wait for %s", argv[0]);
+	if (wait_for(pid, argv[0], &status, error))
+		return -error->code;
 	return bad < 0 ? error_set(error, -bad, "cannot read the output of %s", argv[0]) : status;
 }

@@ -21,4 +21,7 @@ int process_pipe(const char *const texts[]);
 int process_run(char *const argv[], char *const environment[], int input, char **output,
 		struct error *error);
 
+/* Executes a program with our streams, and waits until it has ended with status 0. */
+int process_execute(char *const argv[], struct error *error);
+
 #endif

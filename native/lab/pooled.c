@@ -11,14 +11,12 @@
  */
 #include "common/cleanup.h"
 #include "common/clock.h"
-#include "common/error.h"
+#include "common/process.h"
 #include "common/socket.h"
 
-#include <spawn.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 
 enum { TEXT_MAX = 256 };
 
@@ -39,23 +37,6 @@ static int take(const char *path, struct error *error)
 	return descriptor_take(&rights.descriptors[0]);
 }
 
-static int run(char **argv, struct error *error)
-{
-	pid_t pid;
-	int status;
-	int wrong = posix_spawn(&pid, argv[0], NULL, NULL, argv, environ);
-	if (wrong)
-		return error_set(error, wrong, "%s", argv[0]);
-	while (waitpid(pid, &status, 0) < 0)
-		if (errno != EINTR)
-			return error_set(error, errno, "waitpid");
-	if (WIFSIGNALED(status))
-		return error_set(error, 0, "%s: killed by signal %d", argv[0], WTERMSIG(status));
-	if (!status)
-		return 0;
-	return error_set(error, 0, "%s: ended with status %d", argv[0], WEXITSTATUS(status));
-}
-
 static int take_and_run(char **argv, struct error *error)
 {
 	char path[64];
@@ -68,7 +49,7 @@ static int take_and_run(char **argv, struct error *error)
 		return error_set(error, errno, "%s", argv[2]);
 	printf("firstlight step pool.take %jd %jd\n", (intmax_t)start, (intmax_t)clock_now());
 	fflush(stdout);
-	int bad = run(argv + 3, error);
+	int bad = process_execute(argv + 3, error);
 	(void)unlink(argv[2]);
 	return bad;
 }

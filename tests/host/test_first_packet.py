@@ -183,7 +183,7 @@ def test_a_program_that_cannot_be_executed_is_reported_and_its_network_ends(benc
         start = pool.start(("/nonexistent/runc",), link, bench.workspace.environment)
         [samples] = bench.starts([start]).run.samples
         assert not link.is_symlink()
-    assert samples.error == "/nonexistent/runc: No such file or directory"
+    assert samples.error == "cannot execute /nonexistent/runc: No such file or directory"
 
 
 @pytest.mark.parametrize("depth", ["agile", "agile-ready", "agile-cold"])

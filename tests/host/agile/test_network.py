@@ -310,7 +310,8 @@ def test_the_helper_does_its_work_under_the_sanitizers(
     built = compiled(
         native / "agile/net.c", tmp_path / "net-helper",
         *(str(native / f"agile/{name}.c") for name in names),
-        str(native / "common/rtnl.c"), str(native / "common/socket.c"), f"-I{native}",
+        str(native / "common/rtnl.c"), str(native / "common/socket.c"),
+        str(native / "common/process.c"), str(native / "common/error.c"), f"-I{native}",
         "-lmnl", "-lnftables",
         "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
     )  # fmt: skip

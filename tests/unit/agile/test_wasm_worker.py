@@ -65,6 +65,7 @@ Run = Callable[..., AbstractContextManager[Worker]]
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = [str(each) for each in NATIVE.glob("wasm*.c") if each.name != "wasm_worker.c"]
+    sources.append(str(NATIVE.parent / "common" / "socket.c"))
     return compiled(
         NATIVE / "wasm_worker.c", tmp_path_factory.mktemp("worker") / "worker", *sources,
         f"-I{NATIVE.parent}", "-pthread", "-ldl",
