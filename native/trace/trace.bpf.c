@@ -624,7 +624,8 @@ static __always_inline int enter(struct task *task, struct pt_regs *regs, long n
 
 /* From Linux 6.13 on, programs of system calls can be preempted, and while one is, the kernel skips it
  * for every other thread of that CPU. So each has a copy there, which takes what it missed. The copy is on
- * the trace event of the same tracepoint, whose programs are never preempted. */
+ * the trace event of the same tracepoint, whose programs are never preempted. On 7.3 the programs of forks,
+ * exits and per-CPU allocations miss some too; they have no copies, and what they miss counts as lost. */
 struct raw_enter {
 	__u64 common;
 	long number;
