@@ -258,7 +258,9 @@ class Pod:
             made = json.loads(answer.data)
         except Exception as error:
             self._name = ""
-            raise RuntimeError(f"the API server rejects the pod: {complaint(error)}") from error
+            answered = getattr(error, "status", None)
+            fact = "rejects the pod" if answered else "did not answer to the pod's creation"
+            raise RuntimeError(f"the API server {fact}: {complaint(error)}") from error
         created = time.monotonic_ns()
         try:
             events = watch.await_(self._name, "Ready", request.patience)
