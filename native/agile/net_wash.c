@@ -70,15 +70,15 @@ static void end_one(const struct nlmsghdr *message, void *data)
 {
 	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
 	struct ending *ending = data;
-	const struct inet_diag_msg *found = mnl_nlmsg_get_payload(message);
-	if (ending->error || mnl_nlmsg_get_payload_len(message) < sizeof *found)
+	const struct inet_diag_msg *socket = mnl_nlmsg_get_payload(message);
+	if (ending->error || mnl_nlmsg_get_payload_len(message) < sizeof *socket)
 		return;
 	struct nlmsghdr *request = rtnl_message(buffer, SOCK_DESTROY, NLM_F_ACK);
 	struct inet_diag_req_v2 *head = diag_message(request, sizeof *head);
-	head->sdiag_family = found->idiag_family;
+	head->sdiag_family = socket->idiag_family;
 	head->sdiag_protocol = IPPROTO_TCP;
 	head->idiag_states = ~0U;
-	head->id = found->id;
+	head->id = socket->id;
 	int error = rtnl_ask(ending->netlink, request, NULL, NULL);
 	if (error != -ENOENT) /* it ended by itself meanwhile */
 		ending->error = error;

@@ -161,12 +161,12 @@ static int call(struct wasm_outcome_view *outcome, wasmtime_context_t *context,
 		const wasmtime_val_t *arguments, size_t count, wasmtime_val_t *results,
 		size_t result_count)
 {
-	wasmtime_extern_t found;
+	wasmtime_extern_t export;
 	wasm_trap_t *trap = NULL;
-	if (!wasmtime_instance_export_get(context, instance, name, strlen(name), &found) ||
-	    found.kind != WASM_EXTERN_FUNC)
+	if (!wasmtime_instance_export_get(context, instance, name, strlen(name), &export) ||
+	    export.kind != WASM_EXTERN_FUNC)
 		return fail(outcome, WASM_FAILED, "its export '%s' is not there", name);
-	wasmtime_error_t *error = wasmtime_func_call(context, &found.of.func, arguments, count,
+	wasmtime_error_t *error = wasmtime_func_call(context, &export.of.func, arguments, count,
 						     results, result_count, &trap);
 	return error || trap ? explain(outcome, WASM_TRAPPED, error, trap) : 0;
 }

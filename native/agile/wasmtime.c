@@ -15,12 +15,12 @@ int wasmtime_load(const char *path, const char **reason)
 {
 	void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 	for (size_t i = 0; library && i < sizeof entries / sizeof *entries; i++) {
-		void *found = dlsym(library, entries[i].name);
-		if (!found) {
+		void *symbol = dlsym(library, entries[i].name);
+		if (!symbol) {
 			*reason = dlerror();
 			return -1;
 		}
-		*(void **)entries[i].pointer = found;
+		*(void **)entries[i].pointer = symbol;
 	}
 	if (!library)
 		*reason = dlerror();

@@ -27,13 +27,13 @@
 
 /* The first thing a container's start does next: a mount namespace, a copy of every mount. */
 
-_Noreturn static void stay_in_new_mount_namespace(int told, int held)
+_Noreturn static void stay_in_new_mount_namespace(int result, int held)
 {
 	int wrong = 0;
 	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0)
 		wrong = errno;
 	char end;
-	if (write(told, &wrong, sizeof wrong) == sizeof wrong)
+	if (write(result, &wrong, sizeof wrong) == sizeof wrong)
 		while (read(held, &end, 1) < 0 && errno == EINTR)
 			;
 	_exit(0);
