@@ -437,7 +437,7 @@ class Zygote:
                 self._prepare()
                 async with asyncio.timeout(self.function.timeout):
                     await fork.ready()
-                fork.check(await self._born(fork, up.pid), up.pid)
+                fork.check(await self._born(fork, up), up.pid)
             except BaseException as error:
                 if isinstance(error, TimeoutError):
                     name, seconds = self.function.handler, self.function.timeout
@@ -451,9 +451,9 @@ class Zygote:
         asyncio.get_running_loop().call_soon(self._arm_ahead)
         return fork
 
-    async def _born(self, fork: Fork, zygote: int) -> int:
-        """Wait for the new process in a place. Raises Failed."""
-        others = zygote, fork.place.pid
+    async def _born(self, fork: Fork, up: Interpreter) -> int:
+        """The new process in a place. Raises Failed."""
+        others = up.pid, fork.place.pid
         try:
             pids = self._resources.cgroups.processes(fork.place.cgroup).difference(others)
             if len(pids) == 1:
@@ -462,6 +462,8 @@ class Zygote:
                 verify.check_alive(pid)
         except OSError as error:
             raise self._gone(error) from error
+        if not pids:
+            await up.settle()  # it closes its copy of the fork's socket
         if not pids and await fork.has_ended():
             raise Failed(f"a fork of {self.function.handler} ended before it was ready")
         raise Unconfined(f"the zygote of {self.function.handler} did not make exactly one process",
