@@ -12,7 +12,8 @@ import firstlight
 
 PACKAGE = Path(firstlight.__file__).parent
 GROUND = ("errors", "native", "files", "model", "store", "units")
-ORDER = ("cli", "report", "claims", "lab", "analysis", "trace", "host", *reversed(GROUND))
+ORDER = ("__main__", "cli", "report", "claims", "lab", "analysis", "trace", "host",
+         *reversed(GROUND))  # fmt: skip
 """From the top: each may import what stands behind it."""
 
 RUNTIME = "agile"
