@@ -292,6 +292,22 @@ class Result(Struct, frozen=True, kw_only=True):
     stderr: str = ""
 
 
+class HandlerFailed(Failed):
+    """A handler that failed to answer its event.
+
+    ``kind`` is the type of the error, as Lambda names it or of the exception that was raised.
+    ``text`` is what the error itself says, and ``trace`` the lines of its traceback. ``output`` is
+    what the handler wrote.
+    """
+
+    def __init__(
+        self, kind: str, message: str, hint: str | None = None, *, text: str = "",
+        trace: tuple[str, ...] = (), output: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__(message, hint)
+        self.kind, self.text, self.trace, self.output = kind, text or message, trace, output
+
+
 class Counts(Struct, frozen=True, kw_only=True):
     """A pool as ``firstlight agile pools`` shows it.
 

@@ -14,7 +14,7 @@ class Output:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._held = b""
+        self._held = self._kept = b""
         os.set_blocking(descriptor, False)
 
     @property
@@ -36,10 +36,21 @@ class Output:
 
     async def all(self, most: int = 1 << 20) -> bytes:
         """Read to the end; keeps at most ``most`` bytes."""
-        kept = b""
         while part := await self.read():
-            kept += part[: most - len(kept)]
-        return kept
+            self._kept += part[: most - len(self._kept)]
+        return self._kept
+
+    def so_far(self, most: int = 1 << 20) -> bytes:
+        """What ``all`` has kept when it was broken off, and what needs no wait."""
+        while self._descriptor >= 0 and len(self._kept) < most:
+            try:
+                part = os.read(self._descriptor, most - len(self._kept))
+            except BlockingIOError:
+                break
+            if not part:
+                break
+            self._kept += part
+        return self._kept
 
     async def until(self, prefix: bytes) -> None:
         """Read up to a line with this beginning; the output can be read again. Raises Failed."""

@@ -32,6 +32,7 @@ from firstlight.agile.functions.records import (
     Source,
     ZipSource,
 )
+from firstlight.agile.parts import roots
 from firstlight.errors import Failed
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -243,6 +244,56 @@ def test_functions_survive_a_restart_and_what_was_half_made_does_not(tmp_path: P
         ]
 
     on_host(main, GUARD_SECONDS)
+
+
+FAILS = """
+import os, sys, time
+def main(event):
+    print("asked for", event, flush=True)
+    if event == "raise":
+        raise LookupError("no such cow")
+    if event == "stop":
+        sys.exit(3)
+    if event == "leave":
+        os._exit(7)
+    if event == "eat":
+        return len(b"x" * (1 << 30))
+    if event == "hang":
+        time.sleep(600)
+    if event == "write":
+        return "x" * (7 << 20)
+    return {1} if event == "set" else [os.environ[name] for name in ("PATH", "HOME", "HOSTNAME")]
+async def later(event):
+    return event
+"""
+
+
+def test_a_failure_of_a_fork_has_the_words_and_the_log_of_a_failure(tmp_path: Path) -> None:
+    async def main(functions: Functions) -> None:
+        await functions.add("f", ZipSource(data=zipped(app=FAILS)), SLOW)
+        assert await called(functions, "f") == [roots.PATH, "/tmp", "instance"]
+        for event, kind, words, cause in (
+            ("raise", "LookupError", "no such cow", "handler"),
+            ("stop", "Runtime.ExitError", "sys.exit(3)", "exit"),
+            ("leave", "Runtime.ExitError", "ended without an answer", "exit"),
+            ("eat", "Runtime.OutOfMemory", "memory limit", "memory"),
+            ("set", "Runtime.MarshalError", "not JSON serializable", "handler"),
+            ("write", "Function.ResponseSizeTooLarge", "6291456 bytes", "size"),
+            ("hang", "Sandbox.Timedout", "Task timed out after 3.00 seconds", "timeout"),
+        ):
+            if event == "hang":
+                await functions.update("f", given=Settings(timeout=3.0))
+            answer, _ = await functions.invoke("f", json.dumps(event).encode(), request_id="r")
+            error = json.loads(answer.payload)
+            assert (error["errorType"], answer.cause) == (kind, cause)
+            assert words in error["errorMessage"]
+            assert ("stackTrace" in error) == (event == "raise")
+            assert f"asked for {event}".encode() in answer.log_tail
+        given = msgspec.structs.replace(SLOW, handler="app:later")
+        with pytest.raises(Failed, match="later is asynchronous"):
+            await functions.add("g", ZipSource(data=zipped(app=FAILS)), given, tries=True)
+
+    with_functions(tmp_path, main)
 
 
 def test_aliases_versions_and_limits_that_cannot_be_are_refused(tmp_path: Path) -> None:

@@ -9,6 +9,10 @@ from firstlight.agile.function import Reach, Volume
 Kind = Literal["command", "bootstrap", "python", "image", "http", "wasm"]
 
 
+REGION = "us-east-1"
+"""The region of all functions' ARNs."""
+
+
 class FunctionVersion(Struct, frozen=True, kw_only=True):
     """The state of a function that answers a call. Sizes are in bytes, times in seconds.
 

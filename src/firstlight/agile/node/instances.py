@@ -291,9 +291,12 @@ class Instances:
         entry = self._registry.only(function)
         process = process or function
         try:
-            words = wire.words(process.command, {}, process.directory, definition.note(entry))
+            uid = self._config.identities.first + entry.number
+            env: dict[str, str] = {}
+            if Flag.ZYGOTE in flags:  # its forks inherit what a program expects
+                env = await asyncio.to_thread(environment.defaults, process, process.uid or uid)
+            words = wire.words(process.command, env, process.directory, definition.note(entry))
             try:
-                uid = self._config.identities.first + entry.number
                 described = definition.encode(entry, process, profile, flags, uid)
                 await node.register(described, tree, words)
             finally:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from firstlight.agile import verify
-from firstlight.agile.function import Ended
+from firstlight.agile.function import Ended, HandlerFailed
 from firstlight.agile.node import kept
 from firstlight.agile.node.kept import KeptFork
 from firstlight.agile.node.process import Keepsake
@@ -35,6 +35,7 @@ class Line(Struct, frozen=True):
     began: int | None = None
     result: Any = None
     raised: str | None = None
+    error: tuple[str, str] | None = None
     exited: str | None = None
     unfit: str | None = None
     failed: str = "no reason given"
@@ -146,22 +147,31 @@ class Fork:
             for text in texts:
                 text.cancel()
 
+    def written(self) -> str:
+        """What it has written so far."""
+        return b"".join(each.so_far(_OUTPUT_MOST) for each in self.outputs).decode(errors="replace")
+
     async def _line(self) -> bytes:
         try:
             line = await self._reader.readline()
         except ValueError:
-            raise Failed(f"the answer of {self.name} is longer than {ANSWER_MOST} bytes",
-                         "return less, or write it elsewhere") from None  # fmt: skip
+            raise HandlerFailed(
+                "Function.ResponseSizeTooLarge",
+                f"the answer of {self.name} is longer than {ANSWER_MOST} bytes",
+                "return less, or write it elsewhere",
+            ) from None
         except ConnectionError:
             line = b""
         if not line:
             try:
                 status = await asyncio.wait_for(_exit_status(self.pidfd), _END_SECONDS)
             except TimeoutError:
-                raise Failed(f"{self.name} closed its descriptor 3 and still runs",
-                             "leave it open: it belongs to the runtime") from None  # fmt: skip
+                raise HandlerFailed(
+                    "Runtime.ExitError", f"{self.name} closed its descriptor 3 and still runs",
+                    "leave it open: it belongs to the runtime",
+                ) from None  # fmt: skip
             how = "" if status is None else f": {Ended.of(status)}"
-            raise Failed(f"{self.name} ended without an answer{how}")
+            raise HandlerFailed("Runtime.ExitError", f"{self.name} ended without an answer{how}")
         return line
 
     def parsed(self, line: bytes) -> Line:

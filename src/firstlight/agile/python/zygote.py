@@ -24,7 +24,7 @@ import msgspec
 
 from firstlight.agile import verify
 from firstlight.agile.config import Config
-from firstlight.agile.function import EVENTS_PORT, Function, Result
+from firstlight.agile.function import EVENTS_PORT, Function, HandlerFailed, Result
 from firstlight.agile.network.networks import Network, Networks
 from firstlight.agile.node.instances import Instances
 from firstlight.agile.output import Output
@@ -121,18 +121,24 @@ class Zygote:
         try:
             async with asyncio.timeout(seconds):
                 answer, texts = await fork.ask(line)
+            value = self._value(answer)
         except TimeoutError:
-            raise Failed(f"{handler} did not answer in {seconds} s",
-                         "give the function a longer timeout") from None  # fmt: skip
-        except Failed:
+            raise HandlerFailed(
+                "Sandbox.Timedout", f"{handler} did not answer in {seconds} s",
+                "give the function a longer timeout", output=fork.written(),
+            ) from None  # fmt: skip
+        except Failed as error:
             self._raise_refusal()  # its zygote was ended, and this fork with it
             if self._resources.cgroups.ran_out_of_memory(fork.place.cgroup):
-                raise Failed(f"{handler} exceeded its memory limit",
-                             f"the limit is {self.function.memory} bytes") from None  # fmt: skip
+                raise HandlerFailed(
+                    "Runtime.OutOfMemory", f"{handler} exceeded its memory limit",
+                    f"the limit is {self.function.memory} bytes", output=fork.written(),
+                ) from None  # fmt: skip
+            if isinstance(error, HandlerFailed):
+                error.output = fork.written()
             raise
         finally:
             self._discard(fork)
-        value = self._value(answer)
         stdout, stderr = (text.decode(errors="replace") for text in texts)
         return Result(
             value=value, requested=requested, began=answer.began or 0,
@@ -154,19 +160,31 @@ class Zygote:
         """The handler's result. Raises Failed."""
         handler = self.function.handler
         if answer.raised is not None:
-            raise Failed(f"{handler} raised: {answer.raised.rstrip()}")
+            kind, text = answer.error or ("Error", "")
+            raise HandlerFailed(
+                kind, f"{handler} raised: {answer.raised.rstrip()}", text=text,
+                trace=tuple(answer.raised.splitlines(keepends=True)),
+            )  # fmt: skip
         if answer.exited is not None:
-            raise Failed(f"{handler} called sys.exit({answer.exited})", "return the answer instead")
+            raise HandlerFailed(
+                "Runtime.ExitError", f"{handler} called sys.exit({answer.exited})",
+                "return the answer instead",
+            )  # fmt: skip
         if answer.unfit is not None:
-            raise Failed(f"{handler} returned something that is not JSON: {answer.unfit}",
-                         "return None, booleans, finite numbers, text, lists or dicts")  # fmt: skip
+            raise HandlerFailed(
+                "Runtime.MarshalError",
+                f"{handler} returned something that is not JSON: {answer.unfit}",
+                "return None, booleans, finite numbers, text, lists or dicts",
+            )
         if answer.began is None:
             raise Failed(f"{handler} failed: {answer.failed}")
         try:
             return msgspec.Raw(msgspec.json.encode(answer.result))
         except (UnicodeEncodeError, RecursionError) as error:
-            raise Failed(f"{handler} returned something that is not JSON: {error}",
-                         "return valid Unicode text") from None  # fmt: skip
+            raise HandlerFailed(
+                "Runtime.MarshalError", f"{handler} returned something that is not JSON: {error}",
+                "return valid Unicode text",
+            ) from None  # fmt: skip
 
     async def _taken(self) -> tuple[Fork, bool]:
         """A fork, and whether it was waiting."""

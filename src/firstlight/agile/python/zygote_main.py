@@ -31,6 +31,7 @@ _EVENTS = 3  # of a fork; before that, the control socket
 _PART = 1 << 16
 _TEXT_MOST = 32 << 10
 _FILES_AT_ONCE = 100
+_ASYNCHRONOUS = 0x280  # coroutines and asynchronous generators; see inspect's CO_COROUTINE
 _OWN_FILES = {"<string>", importlib.__file__, "<frozen importlib._bootstrap>",
               "<frozen importlib._bootstrap_external>"}  # fmt: skip
 
@@ -53,6 +54,15 @@ def _described() -> str:
     except BaseException:
         text = str(sys.exc_info()[0])
     return _plain(text[-_TEXT_MOST:])
+
+
+def _named(error: BaseException) -> tuple[str, str]:
+    """An exception's type, and what it says itself."""
+    kind = type(error).__name__
+    try:
+        return _plain(kind), _plain(str(error)[:_TEXT_MOST])
+    except BaseException:
+        return _plain(kind), ""
 
 
 def _plain(text: str) -> str:
@@ -102,8 +112,8 @@ def _answer(handler: Handler, line: bytes) -> bytes:
         result = handler(json.loads(line))
     except SystemExit as stopped:
         answer["exited"] = _plain(repr(stopped.code)[:_TEXT_MOST])
-    except BaseException:
-        answer["raised"] = _described()
+    except BaseException as error:
+        answer["raised"], answer["error"] = _described(), _named(error)
     else:
         try:
             text = json.dumps({**answer, "result": result}, allow_nan=False, ensure_ascii=False)
@@ -188,6 +198,9 @@ def _import(name: str) -> Handler:
     if not callable(handler):
         raise TypeError(f"{name} is not callable")
     if isinstance(handler, FunctionType):
+        if handler.__code__.co_flags & _ASYNCHRONOUS:
+            raise TypeError(f"{attribute} is asynchronous, and {name} is called without an event "
+                            "loop: call asyncio.run(…) in a plain function")  # fmt: skip
         needed = handler.__code__.co_argcount - len(handler.__defaults__ or ())
         if needed > 1:
             raise TypeError(

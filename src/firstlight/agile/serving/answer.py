@@ -16,6 +16,7 @@ PAYLOAD_MAX = 6 << 20
 _CAUSES = {
     "Sandbox.Timedout": "timeout", "Runtime.OutOfMemory": "memory", "Runtime.ExitError": "exit",
     "Function.ResponseSizeTooLarge": "size", "Runtime.InitError": "init",
+    "Runtime.ImportModuleError": "init",
 }  # fmt: skip
 
 
@@ -76,21 +77,33 @@ class Load(Struct, frozen=True):
     waiting: int
 
 
-def failure(answer: Answer, kind: str, message: str) -> Answer:
+def failure(answer: Answer, kind: str, message: str, trace: tuple[str, ...] = ()) -> Answer:
     """The same answer with an error of the function as its payload."""
-    payload = msgspec.json.encode({"errorType": kind, "errorMessage": message})
+    error: dict[str, str | tuple[str, ...]] = {"errorType": kind, "errorMessage": message}
+    if trace:
+        error["stackTrace"] = trace
+    payload = msgspec.json.encode(error)
     cause = _CAUSES.get(kind, "handler")
     return msgspec.structs.replace(answer, payload=payload, error="Unhandled", cause=cause)
 
 
+def too_long(answer: Answer) -> Answer:
+    """The same answer with the error of one that is too long."""
+    return failure(answer, "Function.ResponseSizeTooLarge",
+                   f"the answer exceeds the maximum of {PAYLOAD_MAX} bytes")  # fmt: skip
+
+
 def timed_out(seconds: float) -> str:
-    """An error in Lambda's shape."""
+    """What Lambda says of an event that took too long."""
     return f"Task timed out after {seconds:.2f} seconds"
 
 
 def ending(ended: Ended, memory: int) -> tuple[str, str]:
     """The error type and the message of an instance that ended before it answered."""
     if ended.out_of_memory:
-        return "Runtime.OutOfMemory", f"the instance exceeded its memory limit of {memory} bytes"
+        return (
+            "Runtime.OutOfMemory",
+            f"the instance exceeded its memory limit of {memory >> 20} MiB",
+        )
     how = f"exit status {ended.status}" if ended.signal is None else f"signal {ended.signal}"
     return "Runtime.ExitError", f"Runtime exited with error: {how}"

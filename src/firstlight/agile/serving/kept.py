@@ -9,17 +9,17 @@ from collections.abc import Callable
 import msgspec
 
 from firstlight.agile.function import EVENTS_PORT, Function
-from firstlight.agile.functions.version import FunctionVersion
+from firstlight.agile.functions.version import REGION, FunctionVersion
 from firstlight.agile.instance import Instance
 from firstlight.agile.python.forked import Forked
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving.answer import (
-    PAYLOAD_MAX,
     Answer,
     Step,
     ending,
     failure,
     timed_out,
+    too_long,
 )
 from firstlight.agile.serving.log import Log, start_logged
 from firstlight.agile.serving.runtime_api import Event, Lost, Reply, RuntimeApi
@@ -146,8 +146,7 @@ class Kept:
             text = f"RequestId: {event.request_id} Error: {timed_out(event.seconds)}"
             return failure(answer, "Sandbox.Timedout", text)
         if reply.too_large:
-            text = f"the answer exceeds the maximum of {PAYLOAD_MAX} bytes"
-            return failure(answer, "Function.ResponseSizeTooLarge", text)
+            return too_long(answer)
         return answer
 
     async def _ending(self, before: int = 0) -> tuple[str, str]:
@@ -234,6 +233,8 @@ def environment(version: FunctionVersion) -> dict[str, str]:
     return {
         "LANG": "en_US.UTF-8",
         "TZ": ":UTC",
+        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,
         "PATH": "/usr/local/bin:/usr/bin:/bin:/opt/bin",
         "LD_LIBRARY_PATH": "/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:"
         "/var/task/lib:/opt/lib",

@@ -6,12 +6,20 @@ import time
 
 import msgspec
 
-from firstlight.agile.function import Ended, Function
+from firstlight.agile.function import Ended, Function, HandlerFailed
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.output import Output, pipes
 from firstlight.agile.python.drain import Drain
+from firstlight.agile.python.interpreter import ImportFailed
 from firstlight.agile.runtime import Runtime
-from firstlight.agile.serving.answer import PAYLOAD_MAX, Answer, ending, failure, timed_out
+from firstlight.agile.serving.answer import (
+    PAYLOAD_MAX,
+    Answer,
+    ending,
+    failure,
+    timed_out,
+    too_long,
+)
 from firstlight.errors import Failed
 
 
@@ -69,8 +77,7 @@ async def run_command(runtime: Runtime, version: FunctionVersion, event: bytes) 
     if not in_time:
         return failure(answer, "Sandbox.Timedout", timed_out(version.timeout))
     if ended is None:
-        return failure(answer, "Function.ResponseSizeTooLarge",
-                       f"the answer is longer than {PAYLOAD_MAX} bytes")  # fmt: skip
+        return too_long(answer)
     if ended.status != 0:
         return failure(answer, *ending(ended, version.memory))
     return answer
@@ -87,6 +94,16 @@ async def _read(output: Output) -> bytes:
 def has_handler(version: FunctionVersion) -> bool:
     """Whether its handler is called with the event alone."""
     return version.kind == "wasm" or (version.kind == "python" and ":" in version.handler)
+
+
+def check_name(handler: str) -> None:
+    """Raise Failed for what cannot name a handler of Python."""
+    module, _, name = handler.partition(":") if ":" in handler else handler.rpartition(".")
+    if not module or not name:
+        raise Failed(
+            f"{handler!r} does not name a handler",
+            "write MODULE:NAME, called with an event, or MODULE.NAME, called with (event, context)",
+        )
 
 
 def handler_definition(version: FunctionVersion) -> Function:
@@ -109,13 +126,23 @@ async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes)
         result = await runtime.invoke(function, msgspec.json.decode(event), requested)
     except msgspec.DecodeError as error:
         return failure(Answer(payload=b""), "Runtime.UnmarshalError", f"the event: {error}")
+    except HandlerFailed as error:
+        answer = Answer(
+            payload=b"", log_tail=error.output.encode(), duration_ns=time.monotonic_ns() - requested
+        )
+        late = error.kind == "Sandbox.Timedout"
+        text = timed_out(version.timeout) if late else error.text
+        return failure(answer, error.kind, text, error.trace)
+    except ImportFailed as error:
+        return failure(Answer(payload=b""), "Runtime.ImportModuleError", error.message)
     except Failed as error:
         return failure(Answer(payload=b""), "Runtime.HandlerError", error.message)
-    return Answer(
+    answer = Answer(
         payload=bytes(result.value), log_tail=(result.stdout + result.stderr).encode(),
         cold=not result.warm, init_ns=result.began - requested,
         duration_ns=result.finished - result.began,
     )  # fmt: skip
+    return too_long(answer) if len(answer.payload) > PAYLOAD_MAX else answer
 
 
 def _file(data: bytes) -> int:

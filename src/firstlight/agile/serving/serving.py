@@ -106,6 +106,8 @@ class Serving:
 
     async def try_handler(self, version: FunctionVersion) -> None:
         """Check that a version's handler can be called, if it has one. Raises Failed."""
+        if version.kind == "python":
+            once.check_name(version.handler)
         if once.has_handler(version):
             await self.runtime.try_handler(once.handler_definition(version))
         elif kept.forks(version):

@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from firstlight.agile.function import Function, Result
+from firstlight.agile.function import Function, HandlerFailed, Result
 from firstlight.agile.wasm import wire
 from firstlight.agile.wasm.wire import Outcome, Reply
 from firstlight.errors import Failed
@@ -51,9 +51,11 @@ def _failure(function: Function, reply: Reply) -> Failed:
                 f"{name} {reply.text}", "write the event as its arguments, such as [1, 2]"
             )
         case Outcome.LATE:
-            return Failed(f"{name} did not answer in {function.timeout} s", hint)
+            kind, what = "Sandbox.Timedout", f"did not answer in {function.timeout} s"
         case Outcome.EXITED:
-            return Failed(f"{name} exited with status {reply.status}", hint)
+            kind, what = "Runtime.ExitError", f"exited with status {reply.status}"
         case Outcome.TRAPPED:
-            return Failed(f"{name} trapped: {reply.text}", hint)
-    return Failed(f"cannot make an instance of {name}: {reply.text}", hint)
+            kind, what = "Runtime.Trap", f"trapped: {reply.text}"
+        case _:
+            return Failed(f"cannot make an instance of {name}: {reply.text}", hint)
+    return HandlerFailed(kind, f"{name} {what}", hint, output=reply.stdout + reply.stderr)

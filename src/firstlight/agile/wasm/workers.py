@@ -22,7 +22,7 @@ from typing import Protocol
 
 import msgspec
 
-from firstlight.agile.function import Ended, Function, Result
+from firstlight.agile.function import Ended, Function, HandlerFailed, Result
 from firstlight.agile.parts.assembled import assemble
 from firstlight.agile.single_flight import shared
 from firstlight.agile.wasm import event as wasm_event
@@ -122,7 +122,8 @@ class Wasm:
             hangs = serving.channel.answered < since
             if hangs:
                 serving.worker.kill()
-            raise Failed(
+            raise HandlerFailed(
+                "Sandbox.Timedout",
                 f"{self.function.handler} did not answer in {self.function.timeout} s",
                 f"its worker {'hung and was ended' if hangs else 'is busy with other requests'}",
             ) from None
