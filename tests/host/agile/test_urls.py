@@ -18,6 +18,7 @@ from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.functions.records import Settings, ZipSource
 from firstlight.agile.http import websockets
 from firstlight.agile.link import is_readable
+from firstlight.agile.serving import web
 from firstlight.errors import Failed
 
 SERVER = """
@@ -219,6 +220,23 @@ def test_a_websocket_on_which_nothing_comes_is_closed(
     with_site(tmp_path, main)
 
 
+def test_a_version_that_was_replaced_has_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "_DRAIN_SECONDS", 0.2)
+
+    async def main(client: httpx.AsyncClient, functions: Functions) -> None:
+        reader, writer = await opened()
+        await reader.readuntil(b"\r\n\r\n")
+        await functions.update("site", given=Settings(environment={"NEW": "1"}))
+        assert await reader.read() == b""  # while the client goes on
+        writer.close()
+        assert (await client.get("/")).status_code == 203
+        await until_load(functions, 1, 0, 0)
+
+    with_site(tmp_path, main)
+
+
 def test_a_client_that_leaves_ends_its_request(tmp_path: Path) -> None:
     async def main(client: httpx.AsyncClient, functions: Functions) -> None:
         request = asyncio.ensure_future(client.get("/sleep"))
@@ -242,6 +260,16 @@ def test_each_failure_has_its_status_and_words(tmp_path: Path) -> None:
         slow = await client.get("/sleep")
         assert slow.status_code == 504
         assert "timed out" in slow.json()["message"]
+        for method, headers, status in (
+            ("CONNECT", {}, 405),
+            ("GET", {"Connection": "Upgrade", "Upgrade": "websocket"}, 400),
+        ):  # such content is not read
+            unfit = await client.request(method, "/", headers=headers, content=b"abc")
+            assert unfit.status_code == status
+        assert (await client.get("/")).status_code == 203
+        other = ZipSource(data=zipped(app="def main(event): return 1"))
+        await functions.add("other", other, Settings(handler="app:main"))
+        assert (await client.get(f"{ENDPOINT}/function/other/")).status_code == 404
         unknown = await client.get(f"{ENDPOINT}/function/nothing/")
         assert unknown.status_code == 404
         await functions.reserve("site", 0)
@@ -320,7 +348,9 @@ def kill(pid: int) -> None:
     os.close(ended)
 
 
-def test_a_request_gets_no_instance_that_was_killed_just_now(tmp_path: Path) -> None:
+def test_a_request_gets_no_instance_that_was_killed_just_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = msgspec.structs.replace(SETTINGS, warm=2)
 
     async def main(client: httpx.AsyncClient, functions: Functions) -> None:
@@ -336,6 +366,14 @@ def test_a_request_gets_no_instance_that_was_killed_just_now(tmp_path: Path) -> 
         for instance in list(functions._runtime.running()):
             kill(instance.pid)
         assert (await client.get("/")).status_code == 203
+        await until_load(functions, 2, 0, 0)
+        looks = iter([True])  # it is killed just after the look at it
+        alive = web.WebInstance.is_alive
+        monkeypatch.setattr(web.WebInstance, "is_alive", property(
+            lambda instance: next(looks, alive.__get__(instance))))  # fmt: skip
+        for instance in list(functions._runtime.running()):
+            kill(instance.pid)
+        assert (await client.post("/", content=b"abc")).json()["end"] == "abc"
 
     with_site(tmp_path, main, settings)
 

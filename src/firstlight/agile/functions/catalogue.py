@@ -519,6 +519,7 @@ class Functions:
         for revision in before.revisions.values():
             if revision.number not in stays:
                 self._leaving[revision.number] = revision
+                self._serving.replaced(revision.version)
 
     async def _retired(self, collect: bool = False) -> None:
         """End a revision after its last event, and remove what it alone used."""

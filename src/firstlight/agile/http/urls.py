@@ -40,6 +40,18 @@ class _Gone(Exception):
     """The client has disconnected."""
 
 
+class _NoServer(Failed):
+    """A function that does not serve HTTP."""
+
+
+class _Unreached(Failed):
+    """An instance had ended before a connection to it was made."""
+
+
+class _Short(Exception):
+    """A request has less content than it says, since it asks for another protocol."""
+
+
 class _Proxy:
     """Passes requests on."""
 
@@ -53,6 +65,9 @@ class _Proxy:
             access.check(scope, "invoke", "InvokeFunctionUrl", exchange.name.partition(":")[0])
         except access.Refused as error:
             await exchange.refuse(403, Failed(str(error)))
+            return
+        if scope["method"] == "CONNECT":
+            await exchange.refuse(405, Failed("CONNECT is for proxies", "ask for the URL itself"))
             return
         loop = asyncio.get_running_loop()
         work = loop.create_task(self._answer(exchange))
@@ -86,17 +101,26 @@ class _Proxy:
     async def _answered(self, exchange: "_Exchange") -> None:
         name, _, qualifier = exchange.name.partition(":")
         try:
-            async with (
-                self._functions.using(name, qualifier) as version,
-                self._serving.web(version) as instance,
-            ):
-                await exchange.through(instance)
-        except NotFound as error:
+            async with self._functions.using(name, qualifier) as version:
+                if version.kind != "http":
+                    raise _NoServer(f"{name} does not serve HTTP", "invoke it")
+                try:
+                    async with self._serving.web(version) as instance:
+                        await exchange.through(instance)
+                except _Unreached:  # it had ended, and has nothing of the request
+                    async with self._serving.web(version) as instance:
+                        await exchange.through(instance)
+        except (NotFound, _NoServer) as error:
             await exchange.refuse(404, error)
         except Throttled as error:
             await exchange.refuse(429, error)
         except Failed as error:
             await exchange.refuse(502, error)
+        except (httpx.LocalProtocolError, _Short) as error:
+            failed = Failed(
+                f"the request to {name} cannot be passed on: {error}", "mend its client"
+            )
+            await exchange.refuse(400, failed)
         except httpx.TimeoutException:
             await exchange.refuse(504, Failed(timed_out(version.timeout), "raise its timeout"))
         except httpx.TransportError as error:
@@ -136,13 +160,18 @@ class _Exchange:
         )  # fmt: skip
         try:
             response = await instance.client.send(request, stream=True)
-        except httpx.TimeoutException:
+        except (
+            httpx.LocalProtocolError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout
+        ):  # fmt: skip
             raise
-        except httpx.TransportError:
+        except httpx.TransportError as error:
             await asyncio.wait((instance.instance.ended,), timeout=_END_SECONDS)
             if instance.is_up:
                 raise
-            raise await instance.ended() from None
+            ended = await instance.ended()
+            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                raise _Unreached(ended.message, ended.hint) from None
+            raise ended from None
         try:
             if response.status_code == 101:
                 await self._switch(response)
@@ -176,14 +205,18 @@ class _Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def _body(self) -> AsyncIterator[bytes]:
-        more = True
+        more, named = True, dict(self._scope["headers"])
+        left = int(named.get(b"content-length", 0))
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise _Gone
             more = message.get("more_body", False)
+            left -= len(message.get("body", b""))
             yield message.get("body", b"")
         self._read.set()
+        if left > 0:
+            raise _Short(f"its content lacks {left} bytes")
 
     def _headers(self) -> _Headers:
         headers = [

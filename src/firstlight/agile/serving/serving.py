@@ -276,6 +276,12 @@ class Serving:
             self._releasing.add(task)
             task.add_done_callback(self._releasing.discard)
 
+    def replaced(self, version: FunctionVersion) -> None:
+        """No request begins with a version any more: those over HTTP have a time to end."""
+        server = self._webs.get((version.name, version.version))
+        if server and server.version.revision == version.revision:
+            server.drain()
+
     async def retire(self, version: FunctionVersion) -> None:
         """End the idle instances of a version, and the others when they have answered."""
         key = version.name, version.version

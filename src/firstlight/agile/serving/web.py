@@ -23,6 +23,8 @@ from firstlight.errors import Failed
 _START_SECONDS = 10.0
 _LOOK_SECONDS = 1.0
 _CONNECT_SECONDS = 5.0
+_DRAIN_SECONDS = 900.0
+"""How long the requests of a version that was replaced or removed may go on."""
 _FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS = 0.001, 0.05
 _LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=64)
 
@@ -68,8 +70,11 @@ class WebInstance:
                 writer.close()
                 return
             if time.monotonic() > until:
-                raise Failed(f"{self.version.name} does not listen on port {port}: "
-                             f"{timed_out(seconds)}", self._hint())  # fmt: skip
+                raise Failed(
+                    f"{self.version.name} does not listen on port {port} of its address {address}: "
+                    f"{timed_out(seconds)}",
+                    f"have it listen on 0.0.0.0, not on 127.0.0.1; {self._hint()}",
+                )
             await asyncio.wait((self.instance.ended,), timeout=pause)
             pause = min(2 * pause, _LAST_LOOK_SECONDS)
         raise await self.ended()
@@ -113,6 +118,7 @@ class Web:
         self._up: list[WebInstance] = []
         self._ending: set[asyncio.Task[None]] = set()
         self._retired = self._closed = False
+        self._drained: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -164,14 +170,19 @@ class Web:
         for instance in list(self._up):
             if not instance.requests:
                 self._end(instance)
+        self.drain()
         self._check_empty()
+
+    def drain(self) -> None:
+        """End all after a time, whatever requests they have."""
+        if self._drained is None:
+            self._drained = self._loop.call_later(_DRAIN_SECONDS, self._end_all)
 
     async def close(self) -> None:
         """End all at once; requests that wait, or come later, get an error."""
         self._retired = self._closed = True
         self._starts.stop()
-        for instance in list(self._up):
-            self._end(instance)
+        self._end_all()
         while tasks := self._starts.tasks | self._ending:
             await asyncio.wait(tasks)
 
@@ -225,12 +236,18 @@ class Web:
         self._ending.add(task)
         task.add_done_callback(self._ended)
 
+    def _end_all(self) -> None:
+        for instance in list(self._up):
+            self._end(instance)
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._ending.discard(task)
         self._check_empty()
 
     def _check_empty(self) -> None:
         if not (self._up or self._starts.waiting or self._starts.tasks or self._ending):
+            if self._drained:
+                self._drained.cancel()
             self._emptied(self)
 
 
