@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from firstlight.agile import protocol
     from firstlight.agile.functions.records import Registration, Settings, Source
+    from firstlight.agile.functions.version import FunctionVersion
 
 _KINDS = ("command", "bootstrap", "python", "image", "http", "wasm")
 _NETWORKS = ("outbound", "internal", "none")
@@ -80,7 +81,10 @@ Timeout = Annotated[
 ]
 KeepWarm = Annotated[
     float | None,
-    typer.Option(metavar="SECONDS", help="Keep an idle instance for this time.  [default: 300]"),
+    typer.Option(
+        metavar="SECONDS",
+        help="Keep an idle instance for this time, if events share one.  [default: 300]",
+    ),
 ]
 Warm = Annotated[
     int | None,
@@ -426,10 +430,24 @@ def _change(
         [function] = client.functions(request)
     if before and before.revisions == function.revisions:
         say(f"{function.name} has this code and these settings already: no new version")
+    for line in _without_effect(request.settings, function.latest.version):
+        say(line)
     if as_json:
         print_json(function)
     else:
         sys.stdout.write(f"{function.name} version {function.published}\n")
+
+
+def _without_effect(given: "Settings", version: "FunctionVersion") -> "Iterator[str]":
+    """What was given and has no effect on functions of this kind."""
+    import msgspec
+
+    forks = version.kind == "python" and ":" in version.handler
+    if given.keep_warm is not msgspec.UNSET and (forks or version.kind in ("command", "wasm")):
+        remedy = "; --warm N keeps forks waiting" if forks else ""
+        yield f"--keep-warm has no effect: each event has an instance of its own{remedy}"
+    if given.per_instance is not msgspec.UNSET and version.kind != "http":
+        yield "--per-instance has no effect: it is for functions with --http"
 
 
 @contextmanager
@@ -502,6 +520,12 @@ def _source(source: str, handler: str) -> "tuple[Source | None, str]":
         return ZipSource(str(path)), handler
     if path.suffix == ".wasm":
         return ModuleSource(str(path)), handler
+    if path.suffix == ".py" and path.is_file():
+        name = handler.rpartition(":")[2].rpartition(".")[2] or "NAME"
+        raise FirstlightError(
+            f"{source} is a file alone, which its handler names",
+            f"leave it out, and give --handler {source}:{name}",
+        )
     if not path.is_dir():
         raise FirstlightError(
             f"{source} is not a function's source",

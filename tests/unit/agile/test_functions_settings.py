@@ -10,6 +10,7 @@ from firstlight.agile.functions import settings
 from firstlight.agile.functions.records import Code, ImageSettings, Settings
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.parts import roots
+from firstlight.agile.serving import once
 from firstlight.errors import Failed
 
 
@@ -20,6 +21,7 @@ from firstlight.errors import Failed
         (["app.py", "bin/tool"], ["/usr/bin/python3", "app.py"], "", False),
         (["bin/tool"], ["/bin/tool"], "", True),
         (["usr/bin/tool"], ["tool"], "", False),  # not executable: PATH does not lead to it
+        (["run.sh"], ["./run.sh"], "", False),
         (["app.py"], [], "app:main", False),
         (["app.py", "usr/bin/python3"], [], "app:main", True),
         (["bin/tool", "app.py"], ["/bin/tool"], "app:main", False),
@@ -37,6 +39,36 @@ def test_a_directory_is_the_root_of_a_program_that_it_has(
 
 def test_a_directory_without_an_explicit_root_is_code(tmp_path: Path) -> None:
     assert not settings.is_root(tmp_path, Settings())
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        (Settings(command=("./run.sh",)), "command"),
+        (Settings(handler="app:main"), "python"),
+        (Settings(kind="http", command=("serve",)), "http"),
+    ],
+)
+def test_code_with_a_command_alone_is_a_command(given: Settings, kind: str) -> None:
+    code = Code(source="/code", digest=f"sha256:{'0' * 64}", size=1, trees=(1,), base=True)
+    assert settings.made("f", 1, given, code, None, "").version.kind == kind
+
+
+def test_words_that_are_not_text_are_refused() -> None:
+    code = Code(source="/code", digest=f"sha256:{'0' * 64}", size=1, trees=(1,), base=True)
+    for given in (
+        Settings(command=("a\udcff",)),
+        Settings(command=("a",), environment={"A": "\udcff"}),
+        Settings(handler="app:\udcff"),
+    ):
+        with pytest.raises(Failed, match="not UTF-8"):
+            settings.made("f", 1, given, code, None, "")
+
+
+@pytest.mark.parametrize("handler", ["app", "app:", ":main", "", ".main"])
+def test_what_names_no_handler_is_refused(handler: str) -> None:
+    with pytest.raises(Failed, match="does not name a handler"):
+        once.check_name(handler)
 
 
 def test_an_image_whose_handler_is_named_is_called_without_its_entry_point() -> None:

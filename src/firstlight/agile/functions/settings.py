@@ -14,14 +14,14 @@ from firstlight.agile.function import SECRETS, Function
 from firstlight.agile.functions.base import RUNTIME
 from firstlight.agile.functions.errors import Invalid
 from firstlight.agile.functions.records import Code, ImageSettings, Revision, Settings
-from firstlight.agile.functions.version import FunctionVersion, Kind
+from firstlight.agile.functions.version import REGION, FunctionVersion, Kind
 from firstlight.agile.parts import roots
 from firstlight.agile.python.interpreter import INTERPRETER
 from firstlight.errors import Failed
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ALIAS = re.compile(r"(?![0-9]+$)[A-Za-z0-9_-]{1,128}")
-ARN = "arn:aws:lambda:us-east-1:000000000000:function:"
+ARN = f"arn:aws:lambda:{REGION}:000000000000:function:"
 TIMEOUT_MOST, ENVIRONMENT_MOST, DESCRIPTION_MOST = 900.0, 4096, 256
 _NAMES_MOST = 10
 WARM_MOST, PER_INSTANCE_MOST = 1000, 1000
@@ -46,9 +46,9 @@ def made(
                     "keep_warm", "warm", "per_instance", "network", "port", "volumes", "secrets")
         if (value := getattr(settings, key)) is not UNSET
     }  # fmt: skip
-    kind = settings.kind or _kind(code, own)
     command = settings.command or ()
     handler = settings.handler or ""
+    kind = settings.kind or _kind(code, own, only_command=bool(command and not handler))
     if own:
         fields["environment"] = {**_variables(own.env or []), **fields.get("environment", {})}
         fields.setdefault("directory", own.working_dir or "/")
@@ -90,9 +90,13 @@ def check_root(version: FunctionVersion) -> None:
 def is_root(path: Path, given: Settings) -> bool:
     """Whether a directory is a function's whole root: whether it has its program; blocks.
 
-    Code without the program, such as a script, goes over the host's programs. Raises Failed.
+    Code without the program, such as a script, goes over the host's programs, and so does what is
+    named relative to its directory. Raises Failed.
     """
-    programs = [INTERPRETER, *((given.command or ())[:1] if not given.handler else ())]
+    own = [] if given.handler else [
+        word for word in (given.command or ())[:1] if "/" not in word or word.startswith("/")
+    ]  # fmt: skip
+    programs = [INTERPRETER, *own]
     with roots.readable(str(path)):
         places = [roots.find(path, program) for program in programs]
         return any(place is not None and place.exists() for place in places)
@@ -123,10 +127,12 @@ def qualified(name: str, qualifier: str) -> str:
     return ARN + name + (f":{qualifier}" if qualifier else "")
 
 
-def _kind(code: Code, own: ImageSettings | None) -> Kind:
+def _kind(code: Code, own: ImageSettings | None, *, only_command: bool) -> Kind:
     if code.module:
         return "wasm"
-    return "image" if own else "python" if code.base else "command"
+    if own:
+        return "image"
+    return "python" if code.base and not only_command else "command"
 
 
 def _variables(words: list[str]) -> dict[str, str]:
@@ -165,6 +171,7 @@ def _check(version: FunctionVersion) -> None:
     if version.kind in ("command", "http", "image", "bootstrap") and not version.command:
         raise Invalid(f"{version.name} has no command to run",
                       "give one, or an image with an entry point")  # fmt: skip
+    _check_text(version)
     size = sum(len(name) + len(value) for name, value in version.environment.items())
     if size > ENVIRONMENT_MOST:
         raise Invalid(f"the environment has {size} bytes", f"give at most {ENVIRONMENT_MOST}")
@@ -176,6 +183,17 @@ def _check(version: FunctionVersion) -> None:
     words = (*version.command, version.handler, version.directory)
     if any("\0" in word for word in words) or not version.directory.startswith("/"):
         raise Invalid(f"a word of {version.name} has a NUL, or its directory is not absolute")
+
+
+def _check_text(version: FunctionVersion) -> None:
+    named = {"command": version.command, "handler": (version.handler, version.directory),
+             "environment": (*version.environment, *version.environment.values())}  # fmt: skip
+    for what, texts in named.items():
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError:
+            raise Invalid(f"the {what} of {version.name} is not UTF-8",
+                          "give such bytes in a file, or by --secret") from None  # fmt: skip
 
 
 def _check_numbers(version: FunctionVersion) -> None:
