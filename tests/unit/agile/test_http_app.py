@@ -55,6 +55,34 @@ def with_server(tmp_path: Path, main: Callable[[Server], Awaitable[None]]) -> No
     asyncio.run(inside())
 
 
+def test_a_request_under_way_when_the_server_ends_has_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_CLOSE_SECONDS", 1)
+    begun: asyncio.Queue[None] = asyncio.Queue()
+
+    async def never(_: Request) -> Response:
+        begun.put_nowait(None)
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    async def main() -> None:
+        path = str(tmp_path / "http")
+        transport = httpx.AsyncHTTPTransport(uds=path)
+        async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
+            routes = [Route("/{rest:path}", never)]
+            async with app.served(Http(listen=f"unix:{path}"), routes):
+                asked = [asyncio.create_task(client.get(path, timeout=60))
+                         for path in ("/f", "/function/f/")]  # fmt: skip
+                for _ in asked:
+                    await asyncio.wait_for(begun.get(), 60)
+            answers = await asyncio.wait_for(asyncio.gather(*asked), 60)
+        assert [each.status_code for each in answers] == [500, 503]
+        assert all("the runtime stops" in each.json()["message"].lower() for each in answers)
+
+    asyncio.run(main())
+
+
 async def answered(requests: "list[asyncio.Task[httpx.Response]]") -> list[int]:
     done = await asyncio.gather(*requests)
     for each in done:

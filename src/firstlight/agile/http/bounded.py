@@ -1,5 +1,6 @@
 """Bounds the number of requests, and the memory that their bodies and answers take."""
 
+import asyncio
 from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -37,6 +38,12 @@ class Bounded:
         except Throttled:
             if not request.over:
                 raise
+        except asyncio.CancelledError:  # the server ends, and has waited for it
+            if request.begun:
+                raise
+            status = 503 if request.streams else 500
+            response = failure(status, "ServiceException", "the runtime stops: call again later")
+            await response(scope, receive, send)
         finally:
             self.requests -= 1
             self.bytes -= request.held
@@ -45,16 +52,19 @@ class Bounded:
 
 
 class _Request:
-    """A request, and the memory that it takes. ``over``: it took too much."""
+    """A request, and the memory that it takes. ``over``: it took too much.
+
+    ``begun``: its answer has. ``streams``: it is of a function URL.
+    """
 
     def __init__(self, all_of_them: Bounded, scope: Scope, receive: Receive, send: Send) -> None:
         self._all, self._receive, self._send = all_of_them, receive, send
-        self._streams = scope.get("path", "").startswith(f"{urls.PREFIX}/")
-        self._begun = self.over = False
+        self.streams = scope.get("path", "").startswith(f"{urls.PREFIX}/")
+        self.begun = self.over = False
         self.held = 0
 
     def _hold(self, message: Message) -> None:
-        if not self._streams:
+        if not self.streams:
             size = len(message.get("body", b""))
             self.held += size
             self._all.bytes += size
@@ -63,7 +73,7 @@ class _Request:
         """Receive a part of its body. Raises Throttled."""
         message = await self._receive()
         self._hold(message)
-        if not self._streams and self._all.bytes > BYTES_MOST and not self._begun:
+        if not self.streams and self._all.bytes > BYTES_MOST and not self.begun:
             self.over = True
             raise Throttled(f"requests hold {self._all.bytes} bytes")
         return message
@@ -72,7 +82,7 @@ class _Request:
         """Send a part of its answer."""
         if self.over:
             return  # the application's own message; ours follows
-        self._begun = True
+        self.begun = True
         self._hold(message)
         await self._send(message)
 
