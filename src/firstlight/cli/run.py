@@ -163,7 +163,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _instances(experiment: "Experiment", *, fast: bool) -> tuple[int, ...]:
-    few = tuple(count for count in _FAST_INSTANCES if count in experiment.instances)
+    few = experiment.fast_instances or tuple(
+        count for count in _FAST_INSTANCES if count in experiment.instances
+    )
     return few if fast and few else experiment.instances
 
 

@@ -69,7 +69,8 @@ class Experiment:
     """A question, the axes it varies and the cases it measures.
 
     ``figure`` is the paper's answer. ``cases`` makes the cases in the order of the report.
-    ``options`` are those that ``cases`` uses; others are refused. ``facts`` are added to those of
+    ``options`` are those that ``cases`` uses; others are refused. ``fast_instances`` are those of
+    ``--fast``, if not the smallest of ``instances``. ``facts`` are added to those of
     the host. ``presentation`` is how its runs are shown. Phases are ``explained_by`` the kernel's
     events, in traced starts interleaved with the others; or by the components' own telemetry, in
     all starts, and the kernel adds the causes of single ones.
@@ -82,6 +83,7 @@ class Experiment:
     cases: Callable[[Options], Iterable[Case]]
     options: tuple[Option, ...] = ()
     instances: tuple[int, ...] = (1, 10, 20, 50, 100)
+    fast_instances: tuple[int, ...] = ()
     repetitions: int = 10
     facts: Callable[[Options], dict[str, Setting]] = _no_facts
     presentation: Presentation = field(default_factory=Presentation)
