@@ -53,6 +53,7 @@ PLATFORMS = Experiment(
     cases=_cases,
     options=("runtimes", "hypervisors", "guests"),
     instances=(1, 10),
+    fast_instances=(1,),
     repetitions=5,
     presentation=Presentation(view="platforms"),
 )
