@@ -469,6 +469,8 @@ def _given(
 
     from firstlight.agile.functions.records import Settings
 
+    if source and [source, *(command or [])] == _after_dashes(sys.argv):
+        source, command = "", [source, *(command or [])]
     code, handler = _source(source, handler)
     network = str(limits["network"] or "none")
     for what, word, valid in (("kind", kind, ("", *_KINDS)), ("network", network, _NETWORKS)):
@@ -489,6 +491,11 @@ def _given(
     if command:
         fields["command"] = tuple(command)
     return code, msgspec.convert(fields, Settings)
+
+
+def _after_dashes(words: list[str]) -> list[str]:
+    """What follows ``--``, which is a command even where no source comes before."""
+    return words[words.index("--") + 1 :] if "--" in words else []
 
 
 def _source(source: str, handler: str) -> "tuple[Source | None, str]":

@@ -1,0 +1,47 @@
+"""The words of ``firstlight agile function``: what they name, and what has no effect."""
+
+from pathlib import Path
+
+import pytest
+
+from firstlight.agile.functions.records import Settings
+from firstlight.agile.functions.version import FunctionVersion
+from firstlight.cli import function
+from firstlight.errors import FirstlightError
+
+
+@pytest.mark.parametrize(("handler", "name"), [("", "NAME"), ("main", "main"), ("x.main", "main")])
+def test_a_file_as_the_source_is_told_where_it_belongs(
+    tmp_path: Path, handler: str, name: str
+) -> None:
+    file = tmp_path / "app.py"
+    file.touch()
+    with pytest.raises(FirstlightError) as refused:
+        function._source(str(file), handler)
+    assert refused.value.hint is not None
+    assert f"--handler {file}:{name}" in refused.value.hint
+
+
+def test_what_follows_the_dashes_is_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def given(*words: str) -> tuple[bool, object]:
+        monkeypatch.setattr("sys.argv", ["firstlight", "agile", "function", "update", "f", *words])
+        source, *command = (word for word in words if word != "--")
+        code, settings = function._given(source, command, "", "", None, None, None, None,
+                                         network=None)  # fmt: skip
+        return code is not None, settings.command
+
+    assert given("--", "serve", "now") == (False, ("serve", "now"))
+    assert given(str(tmp_path), "--", "now") == (True, ("now",))
+
+
+@pytest.mark.parametrize(
+    ("kind", "handler", "lines"),
+    [("python", "app:main", 2), ("python", "app.main", 1), ("command", "", 2), ("http", "", 0)],
+)
+def test_settings_without_effect_are_named(kind: str, handler: str, lines: int) -> None:
+    version = FunctionVersion(name="f", kind=kind, handler=handler)  # type: ignore[arg-type]
+    given = Settings(keep_warm=5.0, per_instance=3)
+    assert len(list(function._without_effect(given, version))) == lines
+    assert not list(function._without_effect(Settings(), version))
