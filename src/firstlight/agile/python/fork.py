@@ -24,7 +24,6 @@ from firstlight.errors import Failed
 ANSWER_MOST = 8 << 20
 _OUTPUT_MOST = 1 << 16
 _END_SECONDS = 1.0
-_GONE_SECONDS = 10.0
 _PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 8  # Linux 6.15
 
 
@@ -99,9 +98,12 @@ class Fork:
             raise Failed(f"cannot fork {self.name}: {answer.failed}")
 
     async def has_ended(self) -> bool:
-        """Whether all that held its end of the socket are gone, as when it was killed."""
+        """Whether all that held its end of the socket are gone, as when it was killed.
+
+        The zygote closes its own copy after the fork, unless its import keeps one.
+        """
         try:
-            return not await asyncio.wait_for(self._reader.read(1), _GONE_SECONDS)
+            return not await asyncio.wait_for(self._reader.read(1), _END_SECONDS)
         except TimeoutError:
             return False
         except (OSError, ValueError):

@@ -480,8 +480,6 @@ class Zygote:
                 verify.check_alive(pid)
         except OSError as error:
             raise self._gone(error) from error
-        if not pids:
-            await up.settle()  # it closes its copy of the fork's socket
         if not pids and await fork.has_ended():
             raise Failed(f"a fork of {self.function.handler} ended before it was ready")
         raise Unconfined(f"the zygote of {self.function.handler} did not make exactly one process",
