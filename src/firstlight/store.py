@@ -346,10 +346,16 @@ _COUNTERPARTS = {
 def _samples(file: Path, header: Header) -> Iterator[Sample]:
     if not file.exists():
         return
+    if not file.is_file():
+        raise BadRun(f"{file} is not a regular file", _DAMAGED)
     lines = file.read_bytes().split(b"\n")
+    known: set[int] = set()
     for number, line in enumerate(lines[:-1], start=1):
         sample = _decode(f"{file}:{number}", line, Sample)
         _check_point(f"{file}:{number}", header, sample.point)
+        if sample.index in known:
+            raise BadRun(f"{file}:{number}: a second sample {sample.index}", _DAMAGED)
+        known.add(sample.index)
         yield sample
 
 

@@ -167,6 +167,21 @@ def test_damage_is_an_error_that_names_the_file_and_leaves_it(
     assert contents(path) == before
 
 
+def test_samples_that_are_there_twice_are_an_error(tmp_path: Path) -> None:
+    samples = written(tmp_path / "run", sample()) / "samples.jsonl"
+    samples.write_bytes(samples.read_bytes() * 2)
+    with pytest.raises(BadRun, match="a second sample 0"):
+        read(samples.parent)
+
+
+def test_samples_that_are_no_file_are_an_error(tmp_path: Path) -> None:
+    samples = written(tmp_path / "run", sample()) / "samples.jsonl"
+    samples.unlink()
+    os.mkfifo(samples)
+    with pytest.raises(BadRun, match="not a regular file"):
+        read(samples.parent)
+
+
 @pytest.mark.parametrize("content", [b"", b"ARROW1", b"\0" * 100, None])
 def test_damaged_or_foreign_spans_are_an_error_that_names_the_file(
     tmp_path: Path, content: bytes | None
