@@ -274,6 +274,27 @@ def test_the_end_of_the_keeper_s_server_by_sigterm_ends_its_pods(tmp_path: Path)
     assert str(server.directory) not in Path("/proc/self/mountinfo").read_text()
 
 
+def test_a_keeper_ends_what_a_killed_one_has_left(tmp_path: Path) -> None:
+    with shim(tmp_path) as server:
+        containerd = server.connect()
+        pod = make_pod(containerd, server)
+        pid = create(containerd, server, bundle(tmp_path, "c", "sleep 600", pod))
+        start(containerd, server, "c")
+        ends = [os.pidfd_open(each) for each in (pod, pid)]
+        server.keeper.kill()
+        server.keeper.wait(SECONDS)
+        containerd.close()
+        (tmp_path / "events.sock").unlink()
+        with shim(tmp_path) as after:
+            containerd = after.connect()
+            again = make_pod(containerd, after)  # the name is free
+            for end in ends:
+                assert select.select([end], [], [], SECONDS)[0]
+                os.close(end)
+            assert Path(f"/proc/{again}").exists()
+            assert not list(after.directory.glob("tasks/*/*"))
+
+
 def test_what_is_left_of_a_container_is_deleted_by_the_program(
     server: Shim, containerd: Connection, tmp_path: Path
 ) -> None:

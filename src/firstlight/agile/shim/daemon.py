@@ -80,6 +80,7 @@ class Server:
         keeper = os.getppid()
         file, ours = self._directory / "keeper", f"{keeper} {started(keeper)}"
         if not file.exists() or file.read_text() != ours:
+            self.pods.end_orphans()
             await self._end_all()
             file.write_text(ours)
             return

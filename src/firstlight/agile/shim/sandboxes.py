@@ -178,6 +178,16 @@ class Sandboxes:
             else:
                 sandbox.pidfd = os.pidfd_open(record.pid)
 
+    def end_orphans(self) -> None:
+        """Kill the processes of an earlier keeper: this one hears nothing of their ends."""
+        for sandbox in self.all.values():
+            if sandbox.is_running:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(sandbox.pidfd, signal.SIGKILL)
+                sandbox.record.exited_at = now()
+                sandbox.record.exit_status = 128 + signal.SIGKILL
+                sandbox.ended.set()
+
     def get(self, namespace: str, identity: str) -> Sandbox:
         """The sandbox. Raises Refused."""
         sandbox = self.all.get((namespace, identity))
