@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from tests.support.laboratory import ROUNDS, sanitized
 
-SOURCES = ("trace/tracer.c", "lab/vmjournal.c", "lab/vmmonitor.c", "lab/vmstream.c",
-           "lab/launch_text.c", "common/http.c", "common/socket.c", "common/error.c")  # fmt: skip
+SOURCES = ("trace/tracer.c", "trace/calls32.c", "lab/vmjournal.c", "lab/vmmonitor.c",
+           "lab/vmstream.c", "lab/launch_text.c", "common/http.c", "common/socket.c",
+           "common/error.c")  # fmt: skip
 STAMP = b"2026-11-29T12:34:56.123456789 [anonymous-instance:main] "
 TEXTS = (
     (b'{"event":"RESUME","timestamp":{"seconds":1,"microseconds":2}}',
