@@ -29,9 +29,7 @@ MARK = "FIRSTLIGHT_TEST", f"crash-{os.getpid()}"
 LOADED = """
 import asyncio, sys
 import msgspec
-from firstlight.agile import Config, Function, Runtime, node_wire
-from firstlight.agile.client import Client
-from firstlight.agile.node import pid_of as node_pid
+from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Pools, PoolSize
 
 async def main():
