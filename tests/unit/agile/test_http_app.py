@@ -38,11 +38,19 @@ class Server:
         await self.go.wait()
         return Response(bytes(LARGE) if request.url.path == "/large" else b"done")
 
-    def post(self, size: int, path: str = "/f") -> "asyncio.Task[httpx.Response]":
-        return asyncio.create_task(self.client.post(path, content=bytes(size), timeout=60))
+    def post(
+        self, size: int, path: str = "/f", *, keep: bool = True
+    ) -> "asyncio.Task[httpx.Response]":
+        headers = {} if keep else {"connection": "close"}
+        content = bytes(size)
+        return asyncio.create_task(
+            self.client.post(path, content=content, headers=headers, timeout=60)
+        )
 
 
 def with_server(tmp_path: Path, main: Callable[[Server], Awaitable[None]]) -> None:
+    connection.Connection._all.clear()  # what tests before it left
+
     async def inside() -> None:
         path = str(tmp_path / "http")
         transport = httpx.AsyncHTTPTransport(uds=path, limits=httpx.Limits(max_connections=100))
@@ -228,12 +236,16 @@ def test_an_answer_that_nobody_reads_ends_its_connection(
     with_server(tmp_path, main)
 
 
+@pytest.mark.parametrize("most", ["requests", "connections"])
 def test_slow_clients_take_nobody_elses_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: str
 ) -> None:
-    monkeypatch.setattr(bounded, "REQUESTS_MOST", 8)
-    monkeypatch.setattr(connection, "CONNECTIONS_MOST", 16)
+    if most == "requests":
+        monkeypatch.setattr(bounded, "REQUESTS_MOST", 16)
+    else:
+        monkeypatch.setattr(connection, "CONNECTIONS_MOST", 16)
     monkeypatch.setattr(connection, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(connection, "LOOK_SECONDS", 0.0)  # or it depends on when a second is over
 
     async def main(server: Server) -> None:
         server.go.set()
@@ -243,7 +255,8 @@ def test_slow_clients_take_nobody_elses_place(
             if number % 2:
                 writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx")
             slow.append(writer)
-            assert await answered([server.post(10)]) == [200]
+            posts = [server.post(10), server.post(10, keep=False)]
+            assert await answered(posts) == [200, 200]
         for writer in slow:
             writer.close()
 
