@@ -308,6 +308,10 @@ class HandlerFailed(Failed):
         self.kind, self.text, self.trace, self.output = kind, text or message, trace, output
 
 
+class NodeFailed(Failed):
+    """The node failed while a function was called; the function is not at fault."""
+
+
 class Counts(Struct, frozen=True, kw_only=True):
     """A pool as ``firstlight agile pools`` shows it.
 

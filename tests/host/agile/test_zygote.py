@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.support.python_functions import Make, python_root, value, with_handle
 
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Pools, PoolSize
+from firstlight.agile.function import NodeFailed
 from firstlight.agile.python.fork import Fork
 from firstlight.agile.python.interpreter import Interpreter
 from firstlight.agile.python.place import Place, Placer
@@ -230,6 +232,38 @@ def test_a_killed_zygote_is_replaced(python: Path) -> None:
         assert bytes((await runtime.invoke(echo, 3)).value) == b"3"
 
     with_handlers(python, main, Pools(fork=PoolSize(low=1, high=3)))
+
+
+def test_a_zygote_is_replaced_with_its_node(python: Path) -> None:
+    """What was made before for its forks serves the next."""
+
+    async def main(runtime: Runtime, function: Make) -> None:
+        echo = function("echo")
+        await runtime.prepare(echo, 1)
+        [zygote] = runtime._zygotes.values()
+        assert zygote._up
+        os.kill(runtime.node, signal.SIGKILL)
+        await asyncio.shield(zygote._up.instance.ended)
+        assert [value(await runtime.invoke(echo, number)) for number in range(8)] == [*range(8)]
+
+    with_handlers(python, main)
+
+
+def test_an_event_at_the_end_of_a_node_is_answered_or_may_be_repeated(python: Path) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
+        for name in ("echo", "look"):
+            await runtime.prepare(function(name), 1)
+        for number in range(4):
+            node = runtime.node
+            os.kill(node, signal.SIGKILL)
+            for name in ("echo", "look"):
+                with suppress(NodeFailed):  # its fork had the event
+                    value(await runtime.invoke(function(name), number))
+            while runtime.node in (node, -1):
+                await asyncio.sleep(0.001)
+            assert value(await runtime.invoke(function("echo"), number)) == number
+
+    with_handlers(python, main)
 
 
 def test_an_event_that_comes_while_a_zygote_is_started_again_waits_for_it(python: Path) -> None:

@@ -127,7 +127,9 @@ class Instances:
             if entry and entry.is_only:
                 self._forget_with(instance, entry)
         self._task(self._discard_left(node, left))
-        self._cgroups.remove_others(self._stock.parts.cgroups() | await self._inherit(state.kept))
+        used = await self._inherit(state.kept)
+        if not self._keepers:  # beside a replaced node, pools of this process have cgroups
+            self._cgroups.remove_others(self._stock.parts.cgroups() | used)
 
     async def _discard_left(self, node: Node, left: list[Held]) -> None:
         """End the parts of instances that ended between two managers.
@@ -199,6 +201,14 @@ class Instances:
         if sandboxes:
             await self._connected()
             await self._sandboxes.warm(sandboxes)
+
+    async def has_lost(self, node: int) -> bool:
+        """Whether a node, by its pid, has ended. Raises Failed without another."""
+        if self._hung.done():
+            return False
+        with suppress(Failed):  # it ends meanwhile, or hangs
+            await self.synced()
+        return (await self._connected()).pid != node
 
     async def synced(self) -> None:
         """Return when this manager knows everything that clients were told."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from struct import Struct
 
 from firstlight.agile import verify
+from firstlight.agile.function import NodeFailed
 from firstlight.agile.helper import Helper
 from firstlight.agile.network.networks import Network
 from firstlight.agile.node.process import Keepsake
@@ -101,7 +102,7 @@ class Placer:
     async def make(
         self, groups: Cgroups, network: Network, cgroup: Cgroup, generation: int
     ) -> Place:
-        """Make a sandbox from these parts. Raises Failed."""
+        """Make a sandbox from these parts. Raises NodeFailed."""
         with ExitStack() as failed:
             hold, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             failed.callback(hold.close)
@@ -112,19 +113,21 @@ class Placer:
             try:
                 report = await asyncio.wait_for(loop.sock_recv(hold, _REPORT.size), _SECONDS)
             except TimeoutError:
-                raise Failed(f"a fork's sandbox was not ready in {_SECONDS} s") from None
+                raise NodeFailed(f"a fork's sandbox was not ready in {_SECONDS} s") from None
             except OSError:
                 report = b""
             if not report:
-                raise Failed("the maker of forks' sandboxes has ended", "try again")
+                raise NodeFailed("the maker of forks' sandboxes has ended", "try again")
             step, error = _REPORT.unpack(report)
             if error:
-                raise Failed(f"cannot make a fork's sandbox: {_STEPS[step]}: {os.strerror(error)}")
+                raise NodeFailed(
+                    f"cannot make a fork's sandbox: {_STEPS[step]}: {os.strerror(error)}"
+                )
             try:
                 [pid] = groups.processes(cgroup)
                 pidfd = os.pidfd_open(pid)
             except (OSError, ValueError) as error:
-                raise Failed("a fork's sandbox ended at once", "try again") from error
+                raise NodeFailed("a fork's sandbox ended at once", "try again") from error
             failed.pop_all()
         return Place(pid, pidfd, hold, network, cgroup, generation)
 

@@ -24,7 +24,13 @@ import msgspec
 
 from firstlight.agile import verify
 from firstlight.agile.config import Config
-from firstlight.agile.function import EVENTS_PORT, Function, HandlerFailed, Result
+from firstlight.agile.function import (
+    EVENTS_PORT,
+    Function,
+    HandlerFailed,
+    NodeFailed,
+    Result,
+)
 from firstlight.agile.network.networks import Network, Networks
 from firstlight.agile.node.instances import Instances
 from firstlight.agile.output import Output
@@ -118,6 +124,7 @@ class Zygote:
             raise Failed(f"the event of {handler} is not JSON: {error}") from error
         with self._resources.gate:
             fork, warm = await self._taken()
+        node = self._resources.instances.pid
         try:
             async with asyncio.timeout(seconds):
                 answer, texts = await fork.ask(line)
@@ -134,6 +141,8 @@ class Zygote:
                     "Runtime.OutOfMemory", f"{handler} exceeded its memory limit",
                     f"the limit is {self.function.memory} bytes", output=fork.written(),
                 ) from None  # fmt: skip
+            if await self._has_lost(node):
+                raise NodeFailed(f"the node ended while {handler} ran", "try again") from error
             if isinstance(error, HandlerFailed):
                 error.output = fork.written()
             raise
@@ -187,7 +196,19 @@ class Zygote:
             ) from None  # fmt: skip
 
     async def _taken(self) -> tuple[Fork, bool]:
-        """A fork, and whether it was waiting."""
+        """A fork, and whether it was waiting; of the next zygote if the node ends meanwhile."""
+        node = self._resources.instances.pid
+        try:
+            return await self._take()
+        except Failed:
+            if not await self._has_lost(node):
+                raise
+        return await self._take()
+
+    async def _has_lost(self, node: int) -> bool:
+        return not self._closing and await self._resources.instances.has_lost(node)
+
+    async def _take(self) -> tuple[Fork, bool]:
         self._raise_refusal()
         while fork := self.forks.take_ready():
             if fork.place.is_alive and self._is_up():
@@ -397,9 +418,9 @@ class Zygote:
             raise
         return fork
 
-    def _gone(self, error: OSError | None = None) -> Failed:
+    def _gone(self, error: OSError | None = None) -> NodeFailed:
         why = f": {error.strerror}" if error else ""
-        return Failed(f"the zygote of {self.function.handler} is gone{why}", "try again")
+        return NodeFailed(f"the zygote of {self.function.handler} is gone{why}", "try again")
 
     def _spoil(self, up: Interpreter, error: BaseException) -> None:
         """End a zygote that failed while it was told to fork: its state is unknown."""

@@ -6,7 +6,7 @@ import time
 
 import msgspec
 
-from firstlight.agile.function import Ended, Function, HandlerFailed
+from firstlight.agile.function import Ended, Function, HandlerFailed, NodeFailed
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.output import Output, pipes
 from firstlight.agile.python.drain import Drain
@@ -119,7 +119,10 @@ def handler_definition(version: FunctionVersion) -> Function:
 
 
 async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes) -> Answer:
-    """Answer by a handler with one argument, in a fork of a warm interpreter or in a module."""
+    """Answer by a handler with one argument, in a fork of a warm interpreter or in a module.
+
+    Raises NodeFailed.
+    """
     function = handler_definition(version)
     requested = time.monotonic_ns()
     try:
@@ -135,6 +138,8 @@ async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes)
         return failure(answer, error.kind, text, error.trace)
     except ImportFailed as error:
         return failure(Answer(payload=b""), "Runtime.ImportModuleError", error.message)
+    except NodeFailed:
+        raise
     except Failed as error:
         return failure(Answer(payload=b""), "Runtime.HandlerError", error.message)
     answer = Answer(
