@@ -53,8 +53,28 @@ class Difference:
     b: Side
     ratio: Interval | None
     p: float | None
-    regression: bool
-    improvement: bool
+    slower: bool
+    fails_more: bool
+    faster: bool
+
+    @property
+    def regression(self) -> bool:
+        """Whether B is slower, or fails more often."""
+        return self.slower or self.fails_more
+
+    @property
+    def improvement(self) -> bool:
+        """Whether B is faster and does not fail more often."""
+        return self.faster and not self.fails_more
+
+    @property
+    def word(self) -> str:
+        """What is certain of B: slower, fails more, faster, or no difference seen."""
+        words = [
+            *(["slower"] if self.slower else ["faster"] if self.faster else []),
+            *(["fails more"] if self.fails_more else []),
+        ]
+        return ", ".join(words) or "no difference seen"
 
 
 @dataclass(frozen=True)
@@ -190,8 +210,9 @@ def _difference(
         _side(pair[1], seed),
         ratio,
         p,
-        regression=fails_more or slower,
-        improvement=faster and not fails_more,
+        slower=slower,
+        fails_more=fails_more,
+        faster=faster,
     )
 
 

@@ -25,8 +25,6 @@ COSTLY = 1.10
 """A point is marked if tracing makes its median longer by more than this factor."""
 LEAST_SEEN = 0.0005
 LEAST_QUEUED = 0.01
-FEWEST_BATCHES = 3
-"""Minimum number of batches on each side for the ratio of traced to untraced medians."""
 RESAMPLES = 500
 """Resamples for the intervals of parts: 0.1 s per point, bounds good to two digits."""
 _NUMBERS = {"background": "{} up", "rate": "{}/s"}
@@ -231,7 +229,7 @@ def _late(samples: Sequence[Sample], latency: Summary | None) -> float | None:
 
 
 def _overhead(traced: Sequence[Sample], untraced: Sequence[Sample]) -> Interval | None:
-    if min(np.unique(batches(side)).size for side in (traced, untraced)) < FEWEST_BATCHES:
+    if min(np.unique(batches(side)).size for side in (traced, untraced)) < stats.FEWEST_BATCHES:
         return None
     return stats.ratio_interval(
         latencies(traced),

@@ -21,6 +21,9 @@ from firstlight.model import Interval
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int32]
 
+FEWEST_BATCHES = 3
+"""Fewer batches of a point do not show how it varies, so nothing is ranked by them."""
+
 _LEAST_DRIFT = 0.05
 _NORMAL_MAD = 0.6744897501960817
 """The median absolute deviation of a normal distribution whose standard deviation is 1."""
@@ -156,12 +159,18 @@ def ratio_interval(
 ) -> Interval:
     """The q-quantile of ``a`` over that of ``b`` (how many times faster b is), with its interval.
 
-    The two sides are resampled independently. Values must be positive. Raises ValueError if a
-    side has no values.
+    The two sides are resampled independently. Values must be positive. One batch cannot be
+    resampled: if a side has only one, the bounds are those of the sides' own intervals over each
+    other (``quantile_interval``). Raises ValueError if a side has no values.
     """
     above = resampled_quantiles(a, q, groups=groups_a, seed=seed, resamples=resamples)[:, 0]
     below = resampled_quantiles(b, q, groups=groups_b, seed=seed + 1, resamples=resamples)[:, 0]
-    return interval(_quantile(a, q) / _quantile(b, q), above / below, level=level)
+    ratio = _quantile(a, q) / _quantile(b, q)
+    if min(_batches(np.size(side), of)[1] for side, of in ((a, groups_a), (b, groups_b))) == 1:
+        top = _bounded(np.asarray(a, np.float64), q, above, groups_a, level)
+        bottom = _bounded(np.asarray(b, np.float64), q, below, groups_b, level)
+        return Interval(ratio, top.low / bottom.high, top.high / bottom.low)
+    return interval(ratio, above / below, level=level)
 
 
 def difference_interval(

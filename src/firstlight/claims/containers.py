@@ -164,7 +164,7 @@ def parallel_beats_sequential(analysis: Analysis) -> Judgement:
         return Finding(
             [compare_to_bound(ratio, above=1)],
             f"{method}: {size} requests {typical(in_order)} in order,"
-            f" {typical(at_once)} at once, {ratio_text(ratio)} faster",
+            f" {typical(at_once)} at once, one over the other {ratio_text(ratio)}",
         )
 
     return _by_method(analysis, examine, ("parallel", "sequential"))

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from firstlight.analysis import Analysis
+from firstlight.analysis.stats import FEWEST_BATCHES
 from firstlight.model import Ending, EndPoint, Interval, Sample
 from firstlight.store import Run
 from firstlight.units import duration
@@ -23,8 +24,8 @@ Outcome = Literal["holds", "does not hold", "not measured"]
 Judgement = tuple[Outcome, str]
 """A verdict, and the figures that decided it, or why there are none."""
 
-REPETITIONS = 3
-"""Fewer complete batches of a point do not show their spread."""
+REPETITIONS = FEWEST_BATCHES
+"""So many complete batches must a point have."""
 
 MANY = 10
 """The smallest number at once that the paper calls many (Fig. 7)."""

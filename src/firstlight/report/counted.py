@@ -90,8 +90,7 @@ def _time(difference: Difference) -> str:
     )
     name = ", ".join(f"{axis} {setting}" for axis, setting in difference.point.items())
     ratio = ratio_interval(difference.ratio) if difference.ratio else "–"
-    word = "slower" if difference.regression else "faster" if difference.improvement else "alike"
-    return f"| {_cell(name)} | {' | '.join(sides)} | {ratio} | {word} |"
+    return f"| {_cell(name)} | {' | '.join(sides)} | {ratio} | {difference.word} |"
 
 
 def _cell(text: str) -> str:

@@ -1,6 +1,7 @@
 """Figures by which views compare points.
 
-A sentence ranks two points only if ``apart`` is true.
+A sentence ranks two points only if ``apart`` is true, and words come from ``faster`` and
+``as_long``, which say so where no difference is seen.
 """
 
 from collections import Counter
@@ -10,11 +11,13 @@ import numpy as np
 
 from firstlight.analysis import Analysis, figures, stats
 from firstlight.analysis.figures import PointFigures, batches, latencies
-from firstlight.analysis.stats import Floats
+from firstlight.analysis.stats import FEWEST_BATCHES, Floats
 from firstlight.model import Interval
-from firstlight.units import duration_interval
+from firstlight.units import duration_interval, ratio_interval
 
 LEVEL = 0.95
+UNSEEN = "no difference seen"
+TOO_FEW = f"fewer than {FEWEST_BATCHES} repetitions, too few to compare"
 
 
 def counts(point: PointFigures) -> dict[str, float]:
@@ -55,25 +58,85 @@ def over(
 def apart(slow: PointFigures, fast: PointFigures, comparisons: int = 1) -> bool:
     """Whether the median of ``slow`` is certainly greater.
 
-    The whole interval of their ratio is above 1, at 95 % over all ``comparisons`` (Bonferroni).
+    The whole interval of their ratio is above 1, at 95 % over all ``comparisons`` (Bonferroni), and
+    both have enough batches to show their spread.
     """
-    return over(slow, fast, level=1 - (1 - LEVEL) / max(comparisons, 1)).low > 1
+    level = 1 - (1 - LEVEL) / max(comparisons, 1)
+    return batch_count(slow, fast) >= FEWEST_BATCHES and over(slow, fast, level=level).low > 1
+
+
+def unseen(*points: PointFigures) -> str:
+    """Why these points are not ranked."""
+    return UNSEEN if batch_count(*points) >= FEWEST_BATCHES else TOO_FEW
+
+
+def batch_count(*points: PointFigures) -> int:
+    """The number of untraced batches with a ready start, of the point that has the fewest."""
+    return min(np.unique(batches(point.untraced_samples)).size for point in points)
+
+
+def faster(slow: PointFigures, fast: PointFigures, than: str = "") -> str:
+    """``20.0× (19.6–20.4) faster``, or slower, or that no difference is seen.
+
+    ``than`` names the slow point.
+    """
+    return _faster(over(slow, fast), batch_count(slow, fast), than)
+
+
+def last_faster(slow: PointFigures, fast: PointFigures) -> str:
+    """As ``faster``, by the times until the last start of a batch is ready."""
+    sides = makespans(slow), makespans(fast)
+    return _faster(stats.ratio_interval(*sides), min(side.size for side in sides))
+
+
+def as_long(slow: PointFigures, fast: PointFigures) -> str:
+    """``1.50× (1.45–1.55) as long``, or that no difference is seen."""
+    return long(over(slow, fast), batch_count(slow, fast))
+
+
+def long(ratio: Interval, count: int) -> str:
+    """A ratio of times in words; ``count`` batches has the side with fewer."""
+    if count < FEWEST_BATCHES:
+        return TOO_FEW
+    seen = ratio.low > 1 or ratio.high < 1
+    return f"{ratio_interval(ratio)} as long" if seen else UNSEEN
+
+
+def _faster(ratio: Interval, count: int, than: str = "") -> str:
+    if count < FEWEST_BATCHES:
+        return f"{TOO_FEW} with {than}" if than else TOO_FEW
+    than = f" than {than}" if than else ""
+    if ratio.low > 1:
+        return f"{ratio_interval(ratio)} faster{than}"
+    if ratio.high < 1:
+        inverse = Interval(1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
+        return f"{ratio_interval(inverse)} slower{than}"
+    return f"{UNSEEN}{than.replace(' than ', ' from ', 1)}"
 
 
 def in_groups(points: Sequence[PointFigures]) -> list[list[PointFigures]]:
-    """Points by median, the fastest first; a group holds those not told apart from its first."""
+    """Points by median, the fastest first; every point is slower than all of earlier groups.
+
+    Within a group each point is not told apart from one before it.
+    """
     groups: list[list[PointFigures]] = []
     for point in sorted(points, key=middle):
-        if groups and not apart(point, groups[-1][0], len(points) - 1):
+        if groups and like(point, groups[-1], len(points) - 1):
             groups[-1].append(point)
         else:
             groups.append([point])
     return groups
 
 
-def last_over(slow: PointFigures, fast: PointFigures) -> Interval:
-    """The ratio of the times until the last start of a batch is ready."""
-    return stats.ratio_interval(makespans(slow), makespans(fast))
+def like(
+    point: PointFigures, others: Sequence[PointFigures], comparisons: int
+) -> list[PointFigures]:
+    """Those of the others that are not told apart from the point."""
+    return [
+        other
+        for other in others
+        if not (apart(point, other, comparisons) or apart(other, point, comparisons))
+    ]
 
 
 def makespans(point: PointFigures) -> Floats:

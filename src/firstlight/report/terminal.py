@@ -337,9 +337,9 @@ def _side(side: Side) -> Text:
 
 
 def _news(difference: Difference) -> Text:
-    if difference.regression:
-        return Text("slower", style="bold red")
-    return Text("faster", style="green") if difference.improvement else Text("alike", style="dim")
+    regression, improvement = difference.regression, difference.improvement
+    style = "bold red" if regression else "green" if improvement else "dim"
+    return Text(difference.word, style=style)
 
 
 def doctor(checks: Iterable[Check], experiments: Mapping[str, Availability]) -> RenderableType:

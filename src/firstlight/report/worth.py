@@ -9,7 +9,7 @@ from firstlight.analysis import Analysis, stats
 from firstlight.analysis.figures import batches, latencies
 from firstlight.analysis.stats import Floats
 from firstlight.model import EndPoint, Interval, Sample
-from firstlight.report.points import find
+from firstlight.report.points import batch_count, find
 
 BASES = {"sandboxes": "nothing", "everything": "nothing"}
 """The start with which those without these parts are compared."""
@@ -20,8 +20,9 @@ _PACKET = "packet"
 class Worth:
     """What a prepared part gains for a start of ``instances`` at once.
 
-    ``longer`` is the median without it over the median with it, ``extra`` the difference in ns.
-    ``end`` is the run's end point, or the first packet's answer.
+    ``longer`` is the median without it over the median with it, ``extra`` the difference in ns, and
+    ``batches`` the number of the side that has fewer. ``end`` is the run's end point, or the first
+    packet's answer.
     """
 
     part: str
@@ -30,6 +31,12 @@ class Worth:
     median: Interval
     longer: Interval
     extra: float
+    batches: int
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether starts without it certainly take longer."""
+        return self.batches >= stats.FEWEST_BATCHES and self.longer.low > 1
 
 
 def worth(analysis: Analysis) -> list[Worth]:
@@ -59,6 +66,7 @@ def worth(analysis: Analysis) -> list[Worth]:
                     stats.quantile_interval(without, 0.5, groups=groups[0]),
                     stats.ratio_interval(without, having, groups_a=groups[0], groups_b=groups[1]),
                     float(np.median(without) - np.median(having)),
+                    batch_count(point, base),
                 )
             )  # fmt: skip
     return sorted(gains, key=lambda gain: (gain.end != str(analysis.end_point), gain.instances))

@@ -115,6 +115,7 @@ def test_starts_that_fail_are_a_regression_without_any_latency() -> None:
     result = compare(run_of({10: 90}, seed=1), run_of({10: 90}, seed=2, failing=1.0))
     (difference,) = result.differences
     assert difference.regression
+    assert difference.word == "fails more"
     assert (difference.ratio, difference.p, difference.b.median) == (None, None, None)
     assert difference.b.failed == 120
 
@@ -123,6 +124,7 @@ def test_too_few_repetitions_say_that_they_cannot_tell() -> None:
     a, b = run_of({10: 90}, seed=1, repetitions=3), run_of({10: 900}, seed=2, repetitions=3)
     result = compare(a, b)
     assert not result.regression
+    assert [difference.word for difference in result.differences] == ["no difference seen"]
     assert any("too few" in warning for warning in result.warnings)
 
 

@@ -159,7 +159,7 @@ def test_the_parts_that_gain_are_listed_in_order_and_the_others_named() -> None:
     assert "from parts 2.00× (" in message
     assert "with nothing prepared 8.00× (" in message
     assert message.index("networks 3.04 ms, 2.50×") < message.index("cgroups 508 µs, 1.25×")
-    assert message.endswith("No gain was measured for neighbours.")
+    assert message.endswith("No gain is certain for neighbours.")
 
 
 def churn(hits: dict[float, float]) -> Analysis:

@@ -51,7 +51,27 @@ def test_machines_that_differ_by_chance_alone_are_not_ranked(tmp_path: Path) -> 
     assert sentence is not None
     assert "fastest" not in sentence
     assert "slowest" not in sentence
-    assert "no difference is seen between it and qemu " in sentence
+    assert "no difference seen between it and qemu " in sentence
+
+
+def test_machines_of_one_batch_are_neither_ranked_nor_advised(tmp_path: Path) -> None:
+    points: list[tuple[Point, Parts]] = [
+        ({"hypervisor": hypervisor, "guest": "probe", "console": "serial", "instances": 1},
+         {"init": init, "console": 1.0, "block": 2.0})
+        for hypervisor, init in (("qemu pc", 80.0), ("qemu microvm", 40.0))
+    ]  # fmt: skip
+    first = Analysis(run(tmp_path / "run", "unikernel-boot", points, repetitions=1))
+    sentence = boots.answer(first)
+    assert sentence is not None
+    assert "too few to compare with qemu pc" in sentence
+    assert boots.advice(first) == ""
+
+
+def test_a_machine_alone_is_not_called_the_fastest(tmp_path: Path) -> None:
+    point: Point = {"hypervisor": "qemu pc", "guest": "probe", "console": "vga", "instances": 1}
+    sentence = boots.answer(Analysis(run(tmp_path / "r", "unikernel-boot", [(point, {"init": 5})])))
+    assert sentence is not None
+    assert "fastest" not in sentence
 
 
 def test_each_part_alone_is_worth_what_it_takes_off(tmp_path: Path) -> None:

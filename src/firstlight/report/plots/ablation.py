@@ -15,7 +15,7 @@ _GAIN, _NONE = palette.SERIES[0], palette.SERIES[-1]
 def ablation(gains: Sequence[Worth]) -> alt.FacetChart:
     """A dot and its 95 % interval per part, in a facet per end point and number at once.
 
-    Parts whose interval reaches 1 (leaving them out may cost nothing) are grey. Log scale.
+    Parts that may gain nothing are grey. Log scale.
     """
     rows = [_row(gain) for gain in gains]
     facets = list(dict.fromkeys(row["facet"] for row in rows))
@@ -31,7 +31,7 @@ def ablation(gains: Sequence[Worth]) -> alt.FacetChart:
     )
     base = alt.Chart().encode(
         y=alt.Y("part:N", title=None, sort=parts, axis=alt.Axis(grid=True)),
-        color=alt.condition("datum.low > 1", alt.value(_GAIN), alt.value(_NONE)),
+        color=alt.condition("datum.certain", alt.value(_GAIN), alt.value(_NONE)),
         tooltip=[
             alt.Tooltip("part:N", title="left out"),
             alt.Tooltip("facet:N", title="to"),
@@ -61,6 +61,7 @@ def _row(gain: Worth) -> dict[str, Any]:
         "times": gain.longer.value,
         "low": gain.longer.low,
         "high": gain.longer.high,
+        "certain": gain.is_certain,
         "worded": ratio_interval(gain.longer),
         "extra": duration(gain.extra),
     }

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from firstlight.analysis import Analysis
-from firstlight.report.points import find, median
+from firstlight.report.points import find, long, median
 from firstlight.report.records import Picture, Table, View
 from firstlight.report.worth import BASES, worth
 from firstlight.units import duration, ratio_interval
@@ -23,15 +23,15 @@ def _answer(analysis: Analysis) -> str | None:
     )
     for part, words in (("sandboxes", "from parts"), ("everything", "with nothing prepared")):
         if part in by:
-            sentence += f"; {words} {ratio_interval(by[part].longer)} as long"
+            sentence += f"; {words} {long(by[part].longer, by[part].batches)}"
     parts = [gain for gain in every if gain.part not in BASES]
-    gains = sorted((gain for gain in parts if gain.longer.low > 1), key=lambda gain: -gain.extra)
+    gains = sorted((gain for gain in parts if gain.is_certain), key=lambda gain: -gain.extra)
     if gains:
         listed = (f"{g.part} {duration(g.extra)}, {ratio_interval(g.longer)}" for g in gains)
         sentence += f". The measured gains are {'; '.join(listed)}"
     rest = [gain.part for gain in parts if gain not in gains]
     if rest:
-        sentence += f". No gain was measured for {', '.join(rest)}"
+        sentence += f". No gain is certain for {', '.join(rest)}"
     return sentence + "."
 
 

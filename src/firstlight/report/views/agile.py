@@ -1,9 +1,9 @@
 """What prepared parts gain over a runtime with a plugin."""
 
 from firstlight.analysis import Analysis
-from firstlight.report.points import find, last_over, median, over
+from firstlight.report.points import faster, find, last_faster, median
 from firstlight.report.records import View
-from firstlight.units import duration_interval, ratio_interval
+from firstlight.units import duration_interval
 
 
 def _answer(analysis: Analysis) -> str | None:
@@ -16,25 +16,25 @@ def _answer(analysis: Analysis) -> str | None:
         return None
     sentence = (
         f"On this machine an agile start takes {median(alone)} to its {analysis.end_point}, "
-        f"{ratio_interval(over(slow, alone))} faster than {runtime}"
+        f"{faster(slow, alone, runtime)}"
     )
     if whole := find(analysis, backend="agile-ready", instances=1):
-        sentence += f"; from a whole sandbox {median(whole)}, {ratio_interval(over(slow, whole))}"
+        sentence += f"; from a whole sandbox {median(whole)}, {faster(slow, whole)}"
     pooled = f"{runtime.rpartition(' + ')[0]} + pooled"
     if pool := find(analysis, backend=pooled, instances=1):
-        sentence += f"; {pooled}, {median(pool)}, {ratio_interval(over(slow, pool))}"
+        sentence += f"; {pooled}, {median(pool)}, {faster(slow, pool)}"
     most = max(p.instances for p in analysis.of("agile"))
     many, slow = (find(analysis, backend=name, instances=most) for name in ("agile", runtime))
     if most > 1 and many and slow and many.all_ready and slow.all_ready:
         sentence += (
             f". With {most} at once the last is ready after "
-            f"{duration_interval(many.all_ready)}, {ratio_interval(last_over(slow, many))} faster"
+            f"{duration_interval(many.all_ready)}, {last_faster(slow, many)}"
         )
         whole = find(analysis, backend="agile-ready", instances=most)
         if whole and whole.all_ready:
             sentence += (
                 f"; from whole sandboxes after {duration_interval(whole.all_ready)}, "
-                f"{ratio_interval(last_over(slow, whole))}"
+                f"{last_faster(slow, whole)}"
             )
     return sentence + "."
 

@@ -7,7 +7,17 @@ from itertools import combinations
 from firstlight.analysis import Analysis, boot
 from firstlight.analysis.figures import PointFigures
 from firstlight.model import Interval
-from firstlight.report.points import in_groups, median, middle, over
+from firstlight.report.points import (
+    TOO_FEW,
+    apart,
+    batch_count,
+    like,
+    long,
+    median,
+    middle,
+    over,
+    unseen,
+)
 from firstlight.report.records import View
 from firstlight.units import duration, ratio_interval
 
@@ -29,11 +39,11 @@ def answer(analysis: Analysis) -> str | None:
     booted = alone(analysis)
     if not booted or len(booted) < len(fewest(analysis)):
         return None
-    groups = in_groups(booted)
-    sentence = f"On this machine {_boot(analysis, groups[0])}"
-    if len(groups) > 1:
-        sentence += f"; {_slowest(groups[-1])}"
-    first = groups[0][0]
+    first, *rest = booted
+    fast = [first, *like(first, rest, len(rest))]
+    sentence = f"On this machine {_boot(analysis, fast)}"
+    if len(fast) < len(booted) and apart(booted[-1], first, len(rest)):
+        sentence += f"; {_slowest(booted, fast)}"
     many = analysis.ends(first.series)[-1]
     if many.instances > first.instances:
         sentence += f". With {many.instances} at once, {first.series} takes {median(many)}"
@@ -43,8 +53,9 @@ def answer(analysis: Analysis) -> str | None:
 def advice(analysis: Analysis) -> str:
     """What changing a single part gains, where a gain is certain; or ""."""
     best: dict[str, _Change] = {}
-    for change in _changes(analysis):
-        if change.gain.low > 1 and (
+    changes = list(_changes(analysis))
+    for change in changes:
+        if apart(change.slow, change.quick, len(changes)) and (
             change.axis not in best or change.gain.value > best[change.axis].gain.value
         ):
             best[change.axis] = change
@@ -72,22 +83,30 @@ def alone(analysis: Analysis) -> list[PointFigures]:
 def _boot(analysis: Analysis, group: list[PointFigures]) -> str:
     point, *equals = group
     assert point.boot
+    only = len(alone(analysis)) == 1
     name, took = max(point.boot.phases, key=lambda phase: phase[1].value)
     figure = median(point).replace(" (", " (median, 95 % interval ")
-    subject = f"{point.series}" if equals else f"the fastest boot, {point.series},"
+    subject = f"{point.series}" if equals or only else f"the fastest boot, {point.series},"
     clause = (
         f"{subject} takes {figure} to its {analysis.end_point}, "
         f"{duration(took.value)} of it in {name}"
     )
     if equals:
-        clause += f"; no difference is seen between it and {_several(equals)}"
+        between = "; {} with {}" if unseen(*group) is TOO_FEW else "; {} between it and {}"
+        clause += between.format(unseen(*group), _several(equals))
     return clause
 
 
-def _slowest(group: list[PointFigures]) -> str:
+def _slowest(booted: list[PointFigures], fast: list[PointFigures]) -> str:
+    """The slowest, if none of them is told apart from neither end."""
+    *others, last = booted
+    group = [*like(last, others, len(others)), last]
+    if any(point in fast for point in group):
+        times = long(over(last, booted[0]), batch_count(last, booted[0]))
+        return f"{last.name} takes {median(last)}, {times} as {booted[0].series}"
     if len(group) == 1:
-        return f"the slowest, {group[0].name}, takes {median(group[0])}"
-    return f"the slowest, {_several(group)}, take {median(group[0])} to {median(group[-1])}"
+        return f"the slowest, {last.name}, takes {median(last)}"
+    return f"the slowest, {_several(group)}, take {median(group[0])} to {median(last)}"
 
 
 def _several(points: list[PointFigures]) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from firstlight.analysis import Analysis
-from firstlight.analysis.stats import quantile_interval, ratio_interval
+from firstlight.analysis.stats import FEWEST_BATCHES, quantile_interval, ratio_interval
 from firstlight.model import Ending, EndPoint, Sample
 from firstlight.report.records import Table, View
 from firstlight.units import duration, percent
@@ -149,7 +149,8 @@ def _walls_apart(walls: pl.DataFrame, most: dict[str, Any], other: dict[str, Any
         walls.filter((pl.col("cni") == row["cni"]) & (pl.col("phase") == row["phase"]))["wall"]
         for row in (most, other)
     ]
-    return ratio_interval(*sides, level=1 - 0.05 / CONTENDERS).low > 1
+    ratio = ratio_interval(*sides, level=1 - 0.05 / CONTENDERS)
+    return min(map(len, sides)) >= FEWEST_BATCHES and ratio.low > 1
 
 
 _ENDS = {EndPoint.FIRST_PACKET: ("first packet answered", "of which packet")}

@@ -1,9 +1,9 @@
 """Whether starts take longer on a full host."""
 
 from firstlight.analysis import Analysis
-from firstlight.report.points import median, over
+from firstlight.report.points import as_long, median
 from firstlight.report.records import View
-from firstlight.units import digits, ratio_interval
+from firstlight.units import digits
 
 
 def _answer(analysis: Analysis) -> str | None:
@@ -17,7 +17,7 @@ def _answer(analysis: Analysis) -> str | None:
     return (
         f"On this machine an agile start takes {median(few)} to its {analysis.end_point} with "
         f"{few.point['background']} instances running, and {median(many)} with "
-        f"{digits(int(many.point['background']), 0)}: {ratio_interval(over(many, few))} as long."
+        f"{digits(int(many.point['background']), 0)}: {as_long(many, few)}."
     )
 
 

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 from firstlight.analysis import Analysis
 from firstlight.analysis.figures import PointFigures
-from firstlight.report.points import apart, median, middle, over
+from firstlight.model import Interval
+from firstlight.report.points import apart, as_long, like, median, middle, unseen
 from firstlight.report.records import Table, View
-from firstlight.units import duration, ratio_interval
+from firstlight.units import duration
 
 if TYPE_CHECKING:
     from firstlight.model import Setting
@@ -40,13 +41,14 @@ def _answer(analysis: Analysis) -> str | None:
         )
     if not apart(slow, fast, len(points) - 1):
         return (
-            f"Between {len(points)} nodes no difference is seen: {_subject(analysis, fast)} takes "
+            f"Between {len(points)} nodes, {unseen(fast, slow)}: {_subject(analysis, fast)} takes "
             f"{duration(middle(fast))} to {duration(middle(slow))} (medians)."
         )
-    times = ratio_interval(over(slow, fast))
+    is_slowest = not like(slow, points[:-1], len(points) - 1)
+    there = f"{_node(slow)} is the slowest node: there" if is_slowest else f"On {_node(slow)}"
     return (
-        f"{_node(slow)} is the slowest node: there {_subject(analysis, slow)} takes {median(slow)},"
-        f" {times} as long as on {_node(fast)}.{_why(slow, fast)}"
+        f"{there} {_subject(analysis, slow)} takes {median(slow)},"
+        f" {as_long(slow, fast)} as on {_node(fast)}.{_why(slow, fast)}"
     )
 
 
@@ -63,18 +65,23 @@ def _node(point: PointFigures) -> str:
 
 
 def _why(slow: PointFigures, fast: PointFigures) -> str:
-    """The phase and cause on which the slow node spends more time than the fast one."""
+    """The phase and cause on which the slow node certainly spends more time than the fast one."""
     if more := _more(slow, fast):
         phase, ns = more
         spent = next(part for part in slow.parts if part.phase == phase)
         cause = f", {spent.causes[0][1]:.0%} of it {spent.causes[0][0]}" if spent.causes else ""
-        return f" The greatest difference is {phase}, {duration(ns)} more{cause}."
+        return f" Of that {duration(ns)} is in {phase}{cause}."
     return ""
 
 
 def _more(slow: PointFigures, fast: PointFigures) -> tuple[str, float] | None:
-    before = {part.phase: part.wall.value for part in fast.parts}
-    more = [(part.phase, part.wall.value - before.get(part.phase, 0.0)) for part in slow.parts]
+    before = {part.phase: part.wall for part in fast.parts}
+    none = Interval(0.0, 0.0, 0.0)
+    more = [
+        (part.phase, part.wall.value - was.value)
+        for part in slow.parts
+        if part.wall.low > (was := before.get(part.phase, none)).high
+    ]
     greatest = max(more, key=lambda each: each[1], default=("", 0.0))
     return greatest if greatest[1] > 0 else None
 
@@ -89,13 +96,13 @@ def _tables(analysis: Analysis) -> Iterator[Table]:
                 (
                     point.name,
                     median(point),
-                    "–" if point is fast else ratio_interval(over(point, fast)),
+                    "–" if point is fast else as_long(point, fast),
                     f"{more[0]} + {duration(more[1])}" if more else "–",
                 )
             )
     if rows:
-        headings = ("node and setting", "median", "over the fastest", "greatest difference")
-        yield Table("nodes, the fastest of each setting first", headings, tuple(rows))
+        headings = ("node and setting", "median", "beside the first", "phase with most more")
+        yield Table("nodes of each setting, by median", headings, tuple(rows))
 
 
 VIEW = View(answer=_answer, tables=_tables)

@@ -2,7 +2,7 @@
 
 from firstlight.analysis import Analysis
 from firstlight.analysis.figures import PointFigures
-from firstlight.report.points import in_groups, middle
+from firstlight.report.points import apart, in_groups, middle, unseen
 from firstlight.report.records import View
 from firstlight.report.views.boots import fewest
 from firstlight.units import duration
@@ -20,7 +20,11 @@ def _answer(analysis: Analysis) -> str | None:
 def _group(points: list[PointFigures]) -> str:
     clauses = [f"{duration(middle(point))} by {point.series}" for point in points]
     words = " and ".join(clauses)
-    return f"{words} (no difference seen)" if len(points) > 1 else words
+    if len(points) == 1:
+        return words
+    if apart(points[-1], points[0], len(points) - 1):
+        return f"{words} (no difference seen from one to the next)"
+    return f"{words} ({unseen(*points)})"
 
 
 VIEW = View(answer=_answer)

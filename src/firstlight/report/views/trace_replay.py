@@ -27,9 +27,10 @@ def _answer(analysis: Analysis) -> str | None:
     day = _day(analysis)
     if not day:
         return None
+    less = 1 - day["day"] / day["fixed day"]
     return (
         f"Over a simulated day of {day['functions']:.0f} functions, with the costs measured here, "
-        f"pools that follow the demand hold {percent(1 - day['day'] / day['fixed day'])} fewer "
+        f"pools that follow the demand hold {percent(abs(less))} {'fewer' if less > 0 else 'more'} "
         f"idle MiB·s than the best fixed size, {day['size']:.0f} forks of each function. "
         f"Their P99s are {duration(day['p99'])} and {duration(day['fixed p99'])}."
     )

@@ -83,7 +83,7 @@ def test_equal_nodes_are_not_ranked(tmp_path: Path, plain: Header) -> None:
     merge({"a": first.path, "b": first.path}, plain, first.header.points, tmp_path / "out")
     answer = views.of(read(tmp_path / "out").header).answer(Analysis(read(tmp_path / "out")))
     assert answer
-    assert answer.startswith("Between 2 nodes no difference is seen")
+    assert answer.startswith("Between 2 nodes, no difference seen")
 
 
 def test_nodes_that_all_fail_make_a_run(tmp_path: Path, plain: Header) -> None:

@@ -1,0 +1,163 @@
+"""No sentence ranks what its intervals cannot tell apart; every view, on runs made up for it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+from rich.console import Console
+
+from firstlight.analysis import Analysis
+from firstlight.lab.experiments import catalogue
+from firstlight.model import Ending, EndPoint, Header, Point, Presentation, Sample, Stamps, Step
+from firstlight.report import answer, page, terminal
+from firstlight.report.points import apart, in_groups
+from firstlight.report.worth import worth
+from firstlight.store import Run
+
+MS = 1_000_000
+RANKS = re.compile(
+    r"fastest|slowest|faster|slower|quick|\bbest\b|saves|largest|as long|gains are", re.IGNORECASE
+)
+ALIKE = ((1.00, 1.42, 0.95, 1.31, 1.12), (1.38, 1.02, 1.29, 0.97, 1.15), (1.1, 1.4, 0.9, 1.3, 1.2))
+EQUAL = ((1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 1.0))
+ONE_BATCH = ((1.0,), (30.0,), (60.0,))
+TWO_BATCHES = ((1.0, 1.1), (30.0, 31.0), (60.0, 61.0))
+APART = ((1.0, 1.1, 1.05, 1.02), (30.0, 31.0, 30.5, 30.2), (60.0, 61.0, 60.5, 60.2))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An experiment's axis, with three of its settings."""
+
+    experiment: str
+    axis: str
+    settings: tuple[str | int, ...]
+    view: str = ""
+
+
+KINDS = (
+    Kind("agile", "backend", ("agile", "agile-ready", "runc + bridge")),
+    Kind("functions", "function", ("wasm", "zygote", "python3 in runc")),
+    Kind("ablation", "without", ("nothing", "sandboxes", "networks")),
+    Kind("density", "background", (10, 100, 1000)),
+    Kind("platforms", "platform", ("a", "b", "c")),
+    Kind("container-creation", "runtime", ("runc", "crun", "youki")),
+    Kind("cni-breakdown", "cni", ("bridge", "ptp", "flannel")),
+    Kind("container-creation", "node", ("a", "b", "c"), view="nodes"),
+)
+
+
+def run(kind: Kind, latencies: Sequence[Sequence[float]], *, sizes: Sequence[int] = (1,)) -> Run:
+    """A run whose points have batches of these latencies, in ms, whatever their size."""
+    points: list[Point] = [
+        {kind.axis: setting, "instances": size}
+        for size in sizes
+        for setting, _ in zip(kind.settings, latencies, strict=False)
+    ]
+    presentation = catalogue.find(kind.experiment).presentation
+    if kind.view:
+        presentation = Presentation(subject=presentation.subject, view=kind.view)
+    header = Header(
+        run="r", experiment=kind.experiment, question="?", end_point=EndPoint.FIRST_INSTRUCTION,
+        axes=(kind.axis, "instances"), points=tuple(points), argv=(), seed=1, started="",
+        revision="", repetitions=len(latencies[0]), presentation=presentation,
+    )  # fmt: skip
+    samples: list[Sample] = []
+    for place, point in enumerate(points):
+        for repetition, ms in enumerate(latencies[place % len(latencies)]):
+            for instance in range(int(point["instances"])):
+                end = round(ms * MS)
+                samples.append(
+                    Sample(
+                        index=len(samples), batch=place * 1000 + repetition, instance=instance,
+                        repetition=repetition, point=point, traced=False, ending=Ending.READY,
+                        stamps=Stamps(0, 0, end, end), steps=(Step("packet", end, end + MS),),
+                    )
+                )  # fmt: skip
+    return Run(Path("/nowhere"), header, samples, None)
+
+
+def words(of: Run) -> str:
+    """The answer, and all that the terminal shows."""
+    console = Console(width=200, file=StringIO())
+    with console.capture() as capture:
+        console.print(terminal.summary([Analysis(of)]))
+    return answer.answer(Analysis(of)) + capture.get()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.view or kind.experiment)
+@pytest.mark.parametrize(
+    "latencies", [ALIKE, EQUAL, ONE_BATCH, TWO_BATCHES, APART[:1]],
+    ids=["alike", "equal", "one batch", "two batches", "one point"],
+)  # fmt: skip
+@pytest.mark.parametrize("sizes", [(1,), (1, 10)], ids=["alone", "alone and at once"])
+def test_nothing_is_ranked_that_is_not_told_apart(
+    kind: Kind, latencies: Sequence[Sequence[float]], sizes: tuple[int, ...]
+) -> None:
+    result = words(run(kind, latencies, sizes=sizes))
+    assert not RANKS.findall(result), result
+
+
+def test_the_page_does_not_rank_either() -> None:
+    text = page.render([Analysis(run(KINDS[0], ALIKE))])
+    visible = re.sub(r"<(script|style).*?</\1>", "", text, flags=re.DOTALL)
+    assert not re.findall(r"\) (?:faster|slower)|slowest", visible)
+    assert "no difference seen from runc + bridge" in visible
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranked"),
+    [
+        (KINDS[0], "58.3× (54.9–60.4) faster than runc + bridge"),
+        (KINDS[1], "faster than python3 in runc"),
+        (KINDS[2], "from parts 29.3× ("),
+        (KINDS[3], "with 1000: 58."),
+        (KINDS[7], "c is the slowest node"),
+    ],
+    ids=lambda value: value.experiment if isinstance(value, Kind) else "",
+)
+def test_what_is_told_apart_is_ranked(kind: Kind, ranked: str) -> None:
+    assert ranked in answer.answer(Analysis(run(kind, APART)))
+
+
+def test_a_failed_start_is_no_repetition() -> None:
+    whole = run(KINDS[0], APART)
+    samples = [
+        replace(sample, ending=Ending.FAILED, stamps=replace(sample.stamps, ready=None))
+        if sample.repetition
+        else sample
+        for sample in whole.samples
+    ]
+    failed = Run(whole.path, whole.header, samples, None)
+    assert "too few to compare" in answer.answer(Analysis(failed))
+
+
+def test_a_start_that_is_slower_is_called_so() -> None:
+    assert " slower than runc + bridge" in answer.answer(Analysis(run(KINDS[0], APART[::-1])))
+
+
+CHAIN = ((10.0, 10.2, 10.4, 10.1), (10.0, 10.3, 12.3, 12.1), (12.0, 12.2, 12.4, 12.3))
+"""The first is like the second, the second like the third, and the first unlike the third."""
+
+
+def test_one_in_the_middle_keeps_both_ends_from_being_ranked() -> None:
+    points = Analysis(run(KINDS[4], CHAIN)).points
+    first, second, third = points
+    assert not apart(second, first, 2)
+    assert not apart(third, second, 2)
+    assert apart(third, first, 2)
+    assert in_groups(points) == [[first, second, third]]
+    assert "(no difference seen from one to the next)" in words(run(KINDS[4], CHAIN))
+    nodes = answer.answer(Analysis(run(KINDS[7], CHAIN)))
+    assert nodes.startswith("On c ")
+    assert "slowest" not in nodes
+    assert "as long as on a" in nodes
+
+
+def test_parts_of_one_batch_gain_nothing_for_certain() -> None:
+    assert not any(gain.is_certain for gain in worth(Analysis(run(KINDS[2], ONE_BATCH))))
+    assert all(gain.is_certain for gain in worth(Analysis(run(KINDS[2], APART))))
