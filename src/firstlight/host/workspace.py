@@ -5,7 +5,6 @@ ends. Cgroups and processes, which may outlive them, carry the run's name for ``
 """
 
 import ctypes
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Hashable, Iterator
@@ -18,6 +17,7 @@ from pyroute2 import IPRoute
 
 from firstlight.errors import Failed, Unsupported
 from firstlight.host import cgroups
+from firstlight.host.ownership import claim, start_time
 
 STATE = Path("/run/firstlight")
 DISK = Path("/var/tmp/firstlight")  # noqa: S108 - holds one directory per run, which only root can enter
@@ -72,7 +72,7 @@ def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
     if os.geteuid() != 0:
         raise Unsupported("measuring needs root", "run firstlight with sudo")
     owner = f"{os.getpid()} {start_time(os.getpid())}"
-    lock = _claim(state, owner)
+    lock = _claim(state)
     outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     lasting = ExitStack()
     try:
@@ -103,32 +103,16 @@ def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
         os.close(lock)
 
 
-def _claim(state: Path, owner: str) -> int:
-    """Make a run's directory, which names its owner; returns a lock on that name.
-
-    In another PID namespace only the lock shows that the owner is alive. Raises Unsupported.
-    """
+def _claim(state: Path) -> int:
+    """Make a run's directory and claim it. Raises Unsupported."""
     try:
         state.mkdir(parents=True)
-        lock = os.open(state / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        os.write(lock, f"{owner} {pid_namespace()}".encode())
+        return claim(state)
     except OSError as error:
         raise Unsupported(
             f"cannot make {state}: {error.strerror}",
             f"mount a tmpfs at {STATE.parent}, where each run has a directory",
         ) from error
-    return lock
-
-
-def pid_namespace() -> int:
-    """The identity of this process's PID namespace."""
-    return Path("/proc/self/ns/pid").stat().st_ino
-
-
-def start_time(pid: int) -> str:
-    """When a process started, in clock ticks since boot; unique together with its pid."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 def unshare(flags: int) -> None:

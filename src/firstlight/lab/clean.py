@@ -28,13 +28,15 @@ from pyroute2 import netns
 from firstlight.errors import Failed, FirstlightError, Unsupported
 from firstlight.host import cgroups, mounts
 from firstlight.host.mounts import unmount_below
-from firstlight.host.workspace import DISK, STATE, pid_namespace
+from firstlight.host.ownership import SCRATCH, pid_namespace
+from firstlight.host.workspace import DISK, STATE
 
 _PROC = Path("/proc")
 _NAMED = Path("/run/netns")
 _BLOCK = Path("/sys/block")
 _LOOP_CLR_FD, _LOOP_GET_STATUS64 = 0x4C01, 0x4C05
 _LOOP_INFO = struct.Struct("56x 64s 112x")  # loop_info64: only lo_file_name
+_OF_SCRATCH = re.compile("owner|work")
 _OF_WATCH = re.compile(r"window\.\d+\.(events|text|stacks)|watch-\d{8}T\d{6}\.\d+")
 _EXIT_SECONDS = 5.0
 _LOOKS = 50
@@ -86,6 +88,7 @@ def leftovers() -> list[Leftover]:
             for run in sorted(dead)
             if (base / run).exists()
         ),
+        *_scratch(),
         *_of_watches(),
         *(
             Leftover("directory", str(directory), mounts.remove_unused)
@@ -308,24 +311,33 @@ def _named_namespaces(dead: set[str]) -> Iterator[Leftover]:
             yield Leftover("network namespace", name.name, partial(netns.remove, name.name))
 
 
+def _scratch() -> Iterator[Leftover]:
+    """Scratch directories whose owners have ended."""
+    for directory in _temporary(f"{SCRATCH}*", _OF_SCRATCH):
+        if not _is_owned(directory):
+            remove = partial(shutil.rmtree, directory, ignore_errors=True)
+            yield Leftover("directory", str(directory), remove)
+
+
 def _of_watches() -> Iterator[Leftover]:
     """Directories of ``firstlight watch`` up to 0.2, which are left if it is killed.
 
     They name no owner, so none is removed while a watch is running.
     """
-    directories = [
-        directory
-        for directory in sorted(Path(tempfile.gettempdir()).glob("firstlight-watch-*"))
-        if _is_of_watch(directory)
-    ]
+    directories = _temporary("firstlight-watch-*", _OF_WATCH)
     if directories and not any(_is_watch(pid) for pid in _pids()):
         for directory in directories:
             remove = partial(shutil.rmtree, directory, ignore_errors=True)
             yield Leftover("directory", str(directory), remove)
 
 
-def _is_of_watch(directory: Path) -> bool:
-    """Whether a directory belongs to our user alone and has only files of watch."""
+def _temporary(pattern: str, content: re.Pattern[str]) -> list[Path]:
+    """Temporary directories of our user alone that contain nothing but ``content``."""
+    matching = sorted(Path(tempfile.gettempdir()).glob(pattern))
+    return [directory for directory in matching if _is_ours(directory, content)]
+
+
+def _is_ours(directory: Path, content: re.Pattern[str]) -> bool:
     try:
         about = directory.lstat()
         names = [entry.name for entry in directory.iterdir()]
@@ -335,7 +347,7 @@ def _is_of_watch(directory: Path) -> bool:
         stat.S_ISDIR(about.st_mode)
         and stat.S_IMODE(about.st_mode) == 0o700
         and about.st_uid == os.geteuid()
-        and all(map(_OF_WATCH.fullmatch, names))
+        and all(map(content.fullmatch, names))
     )
 
 

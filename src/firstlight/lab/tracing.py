@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import polars as pl
 from firstlight import store
 from firstlight.errors import Failed, Unsupported
 from firstlight.host import facts
+from firstlight.host.ownership import scratch
 from firstlight.lab.backends import Execute
 from firstlight.lab.load import Generator, Outcome
 from firstlight.lab.runner import revision
@@ -68,8 +68,8 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
     bpf.probe()
     point: Point = {"command": " ".join(argv), "instances": 1}
     header = _header(point, EndPoint.FIRST_INSTRUCTION if until else EndPoint.EXIT)
-    with tempfile.TemporaryDirectory(prefix="firstlight-trace-") as scratch:
-        directory = out or Path(scratch) / "run"
+    with scratch() as kept:
+        directory = out or kept / "run"
         with store.Writer(directory, header) as writer:  # before the command does its work
             try:
                 outcome, lost, losses, spans = _run(command)

@@ -6,11 +6,10 @@ The records are ``struct event`` of ``native/trace/trace.h``.
 import gzip
 import os
 import re
-import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ import polars as pl
 
 from firstlight.errors import Failed, Unsupported
 from firstlight.host.facts import PROC, SYS, read_line
+from firstlight.host.ownership import scratch
 from firstlight.native import native
 from firstlight.store import SPAN_SCHEMA, TIMER, UNSEEN
 from firstlight.trace import kallsyms, words
@@ -58,8 +58,8 @@ class Tracer:
         """How the last batch lost events: by the tracer's part, and how many."""
 
     def __enter__(self) -> "Tracer":
-        self._directory = Path(tempfile.mkdtemp(prefix="firstlight-trace-", dir=self._parent))
-        self._prefix = self._directory / "batch"
+        self._scratch = ExitStack()
+        self._prefix = self._scratch.enter_context(scratch(self._parent)) / "batch"
         self._process = subprocess.Popen(
             [*program(), native("trace.bpf.o"), str(self._generator), str(self._ring)],
             stdin=subprocess.PIPE,
@@ -76,7 +76,7 @@ class Tracer:
 
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._scratch.close()
 
     def start(self, daemons: Iterable[int] = ()) -> None:
         """Attach the programs, and follow ``daemons`` as well as the generator's children."""

@@ -1,10 +1,14 @@
-"""How processes of dead runs are known while they change their program."""
+"""How ``clean`` knows the processes of dead runs, and directories whose owners have ended."""
 
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from firstlight.host.ownership import SCRATCH
 from firstlight.lab import clean
 
 MEMORY, NONE = "4096", "0"
@@ -58,3 +62,47 @@ def test_one_without_variables_is_looked_at_once(
     (process / "stat").write_text(fields)
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits"))
     assert clean._environment(7) == b""
+
+
+SCRATCH_OF_A_PROCESS = """
+import sys, time
+from pathlib import Path
+from firstlight.host.ownership import scratch
+with scratch(Path(sys.argv[1])) as work:
+    (work / "batch.events").touch()
+    print(work, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_scratch_is_removed_once_its_owner_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name, mode, file in (("foreign", 0o700, "thesis.tex"), ("open", 0o755, "owner")):
+        (tmp_path / f"{SCRATCH}{name}").mkdir(mode)
+        (tmp_path / f"{SCRATCH}{name}" / file).touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRATCH_OF_A_PROCESS, str(tmp_path)], stdout=subprocess.PIPE
+    ) as owner:
+        assert owner.stdout
+        work = Path(owner.stdout.readline().decode().strip())
+        try:
+            (tmp_path / f"{SCRATCH}link").symlink_to(work.parent)
+            assert list(clean._scratch()) == []
+        finally:
+            owner.send_signal(signal.SIGKILL)
+    (left,) = clean._scratch()
+    assert (left.kind, left.name) == ("directory", str(work.parent))
+    left.remove()
+    assert not work.parent.exists()
+
+
+def test_scratch_without_an_owner_is_left_while_it_may_be_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / f"{SCRATCH}new").mkdir(0o700)
+    assert list(clean._scratch()) == []
+    monkeypatch.setattr(clean, "_STARTING_SECONDS", 0)
+    assert [left.name for left in clean._scratch()] == [str(tmp_path / f"{SCRATCH}new")]

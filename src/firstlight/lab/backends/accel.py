@@ -9,12 +9,12 @@ import re
 import selectors
 import struct
 import subprocess
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from firstlight.errors import Unsupported
+from firstlight.host.ownership import scratch
 from firstlight.lab.backends import qemu_build
 
 ACCELERATORS = ("auto", "kvm", "tcg")
@@ -158,14 +158,14 @@ def emulates(counted: float) -> str | None:
 
 def _count(program: str, accelerator: str, cpu: str) -> tuple[float | None, str]:
     """How long the tiny guest counted, in seconds, or why that is unknown."""
-    with tempfile.NamedTemporaryFile(prefix="firstlight-guest-") as kernel:
-        kernel.write(elf(COUNT))
-        kernel.flush()
+    with scratch() as directory:
+        kernel = directory / "kernel"
+        kernel.write_bytes(elf(COUNT))
         machine = "microvm" if "microvm" in qemu_build.listed(program, "-machine") else "pc"
         command = [
             program, "-nodefaults", "-no-user-config", "-machine", machine,
             "-accel", accelerator, "-cpu", cpu, "-m", "32", "-display", "none", "-serial", "stdio",
-            "-kernel", kernel.name,
+            "-kernel", str(kernel),
         ]  # fmt: skip
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE

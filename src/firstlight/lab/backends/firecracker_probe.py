@@ -4,11 +4,11 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
 from firstlight.errors import Unsupported
+from firstlight.host.ownership import scratch
 from firstlight.lab.backends import accel
 
 BINARY = "firecracker"
@@ -69,7 +69,7 @@ def run_guest(program: str) -> str:
 @cache
 def _counted(program: str) -> tuple[float | None, str]:
     """How long a guest counted, in seconds, or why that is unknown. Cached: KVM may hang."""
-    with tempfile.TemporaryDirectory(prefix="firstlight-guest-") as directory:
+    with scratch() as directory:
         kernel = Path(directory, "kernel")
         kernel.write_bytes(accel.elf(accel.COUNT))
         config = Path(directory, "config.json")

@@ -21,7 +21,8 @@ import msgspec
 
 from firstlight.errors import Failed, FirstlightError, Unsupported
 from firstlight.files import write_whole
-from firstlight.host.workspace import STATE, sandbox, start_time
+from firstlight.host.ownership import start_time
+from firstlight.host.workspace import STATE, sandbox
 from firstlight.lab import clean
 from firstlight.lab.cluster import programs, running
 from firstlight.lab.cluster.files import kubeconfig

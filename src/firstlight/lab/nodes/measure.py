@@ -1,12 +1,12 @@
 """Measures a plan on the nodes of a cluster, into one run."""
 
 import secrets
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from firstlight.host.ownership import scratch
 from firstlight.lab import runner
 from firstlight.lab.nodes.jobs import Interrupted, Nodes
 from firstlight.lab.nodes.merge import merge
@@ -44,9 +44,9 @@ def measure(plan: runner.Plan, out: Path, where: Where, say: Callable[[str], Non
     )  # fmt: skip
     nodes = Nodes(where.kubeconfig, where.context, where.image, name)
     chosen = nodes.chosen(where.selector)
-    with tempfile.TemporaryDirectory(prefix="firstlight-nodes-") as scratch:
+    with scratch() as directory:
         try:
-            outcomes = nodes.measure(chosen, order, Path(scratch), say, in_turn=where.in_turn)
+            outcomes = nodes.measure(chosen, order, directory, say, in_turn=where.in_turn)
         except Interrupted as interrupt:
             if any(isinstance(each, Path) for each in interrupt.outcomes.values()):
                 merge(interrupt.outcomes, plain, [case.point for case in cases], out)
