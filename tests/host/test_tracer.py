@@ -182,7 +182,7 @@ def test_the_time_that_seccomp_lets_a_call_wait_is_the_supervisors(
     assert seen.calls("chdir", str(tmp_path))["pid"].to_list() == [child]
     assert length(path_of(seen, "pid", child)) > 0
     slept = path_of(seen, "pid", seen.sample.pid).filter(pl.col("cause") == "sleep")
-    assert length(slept) >= 50 * MS
+    assert length(slept) + queued(seen) >= 0.95 * 50 * MS
 
 
 def test_what_io_uring_is_waited_for_is_named(bench: Bench, known: Path) -> None:
@@ -191,7 +191,8 @@ def test_what_io_uring_is_waited_for_is_named(bench: Bench, known: Path) -> None
         pytest.skip("this kernel does not say that io_uring may be used")
     seen = bench.start(known, "uring", "50")
     assert seen.calls("io_uring_enter")["result"].to_list() == [1]
-    assert seen.wall(None, "another process: io_uring") >= 50 * MS
+    waited = seen.wall(None, "another process: io_uring")
+    assert waited + queued(seen) >= 0.95 * 50 * MS
 
 
 def test_a_chain_of_vfork_and_execve_is_followed_to_its_end(bench: Bench, known: Path) -> None:
@@ -243,7 +244,7 @@ def test_calls_of_a_32_bit_program_have_the_names_of_others(bench: Bench, tmp_pa
         ("write", "pipe:"), ("exit_group", ""),
     ]  # fmt: skip
     assert calls["result"].drop_nulls().min() == 0
-    assert seen.wall("sleep", "sleep") >= 50 * MS
+    assert seen.wall("sleep", "sleep") + queued(seen) >= 0.95 * 50 * MS
 
 
 def at_once(bench: Bench, *argv: str | Path, count: int) -> pl.DataFrame:
