@@ -9,6 +9,7 @@ import pytest
 
 from firstlight.analysis import Analysis, holders
 from firstlight.analysis.breakdown import SCHEMA, TIMELINE
+from firstlight.analysis.causes import TIMEOUT
 from firstlight.claims.advice import advise
 from firstlight.claims.advice.storms import STORMS
 from firstlight.model import Ending, Sample, Stamps
@@ -119,6 +120,14 @@ def test_a_storm_is_named_with_what_it_costs(storm: str) -> None:
     assert 0.5 * piece[3] < first.gain.value < 1.5 * piece[3]
     assert first.evidence[0][:2] == (piece[0], piece[2])
     assert first.remedy
+
+
+@pytest.mark.parametrize("storm", ["duplicate-address detection", "rate limit"])
+def test_a_sleep_that_is_a_wait_with_a_timeout_is_one(storm: str) -> None:
+    """As in Go, whose programs sleep in a futex or epoll_wait."""
+    (phase, shade, _, wall), count = MET[storm]
+    [advice] = advise(starts(*USUAL, (phase, shade, TIMEOUT, wall), count=count), STORMS)
+    assert advice.storm == storm
 
 
 def test_a_usual_start_meets_none() -> None:

@@ -3,6 +3,7 @@
 from firstlight.claims.advice import Storm
 
 _IN_CGROUP = r"cgroup_procs_write\w*|__cgroup_procs_write|cgroup_attach\w*|cgroup_procs_write_start"
+_SLEEP = r"sleep(: timeout)?"
 
 STORMS = (
     Storm(
@@ -72,7 +73,7 @@ STORMS = (
         "A start waits until IPv6 has made sure that an address is nobody else's.",
         "Add the address with IFA_F_NODAD, set accept_dad=0, or turn IPv6 off in the namespace.",
         phases=r"ipam|link\.query|sleep|datastore|link\.sysctl",
-        causes=r"sleep|another (process: poll|thread: futex)|kernel: netlink answer.*",
+        causes=rf"{_SLEEP}|another (process: poll|thread: futex)|kernel: netlink answer.*",
         count=r"netlink route RTM_(NEW|GET)ADDR.*",
         least=400_000_000,
         fixed=True,
@@ -83,7 +84,7 @@ STORMS = (
         "Raise the limit (the kubelet's kubeAPIQPS and registryPullQPS, the CNI agent's "
         "endpoint-create), or wait for an event.",
         phases="sleep",
-        causes="sleep",
+        causes=_SLEEP,
         least=5_000_000,
         fixed=True,
     ),
