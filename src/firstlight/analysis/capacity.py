@@ -9,10 +9,14 @@ While a thread waits for a lock, another one holds it. So the time of a batch in
 waited, divided by its starts, is a lower bound of a start's holding time. With many at once, nearly
 all of the holding time is such time.
 
-Assumed: other CPUs are as quick as these, starts on them touch the same locks for as long, memory
-and disks do not limit first, and the kernel's own workers, which are not traced, do not either.
+Only whole batches count: starts that failed waited for locks too. With fewer starts at once than
+CPUs, most of the holding time is unseen and CPUs are idle, so no rate is predicted.
+
+Assumed: as ASSUMED says. The CPU time is that of traced starts, so without the tracer a host may
+make more starts than ``c / CPU time``.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +35,11 @@ SHARED = frozenset({
 """The locks of which the kernel has one; of others the name says too little to add their waits."""
 
 HELD = pl.Schema({"batch": pl.Int64(), "lock": pl.String(), "held": pl.Int64()})
+ASSUMED = (
+    "other CPUs are as fast, starts hold the same locks for as long, a lock that readers share is "
+    "held by one at a time, and neither memory, disks, the kernel's own workers nor a CPU quota "
+    "limit first"
+)
 FEWEST_INSTANCES = 4
 """Fewer starts at once leave too much of the held time unseen."""
 
@@ -57,19 +66,34 @@ class Capacity:
     sections: tuple[Section, ...]
     measured: Interval | None
 
+    @property
+    def is_saturated(self) -> bool:
+        """Whether there were enough starts at once to use every CPU: else no rate is predicted."""
+        return self.point.instances >= self.cores
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether untraced starts were faster than the bound, which tracing makes lower."""
+        return self.measured is not None and self.measured.low > self.rate(self.cores)
+
     def rate(self, cores: int) -> float:
         """The highest rate with this many CPUs, in starts a second."""
         return 1e9 / max(self.cpu.value / cores, self._longest)
 
     @property
     def per_core(self) -> float:
-        """The starts a second that one CPU makes."""
+        """The starts a second for which one CPU has the time."""
         return 1e9 / self.cpu.value
 
     @property
     def saturating_cores(self) -> float | None:
         """The number of CPUs from which the longest section is the limit; None without one."""
         return self.cpu.value / self._longest if self.sections else None
+
+    @property
+    def most(self) -> float | None:
+        """The highest rate with any number of CPUs, in starts a second; None without a section."""
+        return 1e9 / self._longest if self.sections else None
 
     @property
     def _longest(self) -> float:
@@ -111,7 +135,10 @@ def capacities(
     busy = breakdown.filter(pl.col("cause") == causes.ON_CPU)
     times = dict(busy.group_by("sample").agg(pl.col("summed").sum()).iter_rows())
     for point in largest.values():
-        samples = point.traced_samples
+        size = Counter(sample.batch for sample in point.traced_samples)
+        samples = [each for each in point.traced_samples if size[each.batch] == point.instances]
+        if not samples:
+            continue
         groups = figures.batches(samples)
         spent = np.array([times.get(sample.index, 0) for sample in samples], np.float64)
         cpu = figures.share_interval(spent, np.ones_like(spent), groups)
@@ -133,7 +160,10 @@ def _sections(held: pl.DataFrame, groups: np.ndarray) -> Iterator[Section]:
     for (lock,), rows in held.filter(pl.col("batch").is_in(batches.tolist())).group_by("lock"):
         by_batch = dict(rows.select("batch", "held").iter_rows())
         times = np.array([by_batch.get(int(batch), 0) for batch in batches], np.float64)
-        yield Section(str(lock), figures.share_interval(times, starts.astype(np.float64), batches))
+        if times.any():
+            yield Section(
+                str(lock), figures.share_interval(times, starts.astype(np.float64), batches)
+            )
 
 
 def _inverse(interval: Interval, scale: float) -> Interval:

@@ -81,9 +81,11 @@ def _capacity(capacity: Capacity) -> dict[str, Any]:
         "cpu_ns": _ns(capacity.cpu),
         "locks": [{"lock": each.lock, "held_ns": _ns(each.held)} for each in capacity.sections],
         "starts_per_second_per_core": capacity.per_core,
-        "starts_per_second_at_most": capacity.rate(capacity.cores),
+        "starts_per_second_at_most": (
+            capacity.rate(capacity.cores) if capacity.is_saturated else None
+        ),
         "starts_per_second": _fraction(capacity.measured),
-        "saturating_cores": capacity.saturating_cores,
+        "saturating_cores": capacity.saturating_cores if capacity.is_saturated else None,
     }
 
 

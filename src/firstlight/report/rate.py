@@ -1,14 +1,14 @@
 """The table of what limits the rate of starts; see ``analysis.capacity``."""
 
 from firstlight.analysis import Analysis
-from firstlight.analysis.capacity import Capacity
+from firstlight.analysis.capacity import ASSUMED, Capacity
 from firstlight.report.records import Table
 from firstlight.units import digits, duration, duration_interval
 
 _MORE = (2, 8)
 """The tables show the bound for so many times the CPUs of the host."""
 _HEADINGS = ("", "CPU time of a start", "lock held longest", "held by a start, at least",
-             "starts/s per core", "measured here")  # fmt: skip
+             "starts/s per core, by CPU time", "measured here")  # fmt: skip
 _BRIEF = ("", "CPU time", "lock held longest", "held ≥", "starts/s")
 
 
@@ -28,7 +28,7 @@ def tables(analysis: Analysis) -> list[Table]:
             duration_interval(each.sections[0].held) if each.sections else "–",
             _rate(each.per_core),
             _rate(each.measured.value) if each.measured else "–",
-            *(_rate(each.rate(count)) for count in counts),
+            *(_bound(each, count) for count in counts),
         )
         for each in capacities
     )
@@ -39,7 +39,7 @@ def tables(analysis: Analysis) -> list[Table]:
             each.sections[0].lock if each.sections else "none seen",
             duration(each.sections[0].held.value) if each.sections else "–",
             _rate(each.measured.value) if each.measured else "–",
-            *(_rate(each.rate(count)) for count in counts[::2]),
+            *(_bound(each, count) for count in counts[::2]),
         )
         for each in capacities
     )
@@ -48,10 +48,14 @@ def tables(analysis: Analysis) -> list[Table]:
             title="what limits the rate of starts: CPU time, or a lock, traced",
             headings=(*_HEADINGS, *bounds),
             rows=rows,
-            advice=" ".join(map(_saturation, capacities)),
+            advice=f"{' '.join(map(_saturation, capacities))} Assumed: {ASSUMED}.",
             brief=((*_BRIEF, *bounds[::2]), brief),
         )
     ]
+
+
+def _bound(capacity: Capacity, cores: int) -> str:
+    return _rate(capacity.rate(cores)) if capacity.is_saturated else "–"
 
 
 def _rate(starts: float) -> str:
@@ -59,11 +63,20 @@ def _rate(starts: float) -> str:
 
 
 def _saturation(capacity: Capacity) -> str:
+    if not capacity.is_saturated:
+        return (
+            f"{capacity.point.name} is too few at once for {capacity.cores} CPUs: no rate is "
+            "predicted."
+        )
+    exceeded = ""
+    if capacity.is_exceeded:
+        exceeded = " More were measured than its bound: tracing makes these times longer."
     cores = capacity.saturating_cores
-    if cores is None:
-        return f"{capacity.point.name} waits for no lock of the whole kernel."
+    if cores is None or capacity.most is None:
+        return f"{capacity.point.name} waits for no lock of the whole kernel.{exceeded}"
     used = "one CPU" if cores < 1.5 else f"{digits(cores, 0)} CPUs"
     return (
         f"{capacity.point.name} can use at most {used}: "
-        f"{capacity.sections[0].lock} admits {_rate(capacity.rate(1 << 20))} starts a second."
+        f"{capacity.sections[0].lock} admits at most {_rate(capacity.most)} starts a "
+        f"second.{exceeded}"
     )

@@ -13,6 +13,8 @@ from firstlight.analysis import Analysis, capacity
 from firstlight.analysis.capacity import Capacity, Section
 from firstlight.analysis.figures import PointFigures
 from firstlight.model import Interval
+from firstlight.report import rate
+from firstlight.report.records import Table
 from firstlight.store import SPAN_SCHEMA, Run
 
 RTNL = "__mutex_lock;rtnl_newlink;rtnetlink_rcv_msg;netlink_sendmsg"
@@ -88,3 +90,107 @@ def test_a_run_of_many_at_once_has_a_capacity_for_each_series(container: Analysi
             each.point.instances * 1e9 / each.point.all_ready.value
         )
         assert np.diff([section.held.value for section in each.sections]).max(initial=0) <= 0
+
+
+def made(
+    *,
+    cores: int,
+    batches: list[int],
+    instances: int = 8,
+    cpu_ms: float = 10.0,
+    held_ms: float | None = None,
+    all_ready_ms: float = 100.0,
+) -> list[Capacity]:
+    """Of a point whose batches have so many ready starts, each with this CPU time.
+
+    In each batch some thread waits for ``rtnl_mutex`` for ``held_ms``.
+    """
+    samples = tuple(
+        SimpleNamespace(index=100 * batch + instance, batch=batch)
+        for batch, ready in enumerate(batches)
+        for instance in range(ready)
+    )
+    ready = all_ready_ms * 1e6
+    point = SimpleNamespace(
+        name="x", series="x", instances=instances, parallel=True, causes=lambda: [("on CPU", 1.0)],
+        traced_samples=samples, all_ready=Interval(ready, ready, ready),
+    )  # fmt: skip
+    breakdown = pl.DataFrame(
+        [(each.index, "on CPU", round(cpu_ms * 1e6)) for each in samples],
+        schema={"sample": pl.UInt32, "cause": pl.String, "summed": pl.Int64}, orient="row",
+    )  # fmt: skip
+    waits = [] if held_ms is None else [
+        (batch, "rtnl_mutex", round(held_ms * 1e6)) for batch in range(len(batches))
+    ]  # fmt: skip
+    frame = pl.DataFrame(waits, schema=capacity.HELD, orient="row")
+    return list(capacity.capacities([cast(PointFigures, point)], breakdown, frame, cores))
+
+
+def tables(*capacities: Capacity) -> Table:
+    [table] = rate.tables(cast(Analysis, SimpleNamespace(capacities=capacities)))
+    return table
+
+
+def test_a_lock_that_is_held_all_the_time_limits_what_is_measured() -> None:
+    """8 starts in 80 ms, all of which rtnl_mutex is held: 10 ms each, 100 a second at most."""
+    [start] = made(cores=2, batches=[8, 8, 8], cpu_ms=5, held_ms=80, all_ready_ms=80)
+    assert start.sections[0].held.value == 10e6
+    assert start.per_core == 200
+    assert [start.rate(cores) for cores in (1, 2, 16)] == [100, 100, 100]
+    assert start.saturating_cores == 0.5
+    assert start.most == 100
+    assert start.measured is not None
+    assert start.measured.value == 100
+    assert not start.is_exceeded
+    assert "can use at most one CPU: rtnl_mutex admits at most 100 starts" in tables(start).advice
+
+
+def test_one_cpu_and_two_have_one_start_and_twice_the_rate_until_the_lock() -> None:
+    """16 ms of CPU and 10 ms of a lock: 62.5 a second on one CPU, 100 on two and on more."""
+    [one] = made(cores=1, batches=[8, 8, 8], cpu_ms=16, held_ms=80, all_ready_ms=130)
+    [two] = made(cores=2, batches=[8, 8, 8], cpu_ms=16, held_ms=80, all_ready_ms=82)
+    assert one.rate(1) == two.rate(1) == 62.5
+    assert one.rate(2) == two.rate(2) == 100
+    assert one.saturating_cores == two.saturating_cores == 1.6
+    for each in (one, two):
+        assert each.measured is not None
+        assert each.measured.value <= each.rate(each.cores)
+
+
+def test_without_a_wait_only_cpus_limit() -> None:
+    for none in (None, 0.0):
+        [start] = made(cores=2, batches=[8, 8, 8], held_ms=none)
+        assert start.sections == ()
+        assert start.saturating_cores is None
+        assert start.most is None
+        assert start.rate(2) == 200
+        assert "x waits for no lock of the whole kernel." in tables(start).advice
+
+
+def test_one_start_at_once_has_no_capacity() -> None:
+    assert made(cores=2, batches=[1, 1, 1], instances=1) == []
+
+
+def test_batches_with_failed_starts_do_not_count() -> None:
+    """The failed seven waited for the lock as well: their time is not that of the one."""
+    assert made(cores=2, batches=[1, 1, 1], held_ms=80) == []
+    [start] = made(cores=2, batches=[8, 1, 8], held_ms=80)
+    assert start.sections[0].held.value == 10e6
+
+
+def test_no_rate_is_predicted_from_fewer_starts_than_cpus() -> None:
+    [start] = made(cores=64, batches=[8, 8, 8], held_ms=1)
+    assert not start.is_saturated
+    table = tables(start)
+    assert table.rows[0][-3:] == ("–", "–", "–")
+    assert "x is too few at once for 64 CPUs: no rate is predicted." in table.advice
+
+
+def test_a_bound_that_is_exceeded_says_why_and_assumptions_stand_beside() -> None:
+    """4 ms of traced CPU on two CPUs: 500 a second, of which 800 were measured."""
+    [start] = made(cores=2, batches=[8, 8, 8], cpu_ms=4, all_ready_ms=10)
+    assert start.rate(2) == 500
+    assert start.is_exceeded
+    advice = tables(start).advice
+    assert "More were measured than its bound: tracing makes these times longer." in advice
+    assert advice.endswith(f"Assumed: {capacity.ASSUMED}.")
