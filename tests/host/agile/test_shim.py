@@ -17,6 +17,7 @@ from tests.support.laboratory import sanitized
 from tests.support.shim_host import SECONDS, Connection, Refusal, Shim, bundle, shim
 
 from firstlight.agile.shim.ttrpc import Code, messages
+from firstlight.native import native
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("runc") or not Path("/bin/busybox").exists(),
@@ -202,6 +203,7 @@ def test_who_holds_a_pod_has_no_rights_and_no_files(server: Shim, containerd: Co
     proc = Path(f"/proc/{pid}")
     seen = about["Name"], (proc / "cmdline").read_bytes().rstrip(b"\0")
     assert seen == ("pause", b"/pause")  # not where the host has the program
+    assert (proc / "exe").readlink() == native("shim-sandbox")  # as the next server knows it
     assert not list((proc / "fd").iterdir())
     assert [each.name for each in (proc / "root").iterdir()] == ["proc"]
     assert not list((proc / "root" / "proc").iterdir())

@@ -86,9 +86,8 @@ class Server:
             return
         known = {process.pid for process in self.tasks.processes()}
         known |= {each.record.pid for each in self.pods.all.values()} | {os.getpid()}
-        names = (self._runtime.name, "shim-sandbox", "pause")
         for pid in _children(keeper):
-            if pid not in known and _name(pid).startswith(names):
+            if pid not in known and _is_ours(pid, self._runtime):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         for container in list(self.tasks.all.values()):
@@ -111,10 +110,14 @@ def _children(pid: int) -> Iterable[int]:
     return map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
-def _name(pid: int) -> str:
+def _is_ours(pid: int, runtime: Path) -> bool:
+    """Whether the server made a process: orphans of containers become the keeper's, too."""
+    proc = Path(f"/proc/{pid}")
     with suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text()
-    return ""
+        program = (proc / "exe").readlink().name.removesuffix(" (deleted)")
+        name = (proc / "comm").read_text()
+        return name.startswith(runtime.name) or program == "shim-sandbox"
+    return False
 
 
 def main(directory: str, events: str, runtime: str, prepared: str) -> None:
