@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from firstlight.agile.network import nethelper
-from firstlight.agile.network.nethelper import NetHelper, Request, Verb
+from firstlight.agile.network.nethelper import NetHelper, Request, Unanswered, Verb
 from firstlight.errors import Failed
 
 
@@ -96,7 +96,7 @@ def test_a_helper_that_answers_nothing_is_replaced_and_what_it_was_asked_fails_b
         Quiet.latest.answer(3)
         assert (await again).digest == 7
         helper.close()
-        with pytest.raises(Failed, match="the network is closed"):
+        with pytest.raises(Unanswered, match="the network is closed"):
             await helper.ask(Request(Verb.CHECK))
 
     asyncio.run(main())

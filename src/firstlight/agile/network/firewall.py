@@ -247,13 +247,18 @@ class Firewall:
             )  # fmt: skip
 
     async def _loaded(self, table: str) -> None:
-        """Make the table, whose modules a slow kernel takes long to load: it goes on meanwhile."""
+        """Make the table, whose modules a slow kernel takes long to load: it goes on meanwhile.
+
+        A killed helper may have made it all the same, and making it again adds its rules twice.
+        """
+        anew = f"table inet {self.table}\ndelete table inet {self.table}\n{table}"
         for tries in (2, 1, 0):
             try:
                 await self.run(table, f"make the table {self.table}")
             except Unanswered:
                 if not tries:
                     raise
+                table = anew
             else:
                 return
 

@@ -137,7 +137,7 @@ def _decode(message: bytes, descriptor: int) -> Answer:
 
 
 class Unanswered(Failed):
-    """The helper was killed, or did not answer in time and is killed."""
+    """The helper was killed, did not answer in time and is killed, or is closed."""
 
 
 class NetHelper:
@@ -159,7 +159,7 @@ class NetHelper:
     async def ask(self, request: Request, descriptor: int = -1) -> Answer:
         """Send a request; returns its answer. Raises Failed if the helper dies or hangs."""
         if self._is_closed:
-            raise Failed("the network is closed", "start the runtime again")
+            raise Unanswered("the network is closed", "start the runtime again")
         self._count += 1
         message = request.encode(self._count)
         if self._helper is None:
