@@ -32,6 +32,13 @@ class Nothing:
         raise NotImplementedError
 
 
+def sample(batch: Batch, number: int, latency: int) -> Sample:
+    return Sample(
+        index=0, batch=number, instance=0, repetition=batch.repetition, point=batch.point,
+        traced=batch.traced, ending=Ending.READY, stamps=Stamps(0, 0, latency, latency),
+    )  # fmt: skip
+
+
 @dataclass
 class Machine:
     """Measures a schedule: how long a batch takes, and how much its latency varies, by point."""
@@ -59,19 +66,12 @@ class Machine:
             self.now += self.seconds[name]
             spread = self.spread.get(name, 0.0)
             took = [round(MS * (1 + spread * chance.random())) for _ in range(3)]
-            samples = [self._sample(batch, latency) for latency in took]
+            place = len(self.samples) // 3
+            samples = [sample(batch, place, latency) for latency in took]
             self.samples += samples
             schedule.ended(batch, samples, self.seconds[name])
             count[name] += 1
         return count
-
-    def _sample(self, batch: Batch, latency: int) -> Sample:
-        place = len(self.samples)
-        return Sample(
-            index=place, batch=place // 3, instance=0, repetition=batch.repetition,
-            point=batch.point, traced=batch.traced, ending=Ending.READY,
-            stamps=Stamps(0, 0, latency, latency),
-        )  # fmt: skip
 
 
 @given(st.lists(st.floats(0.01, 5), min_size=1, max_size=6), st.floats(1, 100), st.integers(1, 5))
@@ -89,6 +89,24 @@ def test_most_of_a_budget_goes_to_what_varies_most() -> None:
     count = machine.measure(machine.schedule(60.0))
     assert count["steady"] == LEAST
     assert count["varying"] >= 50
+
+
+def test_each_further_repetition_goes_to_the_point_known_least_well() -> None:
+    """Widths relative to the median: 2 % of 100 ms, 40 % and 10 % of 1 ms."""
+    around = {"narrow": (100, 0.01), "wide": (1, 0.2), "middle": (1, 0.05)}
+    cases = [Case({"name": name, "instances": 3}, Nothing()) for name in around]
+    schedule = Schedule(cases, 1, lambda _: False, None, budget=1000.0, clock=lambda: 0.0)
+    chosen: list[str] = []
+    for number, batch in enumerate(schedule.batches()):
+        name = str(batch.point["name"])
+        ms, sway = around[name]
+        took = round(ms * MS * (1 + sway * (chosen.count(name) - 1)))
+        chosen.append(name)
+        schedule.ended(batch, [sample(batch, number, took)], 1.0)
+        if len(chosen) > 3 * LEAST:
+            break
+    assert sorted(chosen[:-1]) == sorted([*around] * LEAST)
+    assert chosen[-1] == "wide"
 
 
 def test_a_slow_point_does_not_keep_others_from_a_budgets_rest() -> None:
