@@ -91,6 +91,12 @@ class Capacity:
         return self.cpu.value / self._longest if self.sections else None
 
     @property
+    def longest(self) -> str:
+        """The locks that are held longest, as far as their intervals tell; "" without any."""
+        least = max((each.held.low for each in self.sections), default=0.0)
+        return " or ".join(each.lock for each in self.sections if each.held.high >= least)
+
+    @property
     def most(self) -> float | None:
         """The highest rate with any number of CPUs, in starts a second; None without a section."""
         return 1e9 / self._longest if self.sections else None

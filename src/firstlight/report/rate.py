@@ -24,7 +24,7 @@ def tables(analysis: Analysis) -> list[Table]:
         (
             each.point.name,
             duration_interval(each.cpu),
-            each.sections[0].lock if each.sections else "none seen",
+            each.longest or "none seen",
             duration_interval(each.sections[0].held) if each.sections else "–",
             _rate(each.per_core),
             _rate(each.measured.value) if each.measured else "–",
@@ -36,7 +36,7 @@ def tables(analysis: Analysis) -> list[Table]:
         (
             each.point.name,
             duration(each.cpu.value),
-            each.sections[0].lock if each.sections else "none seen",
+            each.longest or "none seen",
             duration(each.sections[0].held.value) if each.sections else "–",
             _rate(each.measured.value) if each.measured else "–",
             *(_bound(each, count) for count in counts[::2]),
@@ -77,6 +77,6 @@ def _saturation(capacity: Capacity) -> str:
     used = "one CPU" if cores < 1.5 else f"{digits(cores, 0)} CPUs"
     return (
         f"{capacity.point.name} can use at most {used}: "
-        f"{capacity.sections[0].lock} admits at most {_rate(capacity.most)} starts a "
+        f"{capacity.longest} admits at most {_rate(capacity.most)} starts a "
         f"second.{exceeded}"
     )

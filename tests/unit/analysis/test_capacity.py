@@ -1,5 +1,6 @@
 """What limits the rate of starts: CPU time, or the longest time that a lock is held."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
@@ -194,3 +195,17 @@ def test_a_bound_that_is_exceeded_says_why_and_assumptions_stand_beside() -> Non
     advice = tables(start).advice
     assert "More were measured than its bound: tracing makes these times longer." in advice
     assert advice.endswith(f"Assumed: {capacity.ASSUMED}.")
+
+
+def test_locks_that_intervals_do_not_tell_apart_are_both_named() -> None:
+    sections = tuple(
+        Section(lock, Interval(*held))
+        for lock, held in (
+            ("rtnl_mutex", (9.0, 7.0, 11.0)),
+            ("cgroup_mutex", (8.0, 6.0, 10.0)),
+            ("namespace_sem", (3.0, 2.0, 4.0)),
+        )
+    )
+    start = replace(of(40.0), sections=sections)
+    assert start.longest == "rtnl_mutex or cgroup_mutex"
+    assert of(40.0).longest == ""

@@ -131,9 +131,8 @@ def advice(analysis: Analysis) -> str:
         .agg(pl.col("wall").sum())
         .sort("wall", descending=True)
     )
-    is_largest = all(
-        _walls_apart(walls, most, other) for other in phases.rows(named=True)[1 : CONTENDERS + 1]
-    )
+    contenders = phases.rows(named=True)[1 : CONTENDERS + 1]
+    is_largest = bool(contenders) and all(_walls_apart(walls, most, each) for each in contenders)
     return (
         f"{'The largest' if is_largest else 'A large'} possible gain is in {most['cni']}: "
         f"{most['phase']} takes "
