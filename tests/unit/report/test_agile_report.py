@@ -288,3 +288,16 @@ def test_the_terminal_shows_it(made: Callable[[], Analysis]) -> None:
     text = " ".join(console.file.getvalue().split())
     assert " ".join(answer.answer(shown).split()) in text
     assert all(own.title in text for own in tables(shown))
+
+
+def test_calls_of_a_replayed_trace_are_not_made_at_once() -> None:
+    points: list[Point] = [{"pool": pool, "instances": 20} for pool in ("follows", "fixed 0")]
+    message = answer.answer(
+        run("trace-replay", ("pool", "instances"), points,
+            lambda p: 2.0 if p["pool"] == "follows" else 4.0)
+    )  # fmt: skip
+    assert message.startswith(
+        "In a replay of 20 calls on this machine, a call reaches its first instruction in 2.03 ms ("
+    )
+    assert ") where the pool follows the demand, 4.06 ms (" in message
+    assert message.endswith(") where the pool is fixed 0 (medians).")

@@ -6,7 +6,7 @@ import numpy as np
 
 from firstlight.analysis import Analysis
 from firstlight.analysis.figures import latencies
-from firstlight.report.points import counts, find, middle
+from firstlight.report.points import counts, find, median, middle
 from firstlight.report.records import Table, View
 from firstlight.units import duration, percent
 
@@ -26,13 +26,31 @@ def _day(analysis: Analysis) -> dict[str, float]:
 def _answer(analysis: Analysis) -> str | None:
     day = _day(analysis)
     if not day:
-        return None
+        return _replayed(analysis)
     less = 1 - day["day"] / day["fixed day"]
     return (
         f"Over a simulated day of {day['functions']:.0f} functions, with the costs measured here, "
         f"pools that follow the demand hold {percent(abs(less))} {'fewer' if less > 0 else 'more'} "
         f"idle MiB·s than the best fixed size, {day['size']:.0f} forks of each function. "
         f"Their P99s are {duration(day['p99'])} and {duration(day['fixed p99'])}."
+    )
+
+
+def _replayed(analysis: Analysis) -> str | None:
+    """How long a call takes with each pool, of the points of most calls."""
+    measured = [point for point in analysis.points if point.latency]
+    calls = max((point.instances for point in measured), default=0)
+    clauses = [
+        f"{median(point)} where the pool "
+        + ("follows the demand" if point.point["pool"] == _FOLLOWS else f"is {point.point['pool']}")
+        for point in measured
+        if point.instances == calls
+    ]
+    if not clauses:
+        return None
+    return (
+        f"In a replay of {calls} calls on this machine, a call reaches its {analysis.end_point} in "
+        f"{', '.join(clauses)} (medians)."
     )
 
 
