@@ -203,7 +203,9 @@ def symbols() -> Check:
         "kernel symbols",
         False,
         "/proc/kallsyms shows no addresses: traces cannot say what starts wait for",
-        "sysctl kernel.kptr_restrict=1; in a container also --cap-add=SYSLOG",
+        _SUDO
+        if os.geteuid()
+        else "sysctl kernel.kptr_restrict=1; in a container also --cap-add=SYSLOG",
     )
 
 
