@@ -130,13 +130,16 @@ class _Watch:
         for condition in conditions:
             if condition["type"] == "PodScheduled" and condition["status"] != "True":
                 return f"not scheduled: {condition.get('message', condition.get('reason'))}"
-        waiting = [state for each in pod.get("status", {}).get("containerStatuses", ())
+        containers = pod.get("status", {}).get("containerStatuses", ())
+        waiting = [state for each in containers
                    if (state := each.get("state", {}).get("waiting"))]  # fmt: skip
         if waiting:
             return f"the container is waiting: {words(waiting[0])}"
         phase = pod.get("status", {}).get("phase", "Pending")
         node = pod["spec"].get("nodeName")
-        where = f" on node {node}, whose kubelet reports no container of it" if node else ""
+        where = f" on node {node}" if node else ""
+        if node and not containers:
+            where += ", whose kubelet reports no container of it"
         return f"the pod is {phase}{where}"
 
 
@@ -257,9 +260,9 @@ class Pod:
             )
             made = json.loads(answer.data)
         except Exception as error:
-            self._name = ""
-            answered = getattr(error, "status", None)
-            fact = "rejects the pod" if answered else "did not answer to the pod's creation"
+            if answered := getattr(error, "status", None):
+                self._name = ""  # without an answer there may be a pod to delete
+            fact = "rejects the pod" if answered else "did not answer the request to create the pod"
             raise RuntimeError(f"the API server {fact}: {complaint(error)}") from error
         created = time.monotonic_ns()
         try:
