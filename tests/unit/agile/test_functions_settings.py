@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from firstlight.agile.functions import settings
-from firstlight.agile.functions.records import Code, ImageSettings, Settings
+from firstlight.agile.functions.records import LATEST, Code, ImageSettings, Registration, Settings
 from firstlight.agile.functions.version import FunctionVersion
+from firstlight.agile.http import lambda_shapes
 from firstlight.agile.parts import roots
 from firstlight.agile.serving import once
 from firstlight.errors import Failed
@@ -63,6 +64,31 @@ def test_words_that_are_not_text_are_refused() -> None:
     ):
         with pytest.raises(Failed, match="not UTF-8"):
             settings.made("f", 1, given, code, None, "")
+
+
+def test_a_relative_directory_of_an_image_is_named() -> None:
+    code = Code(source="oci:x", digest=f"sha256:{'0' * 64}", size=1, trees=(1,))
+    own = ImageSettings(entrypoint=["/entry"], working_dir="task")
+    with pytest.raises(Failed, match="the working directory of f is 'task'") as error:
+        settings.made("f", 1, Settings(), code, own, "")
+    assert "--directory" in (error.value.hint or "")
+    given = Settings(directory="/task")
+    assert settings.made("f", 1, given, code, own, "").version.directory == "/task"
+
+
+def test_what_replaces_an_images_own_settings_is_shown() -> None:
+    code = Code(source="docker://x", digest=f"sha256:{'0' * 64}", size=1, trees=(1,))
+    own = ImageSettings(entrypoint=["/entry"], working_dir="/task")
+
+    def shown(given: Settings) -> object:
+        revision = settings.made("f", 1, given, code, own, "")
+        function = Registration(name="f", revisions={LATEST: revision})
+        return lambda_shapes.configuration(function, revision).get("ImageConfigResponse")
+
+    assert shown(Settings()) is None
+    assert shown(Settings(arguments=("app.main",), directory="/other")) == {
+        "ImageConfig": {"EntryPoint": [], "Command": ["app.main"], "WorkingDirectory": "/other"}
+    }
 
 
 @pytest.mark.parametrize("handler", ["app", "app:", ":main", "", ".main"])

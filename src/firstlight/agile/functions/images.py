@@ -183,7 +183,10 @@ def _checked(source: str, layout: Path, blobs: Path) -> Image:
         manifest = _document(blobs, digest, Manifest)
         configuration = _document(blobs, manifest.config.digest, Configuration)
     except (msgspec.MsgspecError, UnicodeDecodeError, OSError, IndexError) as error:
-        raise NotAnArchive(f"{source} is not an image: {error}") from error
+        raise NotAnArchive(
+            f"{source} is not an image: {error}",
+            "build it again: its manifest or its configuration is wrong",
+        ) from error
     machine = f"{configuration.os or 'linux'}/{configuration.architecture or _machine()}"
     if machine != f"linux/{_machine()}":
         raise WrongArchitecture(f"{source} is for {machine}, and this machine is "

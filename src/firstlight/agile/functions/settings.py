@@ -181,8 +181,11 @@ def _check(version: FunctionVersion) -> None:
                 f"{name!r} cannot be an environment variable", "use no = in it, and no NUL"
             )
     words = (*version.command, version.handler, version.directory)
-    if any("\0" in word for word in words) or not version.directory.startswith("/"):
-        raise Invalid(f"a word of {version.name} has a NUL, or its directory is not absolute")
+    if any("\0" in word for word in words):
+        raise Invalid(f"a word of {version.name} has a NUL", "leave it out")
+    if not version.directory.startswith("/"):
+        raise Invalid(f"the working directory of {version.name} is {version.directory!r}",
+                      "give an absolute one: --directory DIR")  # fmt: skip
 
 
 def _check_text(version: FunctionVersion) -> None:

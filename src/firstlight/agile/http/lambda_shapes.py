@@ -240,10 +240,11 @@ def configuration(
         answer["Runtime"] = given.runtime
     if given.environment:
         answer["Environment"] = {"Variables": given.environment}
-    if given.entrypoint or given.arguments:
+    if revision.image and (given.entrypoint or given.arguments or given.directory):
         answer["ImageConfigResponse"] = {
             "ImageConfig": {
                 "EntryPoint": list(given.entrypoint or ()), "Command": list(given.arguments or ()),
+                "WorkingDirectory": given.directory or "",
             }
         }  # fmt: skip
     return answer
