@@ -128,7 +128,6 @@ class Zygote:
         try:
             async with asyncio.timeout(seconds):
                 answer, texts = await fork.ask(line)
-            value = self._value(answer)
         except TimeoutError:
             raise HandlerFailed(
                 "Sandbox.Timedout", f"{handler} did not answer in {seconds} s",
@@ -149,6 +148,11 @@ class Zygote:
         finally:
             self._discard(fork)
         stdout, stderr = (text.decode(errors="replace") for text in texts)
+        try:
+            value = self._value(answer)
+        except HandlerFailed as error:
+            error.output = stdout + stderr
+            raise
         return Result(
             value=value, requested=requested, began=answer.began or 0,
             finished=time.monotonic_ns(), warm=warm, stdout=stdout, stderr=stderr,
