@@ -480,7 +480,7 @@ class Zygote:
                 self._prepare()
                 async with asyncio.timeout(self.function.timeout):
                     await fork.ready()
-                fork.check(await self._born(fork, up), up.pid)
+                fork.check(await self._born(fork, up.pid), up.pid)
             except BaseException as error:
                 if isinstance(error, TimeoutError):
                     name, seconds = self.function.handler, self.function.timeout
@@ -494,9 +494,9 @@ class Zygote:
         asyncio.get_running_loop().call_soon(self._arm_ahead)
         return fork
 
-    async def _born(self, fork: Fork, up: Interpreter) -> int:
+    async def _born(self, fork: Fork, zygote: int) -> int:
         """The new process in a place. Raises Failed."""
-        others = up.pid, fork.place.pid
+        others = zygote, fork.place.pid
         try:
             pids = self._resources.cgroups.processes(fork.place.cgroup).difference(others)
             if len(pids) == 1:
