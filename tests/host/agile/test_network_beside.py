@@ -259,7 +259,7 @@ def test_rules_that_another_program_flushes_are_made_again(
             with inside(used).serving("0.0.0.0", 80), HOST.serving("0.0.0.0", 81):
                 await made.publish({8080: 80}, used.address)
                 sh("nft flush ruleset")
-                await until(lambda: "made again" in caplog.text)
+                await until(lambda: "is restored" in caplog.text)
                 assert inside(used).reaches(WORLD, 80)
                 assert inside(used).cannot_reach("198.51.100.1", 81)
                 assert left.cannot_reach(WORLD, 80)
