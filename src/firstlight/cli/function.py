@@ -345,7 +345,10 @@ def follow(
     ] = "",
     config: ConfigFile = None,
 ) -> None:
-    """Serve what a cluster's Function objects declare."""
+    """Serve what a cluster's Function objects declare.
+
+    The host is one of the cluster's Nodes, by the name in NODE_NAME or its own.
+    """
     import logging
     import signal
     import threading

@@ -1,5 +1,6 @@
 """What the follower of a cluster's Functions does to a runtime, of which this has a fake."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,13 +117,20 @@ def test_nodes_that_left_the_cluster_are_taken_out_of_the_status() -> None:
 
     class Server:
         def ask(self, method: str, path: str, body: Any = None, accept: str = "") -> dict[str, Any]:
+            if method == "PUT" and "changed" in path:
+                raise Refused(409, "it has been changed")
             if method == "PUT":
                 written[path] = body["status"]
             if accept == TABLE:
                 columns = [{"name": "Name"}, {"name": "Ready"}]
                 rows = [
                     {"cells": [name, ready], "object": {"metadata": {"name": name}}}
-                    for name, ready in (("f", "False"), ("g", "True"), ("new", None))
+                    for name, ready in (
+                        ("changed", "False"),
+                        ("f", "False"),
+                        ("g", "True"),
+                        ("new", None),
+                    )
                 ]
                 return {"columnDefinitions": columns, "rows": rows}
             if path.endswith("/gone"):
@@ -134,3 +142,21 @@ def test_nodes_that_left_the_cluster_are_taken_out_of_the_status() -> None:
     [(path, status)] = written.items()
     assert path.endswith("/functions/f/status")
     assert [each["name"] for each in status["nodes"]] == ["here"]
+
+
+def test_the_first_look_for_such_nodes_has_its_own_time_on_each_node(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, looks = [0.0], []
+
+    class Server:
+        def follow(self, _path: str, _accept: str) -> Iterator[dict[str, Any]]:
+            for now[0] in (0.0, 119.0, 120.0, 719.0, 720.0):
+                yield {}
+
+    monkeypatch.setattr(follow, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(follow, "random", SimpleNamespace(uniform=lambda _, most: most))
+    follower = follow.Follower(Server(), "functions", Path("socket"))  # type: ignore[arg-type]
+    monkeypatch.setattr(follower._workers, "submit", lambda _: looks.append(now[0]))
+    follower.run()
+    assert looks == [120.0, 720.0]

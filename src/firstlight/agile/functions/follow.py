@@ -67,7 +67,7 @@ class Follower:
         self._written: dict[str, State] = {}
         self._failures: dict[str, _Failure] = {}
         self._busy: set[str] = set()
-        self._next_look = 0.0
+        self._next_look = _after(0, _LOOK_LEAST)
 
     def counts(self) -> dict[str, int]:
         """How many functions are declared, served as declared, and refused."""
@@ -89,8 +89,7 @@ class Follower:
                     _log.warning("the runtime does not answer: %s", error)
                     time.sleep(_AWAY_SECONDS)
             if time.monotonic() >= self._next_look:
-                wait = random.uniform(_LOOK_LEAST, _LOOK_MOST)  # noqa: S311 - not all nodes at once
-                self._next_look = time.monotonic() + wait
+                self._next_look = _after(_LOOK_LEAST, _LOOK_MOST)
                 self._workers.submit(self._forget_nodes)
 
     def _compare(self, wanted: dict[str, State]) -> None:
@@ -219,8 +218,13 @@ class Follower:
                 gone = {node for node in objects.unready(function) if self._is_gone(node)}
                 if gone:
                     status = objects.without(function, gone)
-                    self._server.ask("PUT", f"{path}/status", function | {"status": status})
-                    _log.info("%s: %s left the cluster", path, ", ".join(sorted(gone)))
+                    try:
+                        self._server.ask("PUT", f"{path}/status", function | {"status": status})
+                    except Refused as error:
+                        if error.status != HTTPStatus.CONFLICT:
+                            raise
+                    else:
+                        _log.info("%s: %s left the cluster", path, ", ".join(sorted(gone)))
         except Exception as error:  # no function depends on it
             _log.warning("cannot look for nodes that left the cluster: %s", error)
 
@@ -232,6 +236,10 @@ class Follower:
                 return True
             raise
         return False
+
+
+def _after(least: float, most: float) -> float:
+    return time.monotonic() + random.uniform(least, most)  # noqa: S311 - not all nodes at once
 
 
 def _set(states: dict[str, State], name: str, state: State | None) -> None:
