@@ -146,6 +146,21 @@ def test_answers_that_are_never_finished_hold_no_more_than_one() -> None:
     asyncio.run(main())
 
 
+def test_who_has_answered_by_one_connection_may_answer_by_another() -> None:
+    async def main() -> None:
+        api = RuntimeApi()
+        made = [connected(api) for _ in range(2)]
+        for connection, _ in made:
+            connection.data_received(NEXT)
+            request = asyncio.ensure_future(api.ask(Event("r", b"{}", 3.0)))
+            await asyncio.sleep(0)
+            connection.data_received(ANSWER + b"Content-Length: 4\r\n\r\nnull")
+            assert (await request) == Reply(b"null")
+        assert not any(transport.closed for _, transport in made)
+
+    asyncio.run(main())
+
+
 def test_events_that_are_never_read_do_not_pile_up() -> None:
     async def main() -> None:
         api = RuntimeApi()

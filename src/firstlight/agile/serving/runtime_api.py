@@ -171,6 +171,8 @@ class RuntimeApi:
     ) -> None:  # fmt: skip
         """Answer a request; ``body`` is None if it was too long."""
         del headers
+        if self._answering is connection:
+            self._answering = None
         kind, of, verb = _call(path)
         if method == b"GET" and (kind, of, verb) == (b"invocation", b"next", b""):
             self._next(connection)
