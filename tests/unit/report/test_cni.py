@@ -147,6 +147,16 @@ def test_advice_names_the_largest_phase_that_has_a_remedy(
     assert "arp_notify" in message
 
 
+def test_phases_that_take_no_time_promise_no_gain(
+    run: store.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [(1, "veth", "kernel", "on CPU", 70_000, 0)]
+    rows += [(1, phase, "kernel", "on CPU", 0, 0) for phase in ("garp", "bridge")]
+    frame = pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    monkeypatch.setattr(breakdown, "breakdown", lambda _run: frame)
+    assert cni.advice(Analysis(run)) == ""
+
+
 def test_what_http2_says_of_itself_asks_nothing() -> None:
     message = [(True, 24), (True, 9), (True, 65), (True, 82), (False, 21), (True, 9), (False, 457),
             (True, 30), (False, 17), (True, 300), (False, 93), (True, 47), (False, 17)]  # fmt: skip

@@ -120,6 +120,7 @@ def advice(analysis: Analysis) -> str:
         walls.join(totals, on=["cni", "sample"])
         .group_by("cni", "phase")
         .agg(pl.col("wall", "total").median(), share=(pl.col("wall") / pl.col("total")).median())
+        .filter(pl.col("wall") > 0)
         .sort("wall", descending=True)
     )
     if phases.is_empty():
@@ -148,7 +149,7 @@ def _walls_apart(walls: pl.DataFrame, most: dict[str, Any], other: dict[str, Any
         walls.filter((pl.col("cni") == row["cni"]) & (pl.col("phase") == row["phase"]))["wall"]
         for row in (most, other)
     ]
-    ratio = ratio_interval(*sides, level=1 - 0.05 / CONTENDERS)
+    ratio = ratio_interval(*(side.clip(1) for side in sides), level=1 - 0.05 / CONTENDERS)
     return min(map(len, sides)) >= FEWEST_BATCHES and ratio.low > 1
 
 
