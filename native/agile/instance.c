@@ -315,17 +315,19 @@ static bool ran_out_of_memory(int index)
 }
 
 /* What an instance wrote to files in memory, of a volume, stays charged to its cgroup: the next would
- * have the less. */
-static bool is_almost_empty(int cgroup)
+ * have the less. Nothing else of it stays. */
+static bool is_almost_empty(const struct instance *instance)
 {
-	return sandbox_memory_left(&node.house, node.parts[cgroup].order.cgroup) <= LEFT_MOST;
+	return !(instance->identity.flags & DEFINITION_VOLUMES) ||
+	       sandbox_memory_left(&node.house, node.parts[instance->cgroup].order.cgroup) <=
+		       LEFT_MOST;
 }
 
 /* The cgroup of an instance that ended as it should has no process, and no instance can read of its
  * cgroup what another left there. */
 static void leave_parts(struct instance *instance, bool clean)
 {
-	if (instance->cgroup != NOBODY && clean && is_almost_empty(instance->cgroup)) {
+	if (instance->cgroup != NOBODY && clean && is_almost_empty(instance)) {
 		part_give_back(instance->cgroup, NOBODY);
 		instance->cgroup = NOBODY;
 	} else if (instance->cgroup != NOBODY) {
