@@ -347,9 +347,8 @@ static bool tell_state(void)
 	return true;
 }
 
-static int next_dirty(struct event *events, int count)
+static int add_events(int index, struct event *events, int count)
 {
-	int index = node.dirty.first;
 	struct instance *instance = &node.instances[index];
 	if (instance->owed_manager & OWES_STARTED)
 		events[count++] = instance_event(index, EVENT_STARTED);
@@ -365,9 +364,9 @@ static void tell_instances(void)
 	struct event events[EVENTS_MAX];
 	while (node.dirty.count) {
 		int count = 0, taken = 0, first = node.dirty.first;
-		struct queue before = node.dirty;
+		struct queue before = node.dirty; /* what is not told is put back whole */
 		while (node.dirty.count && count < EVENTS_MAX - 1) {
-			count = next_dirty(events, count);
+			count = add_events(node.dirty.first, events, count);
 			node.dirty.first = node.instances[node.dirty.first].next_dirty;
 			node.dirty.count--;
 			taken++;
