@@ -146,6 +146,19 @@ def test_answers_that_are_never_finished_hold_no_more_than_one() -> None:
     asyncio.run(main())
 
 
+def test_too_long_an_error_of_the_initialization_is_refused() -> None:
+    async def main() -> None:
+        api = RuntimeApi()
+        connection, transport = connected(api)
+        head = b"POST /2018-06-01/runtime/init/error HTTP/1.1\r\nContent-Length: 70000\r\n\r\n"
+        connection.data_received(head)
+        connection.data_received(b"x" * 70000)
+        assert transport.written.startswith(b"HTTP/1.1 413 ")
+        assert await api.initialized == Reply(b"", error=True)
+
+    asyncio.run(main())
+
+
 def test_who_has_answered_by_one_connection_may_answer_by_another() -> None:
     async def main() -> None:
         api = RuntimeApi()

@@ -88,7 +88,8 @@ class Kept:
             raise InitFailed(self._failed(*await self._ending())) from None
         if error:
             answer = self._failed("Runtime.InitError", "the initialization failed")
-            raise InitFailed(msgspec.structs.replace(answer, payload=error.payload))
+            payload = error.payload or answer.payload  # one that is too long is not kept
+            raise InitFailed(msgspec.structs.replace(answer, payload=payload))
         now = time.monotonic_ns()
         self._init_ns, self._steps = now - self._requested, self._taken(now)
 

@@ -178,8 +178,8 @@ class RuntimeApi:
             self._next(connection)
         elif method == b"POST" and (kind, of, verb) == (b"init", b"error", b""):
             if not self.initialized.done():
-                self.initialized.set_result(Reply(body or b"{}", error=True))
-            connection.answer(202, _ACCEPTED)
+                self.initialized.set_result(Reply(body or b"", error=True))
+            connection.answer(*((413, _TOO_LARGE) if body is None else (202, _ACCEPTED)))
         elif method == b"POST" and kind == b"invocation" and verb in (b"response", b"error"):
             self._reply(connection, of, body, verb == b"error")
         else:
