@@ -192,11 +192,12 @@ static bool flush(int socket, struct buffer *out, void *what)
 	return true;
 }
 
-/* What has come is appended, up to a frame and a part of the next. False: the other side is gone. */
+/* What has come is appended, up to a frame, also after its relay, and a part of the next. False: the
+ * other side is gone. */
 static bool fill(int socket, struct buffer *in)
 {
 	static char part[PART];
-	while (in->end - in->begin <= FRAME_MAX) {
+	while (in->end - in->begin <= sizeof(struct relay) + FRAME_MAX) {
 		ssize_t size = recv(socket, part, sizeof part, MSG_DONTWAIT);
 		if (size < 0 && errno == EINTR)
 			continue;

@@ -19,8 +19,9 @@ from tests.support.laboratory import sanitized
 
 SECONDS = 60
 HEADER = struct.Struct(">IIBB")
+MOST = 4 << 20
 SERVER = """
-import os, socket, struct, sys
+import fcntl, os, socket, struct, sys, termios, time
 link = socket.socket(fileno=3)
 relay = struct.Struct("=III")
 def take(size):
@@ -29,6 +30,15 @@ def take(size):
         part = link.recv(size - len(data))
         data += part or sys.exit(1)
     return data
+def send_largest(connection):
+    size = 10 + (4 << 20)
+    answer = relay.pack(connection, 0, size) + struct.pack(">IIBB", size - 10, 1, 2, 0)
+    answer += bytes(relay.size + size - len(answer))
+    link.sendall(answer[:-5])
+    until = time.monotonic() + 60
+    while fcntl.ioctl(link, termios.TIOCOUTQ, bytes(4)) != bytes(4) and time.monotonic() < until:
+        time.sleep(0.001)
+    link.sendall(answer[-5:])
 with open(sys.argv[1], "a") as log:
     print(os.getpid(), file=log)
 while True:
@@ -36,6 +46,8 @@ while True:
     frame = take(size)
     if flags & 1 == 0 and frame.endswith(b"malformed"):
         link.sendall(relay.pack(connection, 0, 1 << 31))
+    elif frame.endswith(b"largest"):
+        send_largest(connection)
     elif frame:
         link.sendall(relay.pack(connection, 0, size) + frame)
 """
@@ -80,14 +92,14 @@ def client(directory: Path) -> Iterator[socket.socket]:
         yield peer
 
 
-def ask(peer: socket.socket, body: bytes) -> bytes:
+def ask(peer: socket.socket, body: bytes, size: int = 0) -> bytes:
     peer.sendall(HEADER.pack(len(body), 1, 1, 0) + body)
-    answer = b""
-    while len(answer) < HEADER.size + len(body):
-        part = peer.recv(4096)
+    answer = bytearray()
+    while len(answer) < HEADER.size + (size or len(body)):
+        part = peer.recv(65536)
         assert part, "the keeper has hung up"
         answer += part
-    return answer[HEADER.size :]
+    return bytes(answer[HEADER.size :])
 
 
 def limit_files(pid: int, count: int) -> None:
@@ -119,4 +131,10 @@ def test_a_server_that_sends_what_is_no_frame_is_replaced(program: Path, tmp_pat
     with keeper(program, tmp_path), client(tmp_path) as peer:
         assert ask(peer, b"malformed") == b"malformed"
         assert len(servers(tmp_path)) == 2
+        assert ask(peer, b"next") == b"next"
+
+
+def test_an_answer_of_the_largest_size_is_read_to_its_end(program: Path, tmp_path: Path) -> None:
+    with keeper(program, tmp_path), client(tmp_path) as peer:
+        assert ask(peer, b"largest", MOST) == bytes(MOST)
         assert ask(peer, b"next") == b"next"
