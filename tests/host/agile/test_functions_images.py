@@ -368,8 +368,9 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
             (DirectorySource(str(tmp_path / "noise")), python),
             (image, CAT),
         ):
-            with pytest.raises(errors.DiskFull):
+            with pytest.raises(errors.DiskFull) as full:
                 await functions.add("f", source, settings)
+            assert "free space there" in (full.value.hint or "")
             assert left(functions) == stays
         assert await called(functions, "small") == b"[1]"
 

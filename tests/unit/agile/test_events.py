@@ -13,6 +13,7 @@ import pytest
 
 from firstlight.agile.config import Events
 from firstlight.agile.functions import events as queues
+from firstlight.agile.functions.errors import DiskFull
 from firstlight.agile.functions.events import Queue
 from firstlight.agile.functions.records import Event
 from firstlight.agile.functions.store import Store
@@ -137,6 +138,34 @@ def test_a_dead_letter_that_cannot_be_written_is_not_tried_without_end(
         assert tried.count("bad") == 1
 
     with_queue(store, tmp_path / "none" / "dead.jsonl", Events(retries=0), answer, main)
+
+
+def test_a_full_disk_is_logged_in_a_line(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(queues, "_BUSY_SECONDS", 0.01)
+    postpone, full = store.postpone, [True]
+
+    def fails_once(identity: str, attempts: int, due: float) -> None:
+        if full:
+            full.pop()
+            raise DiskFull("cannot write it", "free space there")
+        postpone(identity, attempts, due)
+
+    monkeypatch.setattr(store, "postpone", fails_once)
+
+    async def answer(_: Event) -> Answer:
+        return Answer(payload=b"1")
+
+    async def main(queue: Queue) -> None:
+        await queue.accept(event("one"))
+        while await queue.waiting():
+            await asyncio.sleep(0.01)
+
+    with_queue(store, tmp_path / "dead.jsonl", Events(), answer, main)
+    [logged] = [each for each in caplog.records if "one" in each.getMessage()]
+    assert logged.getMessage() == "the event one of f: cannot write it"
+    assert not logged.exc_info
 
 
 def test_half_a_dead_letter_is_taken_back(

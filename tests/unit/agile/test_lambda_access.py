@@ -8,6 +8,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from firstlight.agile.functions.errors import DiskFull
 from firstlight.agile.http import lambda_api
 from firstlight.agile.http.access import RIGHTS, Caller
 
@@ -31,8 +32,10 @@ class Untouched:
         raise RuntimeError(name)
 
 
-def answered(path: str, method: str, caller: Caller) -> tuple[httpx.Response, list[str]]:
-    functions: Any = Untouched()
+def answered(
+    path: str, method: str, caller: Caller, functions: Any = None
+) -> tuple[httpx.Response, list[str]]:
+    functions = functions or Untouched()
     application: ASGIApp = Starlette(routes=lambda_api.routes(functions))
 
     async def known(scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,3 +66,28 @@ def test_no_operation_is_done_without_its_right(
             answer.json()["Message"])  # fmt: skip
     answer, _ = answered(path, method, Caller("shop", "s", {operation.right: ("*",)}))
     assert answer.status_code != 403
+
+
+class Full(Untouched):
+    """A registry whose disk is full."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise DiskFull("cannot write it", "free space there")
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status", "name"),
+    [
+        ("/2015-03-31/functions", "POST", 400, "CodeStorageExceededException"),
+        ("/2015-03-31/functions/{name}/versions", "POST", 400, "CodeStorageExceededException"),
+        ("/2015-03-31/functions/{name}/invocations", "POST", 500, "ServiceException"),
+        ("/2015-03-31/functions/{name}", "DELETE", 500, "ServiceException"),
+    ],
+)
+def test_a_full_disk_is_an_error_that_the_operation_has(
+    path: str, method: str, status: int, name: str
+) -> None:
+    every: Any = dict.fromkeys(RIGHTS, ("*",))
+    answer, _ = answered(path, method, Caller("shop", "s", every), Full())
+    assert (answer.status_code, answer.headers["x-amzn-errortype"]) == (status, name)
+    assert "free space there" in answer.json()["Message"]

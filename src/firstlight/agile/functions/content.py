@@ -112,9 +112,10 @@ class Content:
             if status == 1:
                 raise Conflict(f"{path} changed while it was copied: {words}", "try again")
             if status:
-                full = "No space left" in words or "Wrote only" in words
-                kind = DiskFull if full else BadCode
-                raise kind(f"cannot copy {path}: {words}")
+                if "No space left" in words or "Wrote only" in words:
+                    raise DiskFull(f"cannot copy {path}: no space left in {self._work}",
+                                   "free space there, or configure another store")  # fmt: skip
+                raise BadCode(f"cannot copy {path}: {words}")
             digest, size = _digest(archive.fileno())
             into = "" if root else _TASK
             number = self._tree(f"directory:{into}:{digest}", str(path), archive.fileno(),

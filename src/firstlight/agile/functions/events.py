@@ -134,9 +134,12 @@ class Queue:
         except asyncio.CancelledError:
             self._store.postpone(event.id, event.attempts, event.due)  # no attempt has failed
             raise
-        except Exception:
-            _log.exception("the event %s of %s", event.id, event.name)
-            await asyncio.sleep(_BUSY_SECONDS)  # the disk may be full, and it is due again at once
+        except Exception as error:
+            if isinstance(error, FirstlightError):  # the disk is full, perhaps that of the log too
+                _log.error("the event %s of %s: %s", event.id, event.name, error.message)
+            else:
+                _log.exception("the event %s of %s", event.id, event.name)
+            await asyncio.sleep(_BUSY_SECONDS)  # it is due again at once
         finally:
             del self._running[event.id]
             self._busy[event.name] -= 1

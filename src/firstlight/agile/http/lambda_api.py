@@ -64,6 +64,8 @@ _ERRORS: tuple[tuple[type[FirstlightError], int, str], ...] = (
     (BadCode, 400, "InvalidParameterValueException"),
     (UnknownName, 400, "InvalidParameterValueException"),
 )
+_STORES_CODE = ("CreateFunction", "UpdateFunctionCode", "PublishVersion")
+"""Only these have CodeStorageExceededException. A client of another tries again after a 500."""
 _log = logging.getLogger(__name__)
 
 
@@ -117,14 +119,16 @@ class _Endpoint:
         except access.Refused as error:
             return failure(403, "AccessDeniedException", str(error))
         except FirstlightError as error:
-            return _failure(error)
+            return _failure(error, operation)
         except Exception as error:  # an unanswered client would wait for ever
             _log.exception("a request failed")
             return failure(500, "ServiceException", f"the node failed: {error!r}")
 
 
-def _failure(error: FirstlightError) -> Response:
+def _failure(error: FirstlightError, operation: Operation | None) -> Response:
     words = f"{error.message} ({error.hint})" if error.hint else error.message
+    if isinstance(error, DiskFull) and (not operation or operation.name not in _STORES_CODE):
+        return failure(500, "ServiceException", words)
     for kind, status, name in _ERRORS:
         if isinstance(error, kind):
             more = THROTTLED if status == 429 else {}
