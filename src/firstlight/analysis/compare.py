@@ -157,9 +157,9 @@ def _by_point(run: Run) -> dict[frozenset[tuple[str, Setting]], list[Sample]]:
 
 
 def _ready(starts: Sequence[Sample]) -> tuple[list[int], list[int]]:
-    """The latencies of the ready starts in ns, and the batch of each."""
-    ready = [(each.latency, each.batch) for each in starts if each.ending is Ending.READY]
-    return [latency for latency, _ in ready if latency is not None], [batch for _, batch in ready]
+    """The latencies of the ready starts in ns, 1 at least, and the batch of each."""
+    ready = [each for each in starts if each.ending is Ending.READY]
+    return [max(each.latency or 0, 1) for each in ready], [each.batch for each in ready]
 
 
 def _p_slower(a: list[Sample], b: list[Sample], seed: int) -> float | None:

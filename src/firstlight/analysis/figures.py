@@ -188,8 +188,8 @@ def _point(
 
 
 def latencies(samples: Iterable[Sample]) -> Floats:
-    """The latencies of ready samples, in ns."""
-    return np.array([sample.latency for sample in samples], dtype=np.float64)
+    """The latencies of ready samples, in ns: 1 at least, so that they can be divided."""
+    return np.maximum(np.array([sample.latency for sample in samples], dtype=np.float64), 1)
 
 
 def batches(samples: Iterable[Sample]) -> Floats:
@@ -204,7 +204,7 @@ def _summary(samples: Sequence[Sample]) -> Summary | None:
 def makespans(samples: Iterable[Sample]) -> Floats:
     """From a batch's first intended arrival until its last start is ready, in ns.
 
-    For complete batches only.
+    For complete batches only; 1 at least, so that they can be divided.
     """
     by_batch: dict[int, list[Sample]] = {}
     for sample in samples:
@@ -214,7 +214,7 @@ def makespans(samples: Iterable[Sample]) -> Floats:
         for batch in by_batch.values()
         if len(ends := [s.stamps.ready for s in batch if s.stamps.ready is not None]) == len(batch)
     ]
-    return np.array(spans, dtype=np.float64)
+    return np.maximum(np.array(spans, dtype=np.float64), 1)
 
 
 def _all_ready(samples: Sequence[Sample]) -> Interval | None:

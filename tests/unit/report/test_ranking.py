@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from firstlight.analysis import Analysis
+from firstlight.analysis.compare import compare
 from firstlight.lab.experiments import catalogue
 from firstlight.model import Ending, EndPoint, Header, Point, Presentation, Sample, Stamps, Step
 from firstlight.report import answer, page, terminal
@@ -161,3 +162,15 @@ def test_one_in_the_middle_keeps_both_ends_from_being_ranked() -> None:
 def test_parts_of_one_batch_gain_nothing_for_certain() -> None:
     assert not any(gain.is_certain for gain in worth(Analysis(run(KINDS[2], ONE_BATCH))))
     assert all(gain.is_certain for gain in worth(Analysis(run(KINDS[2], APART))))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.view or kind.experiment)
+@pytest.mark.parametrize(
+    "latencies", [((0.0,) * 4,) * 3, (*APART[:2], (0.0,) * 4), ((0.0,), (1.0,), (2.0,))]
+)
+def test_starts_that_take_no_time_are_shown(
+    kind: Kind, latencies: Sequence[Sequence[float]]
+) -> None:
+    """Such as in a damaged file: nothing is divided by them."""
+    assert words(run(kind, latencies, sizes=(1, 2)))
+    assert compare(run(kind, latencies), run(kind, latencies[::-1])).differences

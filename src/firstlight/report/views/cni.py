@@ -66,7 +66,7 @@ def side_by_side(analysis: Analysis) -> pl.DataFrame:
         if not mine:
             continue
         latency = quantile_interval(
-            [sample.latency or 0 for sample in mine], 0.5, groups=[sample.batch for sample in mine]
+            [sample.latency or 1 for sample in mine], 0.5, groups=[sample.batch for sample in mine]
         )
         medians = explained.filter(pl.col("cni") == name).drop("cni", "sample").median()
         rows.append(
@@ -75,7 +75,7 @@ def side_by_side(analysis: Analysis) -> pl.DataFrame:
                 "latency": latency.value,
                 "low": latency.low,
                 "high": latency.high,
-                "p99": float(np.quantile([sample.latency or 0 for sample in mine], 0.99)),
+                "p99": float(np.quantile([sample.latency or 1 for sample in mine], 0.99)),
                 "packet": _packet(mine),
                 **(medians.row(0, named=True) if len(medians) else {}),
             }
