@@ -58,15 +58,16 @@ class Tracer:
         """How the last batch lost events: by the tracer's part, and how many."""
 
     def __enter__(self) -> "Tracer":
-        self._scratch = ExitStack()
-        self._prefix = self._scratch.enter_context(scratch(self._parent)) / "batch"
-        self._process = subprocess.Popen(
-            [*program(), native("trace.bpf.o"), str(self._generator), str(self._ring)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        with ExitStack() as stack:
+            self._prefix = stack.enter_context(scratch(self._parent)) / "batch"
+            self._process = subprocess.Popen(
+                [*program(), native("trace.bpf.o"), str(self._generator), str(self._ring)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            self._scratch = stack.pop_all()
         try:
             self._expect("loaded")
         except Failed:
