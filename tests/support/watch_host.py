@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,11 +52,17 @@ class Watch:
         return line
 
 
+def _heed_hangups() -> None:
+    """As from a terminal, also where the tests run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @contextmanager
 def watching(*options: object) -> Iterator[Watch]:
     with subprocess.Popen(
         [FIRSTLIGHT, "watch", "--json", *map(str, options)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=_heed_hangups,
     ) as process:  # fmt: skip
         try:
             assert process.stderr is not None
