@@ -188,7 +188,7 @@ def test_the_time_that_seccomp_lets_a_call_wait_is_the_supervisors(
 def test_what_io_uring_is_waited_for_is_named(bench: Bench, known: Path) -> None:
     state = Path("/proc/sys/kernel/io_uring_disabled")
     if not state.exists() or state.read_text().strip() == "2":
-        pytest.skip("this kernel does not say that io_uring may be used")
+        pytest.skip("io_uring is not known to be allowed: sysctl kernel.io_uring_disabled=0")
     seen = bench.start(known, "uring", "50")
     assert seen.calls("io_uring_enter")["result"].to_list() == [1]
     waited = seen.wall(None, "another process: io_uring")

@@ -26,7 +26,7 @@ from firstlight.trace import bpf
 NATIVE = Path(__file__).parent.parent / "native"
 CLONE_FS = 0x200
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "6"))
-"""Of texts that a fuzzed program is given; ``make fuzz`` sets more."""
+"""How many seeds a fuzzed program gets; ``make fuzz`` sets more."""
 _STRICT = ("-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror")
 
 

@@ -73,9 +73,8 @@ class Columns:
         self.phase: Integers = np.full(len(spans), attribution.NEUTRAL)
         self.phase[calls] = self._looked_up("call", ("name", "detail"), _phase_of)
         refused = (spans["name"] == "seccomp") & (spans["result"] < 0)
-        self.phase[refused.fill_null(False).to_numpy()] = (
-            attribution.NEUTRAL
-        )  # the answer to a query
+        # A refusal is the answer to a query.
+        self.phase[refused.fill_null(False).to_numpy()] = attribution.NEUTRAL
         self.phase[attribution.to_itself(spans)] = attribution.NEUTRAL
         taking = np.zeros(len(spans), np.bool_)
         taking[calls] = self._looked_up("call", ("name",), lambda name: name in _TAKING)

@@ -88,7 +88,7 @@ def _worker(threads: dict[int, Thread], wakee: Thread, waker: Thread, when: int)
     A language run-time may have a thread that sleeps and polls (Go's sysmon). When it wakes another
     thread, the work before was done by the thread that was busy then. A thread that wakes another
     as its process ends does so for the thread that ended the process; one that wakes another as it
-    ends itself, and is joined, is no monitor.
+    ends itself is no monitor.
     """
     for thread in threads.values():
         if thread.pid == waker.pid and thread.ended is not None and thread.ended <= when:

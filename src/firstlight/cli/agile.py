@@ -475,7 +475,10 @@ def _function(
 
 
 def pairs(words: list[str] | None, separator: str, option: str, form: str) -> list[tuple[str, str]]:
-    """Parse values of the form NAME=VALUE; a variable without a value gets our own."""
+    """Split values at ``separator``; a variable without a value gets our own.
+
+    Errors name ``form``.
+    """
     return [
         (word, os.environ[word]) if separator == "=" and word in os.environ
         else _pair(word, separator, option, form)

@@ -533,7 +533,7 @@ def _source(source: str, handler: str) -> "tuple[Source | None, str]":
     if path.suffix == ".py" and path.is_file():
         name = handler.rpartition(":")[2].rpartition(".")[2] or "NAME"
         raise FirstlightError(
-            f"{source} is a file alone, which its handler names",
+            f"{source} is a file, and --handler names the file of a handler",
             f"leave it out, and give --handler {source}:{name}",
         )
     if not path.is_dir():

@@ -112,7 +112,7 @@ def main() -> None:
             raise
         say(f"firstlight: {describe(error)}")
         if error.errno in _DISK_ERRORS:
-            sys.stdout = None  # stderr may be what cannot be written
+            sys.stdout = None  # what it still holds cannot be written
             say("Hint: free space where the output goes; firstlight doctor shows other lacks")
         else:
             say("Hint: run firstlight doctor to see what this host lacks")

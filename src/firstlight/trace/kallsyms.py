@@ -1,6 +1,6 @@
 """Translates kernel addresses to function names, by ``/proc/kallsyms``.
 
-The kernel may hide the addresses there, and then a stack reads HIDDEN.
+The kernel may hide the addresses there; ``HIDDEN`` is the text of a stack then.
 """
 
 import re

@@ -11,7 +11,7 @@ from firstlight.errors import FirstlightError
 
 
 @pytest.mark.parametrize(("handler", "name"), [("", "NAME"), ("main", "main"), ("x.main", "main")])
-def test_a_file_as_the_source_is_told_where_it_belongs(
+def test_a_file_as_the_source_is_refused_with_its_place(
     tmp_path: Path, handler: str, name: str
 ) -> None:
     file = tmp_path / "app.py"

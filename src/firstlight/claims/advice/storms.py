@@ -13,7 +13,7 @@ STORMS = (
         "creation. CNI's bridge does since v1.0.0, Calico since v3.27.",
         phases=r"veth\.move",
         lock="rtnl_mutex",
-        held=r".*__dev_change_net_namespace.*|.*\(dev_change_net_namespace\).*",
+        held=".*dev_change_net_namespace.*",
     ),
     Storm(
         "cgroup move",

@@ -59,8 +59,8 @@ def enter(group: str, of: list[Hierarchy]) -> None:
 def make_room(group: str, of: list[Hierarchy]) -> None:
     """Move this process, now in a cgroup namespace, out of its root.
 
-    Version 2: a cgroup with processes gives its children no controllers. These include the parent
-    of the first process, which cannot see it.
+    Version 2: a cgroup with processes gives its children no controllers. These processes include
+    the parent of the first one, which cannot see it.
     """
     for hierarchy in of:
         if hierarchy.kind == "cgroup2":

@@ -251,9 +251,8 @@ def _keep(report: int, runtimes: tuple[str, ...], networks: tuple[str, ...], nod
             _leave(cluster, server)
             say("ready")
             os.close(report)
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), 2
-            )  # else readers of our caller's output would wait
+            # Else readers of our caller's output would wait.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             first = os.pidfd_open(cluster.pid)
             select.select([first], [], [])
     except _Ended:

@@ -3,7 +3,7 @@
     python -m firstlight.lab.cni.services NETWORK DIRECTORY
 
 runs that of a network in a cluster, with the files that its plugin reads, and makes the file ``up``
-in the directory when it answers. The data's directory: on a disk, starts wait for it.
+in the directory when it answers. The daemon's data is there too: on a disk, starts wait for it.
 """
 
 import base64

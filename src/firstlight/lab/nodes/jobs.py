@@ -129,7 +129,7 @@ class Nodes:
             self._delete_namespace()
 
     def _arrived(self, futures: dict[str, Future[Outcome]], into: Path) -> dict[str, Outcome]:
-        """The progress of the nodes."""
+        """What each node has come to; its run, if it made one, is fetched."""
 
         def fetch(node: str) -> Outcome:
             if futures[node].done() and not futures[node].cancelled():
