@@ -524,9 +524,10 @@ static void server_start(void)
 static void server_ended(int status)
 {
 	keeper.server = 0;
-	link_ready(EPOLLIN); /* its last answers */
+	(void)shutdown(keeper.link, SHUT_RD); /* no child of it adds anything */
+	while (keeper.link >= 0)
+		link_ready(EPOLLIN); /* its last answers */
 	notes_ready();
-	descriptor_close(&keeper.link);
 	descriptor_close(&keeper.notes);
 	buffer_drop(&keeper.in);
 	buffer_drop(&keeper.out);

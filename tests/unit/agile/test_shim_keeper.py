@@ -5,6 +5,7 @@ Pods end with it: so it goes on where the host has nothing left, and whatever it
 
 import os
 import resource
+import signal
 import socket
 import struct
 import subprocess
@@ -21,7 +22,7 @@ SECONDS = 60
 HEADER = struct.Struct(">IIBB")
 MOST = 4 << 20
 SERVER = """
-import fcntl, os, socket, struct, sys, termios, time
+import fcntl, os, signal, socket, struct, sys, termios, time
 link = socket.socket(fileno=3)
 relay = struct.Struct("=III")
 def take(size):
@@ -30,7 +31,7 @@ def take(size):
         part = link.recv(size - len(data))
         data += part or sys.exit(1)
     return data
-def send_largest(connection):
+def send_largest(connection, is_last):
     size = 10 + (4 << 20)
     answer = relay.pack(connection, 0, size) + struct.pack(">IIBB", size - 10, 1, 2, 0)
     answer += bytes(relay.size + size - len(answer))
@@ -38,7 +39,14 @@ def send_largest(connection):
     until = time.monotonic() + 60
     while fcntl.ioctl(link, termios.TIOCOUTQ, bytes(4)) != bytes(4) and time.monotonic() < until:
         time.sleep(0.001)
+    if is_last:  # the keeper hears of the end first
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        os.kill(os.getppid(), signal.SIGSTOP)
+        os.kill(os.getppid(), signal.SIGHUP)
     link.sendall(answer[-5:])
+    if is_last:
+        link.sendall(relay.pack(connection, 0, 100_000) + bytes(100_000))
+        sys.exit()
 with open(sys.argv[1], "a") as log:
     print(os.getpid(), file=log)
 while True:
@@ -47,7 +55,7 @@ while True:
     if flags & 1 == 0 and frame.endswith(b"malformed"):
         link.sendall(relay.pack(connection, 0, 1 << 31))
     elif frame.endswith(b"largest"):
-        send_largest(connection)
+        send_largest(connection, frame.endswith(b"last and largest"))
     elif frame:
         link.sendall(relay.pack(connection, 0, size) + frame)
 """
@@ -68,6 +76,7 @@ def keeper(program: Path, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
         assert process.poll() is None
     finally:
         process.terminate()
+        process.send_signal(signal.SIGCONT)  # its server may have stopped it
         process.wait(SECONDS)
 
 
@@ -93,9 +102,17 @@ def client(directory: Path) -> Iterator[socket.socket]:
 
 
 def ask(peer: socket.socket, body: bytes, size: int = 0) -> bytes:
+    send(peer, body)
+    return receive(peer, size or len(body))
+
+
+def send(peer: socket.socket, body: bytes) -> None:
     peer.sendall(HEADER.pack(len(body), 1, 1, 0) + body)
+
+
+def receive(peer: socket.socket, size: int) -> bytes:
     answer = bytearray()
-    while len(answer) < HEADER.size + (size or len(body)):
+    while len(answer) < HEADER.size + size:
         part = peer.recv(65536)
         assert part, "the keeper has hung up"
         answer += part
@@ -138,3 +155,14 @@ def test_an_answer_of_the_largest_size_is_read_to_its_end(program: Path, tmp_pat
     with keeper(program, tmp_path), client(tmp_path) as peer:
         assert ask(peer, b"largest", MOST) == bytes(MOST)
         assert ask(peer, b"next") == b"next"
+
+
+def test_all_that_a_server_answered_before_its_end_is_passed_on(
+    program: Path, tmp_path: Path
+) -> None:
+    with keeper(program, tmp_path) as process, client(tmp_path) as peer:
+        [server] = servers(tmp_path)
+        send(peer, b"last and largest")
+        until(lambda: ") Z " in Path(f"/proc/{server}/stat").read_text(), "the server did not end")
+        process.send_signal(signal.SIGCONT)
+        assert len(receive(peer, MOST + 100_000)) == MOST + 100_000
