@@ -10,8 +10,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -188,10 +189,21 @@ async def push(source: str, target: str) -> None:
     assert await process.wait() == 0
 
 
-def test_an_image_of_a_registry_is_fetched_shared_updated_and_collected(tmp_path: Path) -> None:
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that every user can enter. Each start of another pytest closes /tmp/pytest-of-…
+    to others, whatever its mode was.
+    """
+    with tempfile.TemporaryDirectory(prefix="firstlight-") as name:
+        path = Path(name)
+        path.chmod(0o711)
+        yield path
+
+
+def test_an_image_of_a_registry_is_fetched_shared_updated_and_collected(
+    tmp_path: Path, open_path: Path
+) -> None:
     image = umoci_image(tmp_path)
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o711)  # who fetches images must get to the store
 
     async def main(functions: Functions) -> None:
         (tmp_path / "registry").mkdir()
@@ -219,7 +231,7 @@ def test_an_image_of_a_registry_is_fetched_shared_updated_and_collected(tmp_path
             await functions.remove(each)
         assert left(functions) == []
 
-    with_functions(tmp_path / "store", main)
+    with_functions(open_path / "store", main)
 
 
 def test_a_layer_is_applied_upon_those_below(tmp_path: Path) -> None:
