@@ -56,16 +56,10 @@ class Difference:
     slower: bool
     fails_more: bool
     faster: bool
-
-    @property
-    def regression(self) -> bool:
-        """Whether B is slower, or fails more often."""
-        return self.slower or self.fails_more
-
-    @property
-    def improvement(self) -> bool:
-        """Whether B is faster and does not fail more often."""
-        return self.faster and not self.fails_more
+    regression: bool
+    """B is slower, or fails more often."""
+    improvement: bool
+    """B is faster, and does not fail more often."""
 
     @property
     def word(self) -> str:
@@ -213,6 +207,8 @@ def _difference(
         slower=slower,
         fails_more=fails_more,
         faster=faster,
+        regression=slower or fails_more,
+        improvement=faster and not fails_more,
     )
 
 

@@ -62,6 +62,12 @@ def test_json_has_counts_and_times(runs: tuple[str, str]) -> None:
     assert "differences" in result["times"]
 
 
+def test_json_of_compare_has_each_points_verdict(runs: tuple[str, str]) -> None:
+    [difference] = json.loads(invoke("compare", *runs, "--json").stdout)["differences"]
+    verdicts = ("regression", "improvement", "slower", "faster", "fails_more")
+    assert {verdict: difference[verdict] for verdict in verdicts} == dict.fromkeys(verdicts, False)
+
+
 def test_markdown_is_appended_and_its_cells_hold(runs: tuple[str, str], tmp_path: Path) -> None:
     summary = tmp_path / "summary.md"
     summary.write_text("before\n")
