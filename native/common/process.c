@@ -126,7 +126,8 @@ int process_run(char *const argv[], char *const environment[], int input, char *
 	close(ends[0]); /* one that prints too much must not wait for us */
 	if (wrong)
 		return error_set(error, wrong, "cannot execute %s", argv[0]);
-	if (wait_for(pid, argv[0], &status, error))
-		return -error->code;
+	int failed = wait_for(pid, argv[0], &status, error);
+	if (failed)
+		return failed;
 	return bad < 0 ? error_set(error, -bad, "cannot read the output of %s", argv[0]) : status;
 }
