@@ -101,7 +101,7 @@ struct {
 	__u32 level, number;
 } home SEC(".data.home");
 
-/* What the budget of watch is charged for. */
+/* What the budget of watch is charged for. The two programs at each timer of the machine are not counted. */
 struct meter meters[METERS] SEC(".data.meters");
 
 static __always_inline void count(void)
