@@ -70,8 +70,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def keeper(program: Path, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
     words = (program, directory / "socket", sys.executable, "-c", SERVER, directory / "servers")
     process = subprocess.Popen(words)
-    until(lambda: servers(directory), "no server was started")
     try:
+        until(lambda: servers(directory), "no server was started")
         yield process
         assert process.poll() is None
     finally:
@@ -119,10 +119,17 @@ def receive(peer: socket.socket, size: int) -> bytes:
     return bytes(answer[HEADER.size :])
 
 
-def limit_files(pid: int, count: int) -> None:
-    resource.prlimit(
-        pid, resource.RLIMIT_NOFILE, (count, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1])
-    )
+def limit_files(pid: int, count: int) -> int:
+    """Set the limit of open files; the result is the one before."""
+    before, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (count, most))
+    return before
+
+
+def sleeps(pid: int) -> int:
+    """How often the keeper has given its CPU away."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
 
 def test_a_server_that_cannot_be_started_again_is_when_it_can(
@@ -130,12 +137,13 @@ def test_a_server_that_cannot_be_started_again_is_when_it_can(
 ) -> None:
     with keeper(program, tmp_path) as process, client(tmp_path) as peer:
         assert ask(peer, b"first") == b"first"
-        files = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
-        limit_files(process.pid, files - 2)
+        before = limit_files(process.pid, 3)  # all taken
         os.kill(servers(tmp_path)[0], 9)
         until(lambda: not child(process.pid), "the server did not end")
-        with client(tmp_path) as waiting:  # cannot be accepted yet
-            limit_files(process.pid, files + 20)
+        with client(tmp_path) as waiting:
+            slept = sleeps(process.pid)
+            until(lambda: sleeps(process.pid) > slept + 4, "the keeper accepts again and again")
+            limit_files(process.pid, before)
             assert ask(waiting, b"second") == b"second"
         assert ask(peer, b"third") == b"third"
 
