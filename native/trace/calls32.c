@@ -8,7 +8,7 @@
 #include <linux/net.h>
 
 #define __NR_newfstatat __NR_fstatat64
-#define __NR_accept __NR_accept4 /* only within socketcall */
+#define __NR_accept NUMBERS /* only within socketcall */
 
 /* clang-format off */
 /* Calls whose arguments have the places of another's. */

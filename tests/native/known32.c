@@ -3,7 +3,8 @@
  *
  *   known32 DIR     look DIR up, make and remove a directory there, sleep for 50 ms, mount and unmount
  *                   a tmpfs there, make a network namespace, and ask for links by netlink twice:
- *                   by sendto and by sendmsg, as socketcall has them; then by sendto alone
+ *                   by sendto and by sendmsg, as socketcall has them; then by sendto alone; from
+ *                   these links nothing is accepted
  */
 enum {
 	EXIT_GROUP = 252,
@@ -18,6 +19,7 @@ enum {
 	NANOSLEEP = 162,
 	SOCKETCALL = 102,
 	SOCKET = 359,
+	ACCEPT4 = 364,
 	SENDTO = 369,
 	CLOCK_GETTIME64 = 403
 };
@@ -87,6 +89,7 @@ static void ask_for_links(void)
 	links = call(SOCKET, 16, 3, 0, 0, 0);
 	need(links);
 	need(call(SENDTO, links, (long)&ask, sizeof ask, 0, 0));
+	call(ACCEPT4, links, 0, 0, 0, 0);
 }
 
 __attribute__((used)) void work(int *stack)
