@@ -135,20 +135,10 @@ def main(names: list[str]) -> int:
     """Try the hosts; 0 if each step is ok or refused with a reason."""
     # What is mounted in a root is unmounted, and what the host reached is kept.
     signal.signal(signal.SIGTERM, lambda *_: terminated.set())
-    wanted = {name: words.split(",") if words else [] for name, _, words in
-              (each.partition(":") for each in names)}  # fmt: skip
-    if unknown := set(wanted) - {host.name for host in HOSTS}:
-        sys.exit(f"no such host: {_listed(unknown)}; there are {_listed(h.name for h in HOSTS)}")
-    if unknown := {step for steps in wanted.values() for step in steps} - STEPS.keys():
-        sys.exit(f"no such step: {_listed(unknown)}; there are {_listed(STEPS)}")
+    chosen = _chosen(names)
     for program in ("mmdebstrap", "mkfs.ext4", "podman"):
         if not shutil.which(program):
             sys.exit(f"{program} is not installed: apt-get install mmdebstrap e2fsprogs podman")
-    chosen = [
-        replace(host, chosen=tuple(wanted.get(host.name, ())))
-        for host in HOSTS
-        if not wanted or host.name in wanted
-    ]
     if any(host.machine == "aarch64" for host in chosen):
         arm64.check()
     [wheel] = Path("dist").glob("firstlight-*manylinux*x86_64.whl")
@@ -169,10 +159,29 @@ def main(names: list[str]) -> int:
         for step, (outcome, words, seconds) in rows.items():
             print(f"{host.name:26} {step:10} {outcome:8} {seconds:6.1f} s  {words}", flush=True)
         failed |= any(rows.get(step, ("failed", "", 0))[0] == "failed" for step in host.steps)
-        results[host.name] = {**results.get(host.name, {}), **rows} if host.chosen else rows
+        is_part = host.chosen or terminated.is_set()
+        results[host.name] = {**results.get(host.name, {}), **rows} if is_part else rows
         kept.write_text(json.dumps(results))
         _document(results)
     return int(failed)
+
+
+def _chosen(names: list[str]) -> list[Host]:
+    """The hosts that are named, or all, with the steps to run on each."""
+    wanted = {name: words.split(",") if words else [] for name, _, words in
+              (each.partition(":") for each in names)}  # fmt: skip
+    if unknown := set(wanted) - {host.name for host in HOSTS}:
+        sys.exit(f"no such host: {_listed(unknown)}; there are {_listed(h.name for h in HOSTS)}")
+    if unknown := {step for steps in wanted.values() for step in steps} - STEPS.keys():
+        sys.exit(f"no such step: {_listed(unknown)}; there are {_listed(STEPS)}")
+    chosen = [
+        replace(host, chosen=tuple(wanted.get(host.name, ())))
+        for host in HOSTS
+        if not wanted or host.name in wanted
+    ]
+    if without := {host.name for host in chosen if not host.steps}:
+        sys.exit(f"the step many is not for {_listed(without)}")
+    return chosen
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -317,7 +326,7 @@ def _results(host: Host, command: list[str], release: str) -> dict[str, tuple[st
     text = log.read_text(errors="replace")
     records = [json.loads(record) for record in re.findall(r"^RESULT (\{.*\})\r?$", text, re.M)]
     rows = {each["step"]: (each["outcome"], each["words"], each["seconds"]) for each in records}
-    for step in host.steps:
+    for step in host.steps if not terminated.is_set() else ():
         rows.setdefault(step, ("failed", "not reached: see the host's log", 0.0))
     rows["kernel"] = ("ok", release, 0.0)
     return rows
