@@ -21,7 +21,7 @@ def write_whole(path: Path, content: bytes | memoryview, mode: int | None = None
                 os.fchmod(file.fileno(), mode)
             file.write(content)
     except OSError:
-        new.unlink()
+        new.unlink(missing_ok=True)  # or the write's error would be hidden
         raise
     new.rename(path)
 

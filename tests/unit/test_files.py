@@ -1,5 +1,6 @@
 """Files are written whole, or stay as they were."""
 
+import errno
 import os
 import resource
 import stat
@@ -63,3 +64,17 @@ def test_the_error_of_a_failed_write_names_the_file_and_leaves_nothing(tmp_path:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert raised.value.filename == str(file)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_is_the_error_even_if_its_file_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "record.json"
+
+    def fail(descriptor: int, mode: int) -> None:
+        unfinished(file).unlink()
+        raise OSError(errno.EIO, f"chmod {mode:o} of {descriptor}")
+
+    monkeypatch.setattr(os, "fchmod", fail)
+    with pytest.raises(OSError, match="chmod 600"):
+        write_whole(file, b"", 0o600)
