@@ -47,7 +47,8 @@ void managers_accept(void)
 }
 
 /* 0, or a negative errno: retry when the manager reads. -ETOOMANYREFS: these descriptors cannot be passed
- * on, now or later, as their other ends have sent sockets in sockets (kernels before 6.10). */
+ * on, now or later, as their other ends have sent sockets in sockets (kernels before 6.10). It is also the
+ * error of a user's limit of descriptors in flight, which the node's CAP_SYS_ADMIN lifts. */
 int manager_message(const void *bytes, size_t size, const int *descriptors, int count)
 {
 	if (node.manager < 0 || node.manager_blocked)
