@@ -37,7 +37,7 @@ def call(plugin: Path, conf: object, **env: str | None) -> dict[str, Any]:
     variables = {name: value for name, value in {**CALL, **env}.items() if value is not None}
     text = conf if isinstance(conf, bytes) else json.dumps(conf).encode()
     done = subprocess.run(
-        [plugin], input=text, capture_output=True, env={**variables, "PATH": os.defpath}
+        [plugin], input=text, capture_output=True, env={**variables, "PATH": os.defpath}, timeout=60
     )
     assert done.returncode in (0, 1), done.stderr.decode()
     assert not done.stderr, done.stderr.decode()

@@ -14,6 +14,7 @@ from firstlight.agile.node.wire import OrderVerb, RequestVerb
 SOURCES = ("ahead", "client", "inherit", "instance", "instance_start", "keeper", "manager",
            "net_quick", "output", "part", "pending", "queue", "rest", "reuse", "sandbox", "session",
            "waiting")  # fmt: skip
+SECONDS = 60
 CLIENT, MANAGER, READ, LEAVE = range(4)
 EDGES = (0, 1, 2, 3, 127, 128, 255, 4095, 4096, 16383, 16384, 65535, (1 << 31) - 1, 1 << 31,
          (1 << 32) - 1)  # fmt: skip
@@ -108,7 +109,7 @@ def conversation(seed: int, length: int) -> bytes:
 def test_the_node_survives_any_message_and_keeps_no_descriptor(parsers: Path, seed: int) -> None:
     for part in range(2):
         text = conversation(100 * seed + part, 400)
-        done = subprocess.run([parsers], input=text, capture_output=True, check=False)
+        done = subprocess.run([parsers], input=text, capture_output=True, timeout=SECONDS)
         assert done.returncode == 0, (part, done.stderr.decode()[-3000:])
 
 
@@ -125,5 +126,5 @@ def test_a_client_that_was_held_and_did_not_read_is_told_all_when_it_does(parser
             record(MANAGER, wire.order(OrderVerb.REFUSE, count=1)),
         )
     )
-    done = subprocess.run([parsers], input=text, capture_output=True, check=False)
+    done = subprocess.run([parsers], input=text, capture_output=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
