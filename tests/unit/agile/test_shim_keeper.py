@@ -76,7 +76,6 @@ def keeper(program: Path, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
         assert process.poll() is None
     finally:
         process.terminate()
-        process.send_signal(signal.SIGCONT)  # its server may have stopped it
         process.wait(SECONDS)
 
 
