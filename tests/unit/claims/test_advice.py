@@ -184,6 +184,8 @@ def test_a_wait_for_a_lock_goes_with_what_its_holder_did(holder: str, gained: in
     analysis = starts(*USUAL, piece, RTNL, held=(("rtnl_mutex", holder, RTNL[3]),))
     [advice] = advise(analysis, STORMS)
     assert advice.gain.value == pytest.approx(piece[3] + gained * MS)
+    evidence = {(phase, cause): ns for phase, cause, ns in advice.evidence}
+    assert evidence.get((RTNL[0], RTNL[2]), 0) == pytest.approx(gained * MS)
 
 
 def test_a_start_that_only_queues_behind_others_in_a_storm_meets_it() -> None:

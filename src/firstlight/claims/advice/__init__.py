@@ -187,9 +187,11 @@ def _met(storm: Storm, starts: _Starts) -> Advice | None:
         longer = starts.spent(more) * starts.with_queueing(more)
         gains += np.maximum(longer - storm.along_rest, 0)
         pieces |= more
-    if storm.lock:
-        pieces |= _waits(storm.lock)
+    charged = 0.0  # the share of the other waits for the lock
+    if storm.lock and (waits := starts.spent(_waits(storm.lock) & ~pieces).sum()):
+        charged = min(1.0, max(0.0, float(queued.sum() / waits)))
     samples = starts.point.traced_samples
+    gains = np.minimum(gains, [sample.latency or 0 for sample in samples])
     if not storm.fixed:
         gains *= starts.untraced
     batch = np.array([sample.batch for sample in samples])
@@ -201,7 +203,7 @@ def _met(storm: Storm, starts: _Starts) -> Advice | None:
         return None
     return Advice(
         storm.name, starts.point.point, starts.point.name, storm.fact, storm.remedy, gain,
-        gain.value / latency, tuple(_largest(starts.pieces.filter(pieces), len(samples))),
+        gain.value / latency, tuple(_largest(starts, storm, pieces, charged)),
     )  # fmt: skip
 
 
@@ -220,7 +222,13 @@ def _has(storm: Storm, starts: _Starts) -> bool:
     return sum(own) >= storm.fewest
 
 
-def _largest(pieces: pl.DataFrame, starts: int) -> Iterator[tuple[str, str, float]]:
-    sums = pieces.group_by("phase", "cause").agg(pl.col("wall").sum() / starts)
-    rows: Iterable[tuple[str, str, float]] = sums.sort("wall", descending=True).head(3).iter_rows()
+def _largest(
+    starts: _Starts, storm: Storm, pieces: pl.Expr, charged: float
+) -> Iterator[tuple[str, str, float]]:
+    """``charged`` is the storm's share of the waits for its lock that are not its ``pieces``."""
+    weight = pl.when(pieces).then(1.0).when(_waits(storm.lock)).then(charged).otherwise(0.0)
+    cost = (pl.col("wall") * weight).sum() / len(starts.point.traced_samples)
+    sums = starts.pieces.group_by("phase", "cause").agg(cost.alias("cost"))
+    costly = sums.filter(pl.col("cost") > 0).sort("cost", descending=True)
+    rows: Iterable[tuple[str, str, float]] = costly.head(3).iter_rows()
     yield from rows
