@@ -356,10 +356,11 @@ def test_a_function_is_applied_once_and_served_by_all_nodes(
     functions = "functions.firstlight.dev"
     assert may("watch", functions, FUNCTIONS)
     assert may("update", f"{functions}/status", FUNCTIONS)
+    assert may("get", "nodes", "default"), "to see which have left"
     for verb, what, namespace in (
         ("update", functions, FUNCTIONS), ("delete", functions, FUNCTIONS),
         ("list", functions, "default"), ("get", "secrets", FUNCTIONS),
-        ("get", "nodes", "default"), ("list", "pods", FUNCTIONS),
+        ("list", "nodes", "default"), ("update", "nodes", "default"), ("list", "pods", FUNCTIONS),
     ):  # fmt: skip
         assert not may(verb, what, namespace), (verb, what)
     kubectl("delete", "-k", str(BASE.parent / "functions"))
