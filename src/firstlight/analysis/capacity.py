@@ -91,10 +91,10 @@ class Capacity:
         return self.cpu.value / self._longest if self.sections else None
 
     @property
-    def longest(self) -> str:
-        """The locks that are held longest, as far as their intervals tell; "" without any."""
+    def longest(self) -> tuple[str, ...]:
+        """The locks that are held longest, as far as their intervals tell."""
         least = max((each.held.low for each in self.sections), default=0.0)
-        return " or ".join(each.lock for each in self.sections if each.held.high >= least)
+        return tuple(each.lock for each in self.sections if each.held.high >= least)
 
     @property
     def most(self) -> float | None:

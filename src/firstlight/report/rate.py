@@ -24,7 +24,7 @@ def tables(analysis: Analysis) -> list[Table]:
         (
             each.point.name,
             duration_interval(each.cpu),
-            each.longest or "none seen",
+            _either(each.longest),
             duration_interval(each.sections[0].held) if each.sections else "–",
             _rate(each.per_core),
             _rate(each.measured.value) if each.measured else "–",
@@ -36,7 +36,7 @@ def tables(analysis: Analysis) -> list[Table]:
         (
             each.point.name,
             duration(each.cpu.value),
-            each.longest or "none seen",
+            _first(each.longest),
             duration(each.sections[0].held.value) if each.sections else "–",
             _rate(each.measured.value) if each.measured else "–",
             *(_bound(each, count) for count in counts[::2]),
@@ -52,6 +52,15 @@ def tables(analysis: Analysis) -> list[Table]:
             brief=((*_BRIEF, *bounds[::2]), brief),
         )
     ]
+
+
+def _either(locks: tuple[str, ...]) -> str:
+    return " or ".join(locks) or "none seen"
+
+
+def _first(locks: tuple[str, ...]) -> str:
+    """As ``_either``, for a narrow column."""
+    return f"{locks[0]} or {len(locks) - 1} more" if len(locks) > 1 else _either(locks)
 
 
 def _bound(capacity: Capacity, cores: int) -> str:
@@ -77,6 +86,6 @@ def _saturation(capacity: Capacity) -> str:
     used = "one CPU" if cores < 1.5 else f"{digits(cores, 0)} CPUs"
     return (
         f"{capacity.point.name} can use at most {used}: "
-        f"{capacity.longest} admits at most {_rate(capacity.most)} starts a "
+        f"{_either(capacity.longest)} admits at most {_rate(capacity.most)} starts a "
         f"second.{exceeded}"
     )

@@ -206,6 +206,11 @@ def test_locks_that_intervals_do_not_tell_apart_are_both_named() -> None:
             ("namespace_sem", (3.0, 2.0, 4.0)),
         )
     )
-    start = replace(of(40.0), sections=sections)
-    assert start.longest == "rtnl_mutex or cgroup_mutex"
-    assert of(40.0).longest == ""
+    [start] = made(cores=2, batches=[8, 8, 8], cpu_ms=5, held_ms=80, all_ready_ms=80)
+    start = replace(start, sections=sections)
+    assert start.longest == ("rtnl_mutex", "cgroup_mutex")
+    table = tables(start)
+    assert table.rows[0][2] == "rtnl_mutex or cgroup_mutex"
+    assert table.brief is not None
+    assert table.brief[1][0][2] == "rtnl_mutex or 1 more"
+    assert of(40.0).longest == ()
