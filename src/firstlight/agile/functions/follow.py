@@ -211,22 +211,25 @@ class Follower:
             table = self._server.ask("GET", self._path, accept=TABLE)
             column = [each["name"] for each in table["columnDefinitions"]].index("Ready")
             for row in table["rows"] or ():
-                if row["cells"][column] != "False":
-                    continue
-                path = f"{self._path}/{row['object']['metadata']['name']}"
-                function = self._server.ask("GET", path)
-                gone = {node for node in objects.unready(function) if self._is_gone(node)}
-                if gone:
-                    status = objects.without(function, gone)
-                    try:
-                        self._server.ask("PUT", f"{path}/status", function | {"status": status})
-                    except Refused as error:
-                        if error.status != HTTPStatus.CONFLICT:
-                            raise
-                    else:
-                        _log.info("%s: %s left the cluster", path, ", ".join(sorted(gone)))
+                if row["cells"][column] == "False":
+                    name = row["object"]["metadata"]["name"]
+                    self._forget_nodes_of(f"{self._path}/{name}")
         except Exception as error:  # no function depends on it
             _log.warning("cannot look for nodes that left the cluster: %s", error)
+
+    def _forget_nodes_of(self, path: str) -> None:
+        function = self._server.ask("GET", path)
+        gone = {node for node in objects.unready(function) if self._is_gone(node)}
+        if not gone:
+            return
+        status = objects.without(function, gone)
+        try:
+            self._server.ask("PUT", f"{path}/status", function | {"status": status})
+        except Refused as error:
+            if error.status != HTTPStatus.CONFLICT:
+                raise
+        else:
+            _log.info("%s: %s left the cluster", path, ", ".join(sorted(gone)))
 
     def _is_gone(self, node: str) -> bool:
         try:
