@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from firstlight.agile.link import Link
 from firstlight.errors import Failed
@@ -59,10 +59,14 @@ class Helper:
                 asyncio.get_running_loop().call_later(_REAP_SECONDS, self._reap)
 
 
-def spawn(path: str, control: int) -> int:
-    """The pid of the program, with its control socket as descriptor 3."""
+def spawn(
+    path: str, control: int, *arguments: str, environment: Mapping[str, str] = os.environ
+) -> int:
+    """The pid of the program, with ``control`` as its descriptor 3 and /dev/null as its input and
+    output.
+    """
     return os.posix_spawn(
-        path, [path], os.environ,
+        path, [path, *arguments], environment,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from firstlight.agile import helper
 from firstlight.agile.config import Config, PoolSize
 from firstlight.agile.link import Link, is_readable
 from firstlight.agile.node import liveness, wire
@@ -377,15 +378,8 @@ def _started(config: Config) -> socket.socket:
     path = str(native("firstlight-node"))
     reading, writing = os.pipe()
     try:
-        pid = os.posix_spawn(
-            path, [path, str(config.directory), str(config.instances)], {},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-                (os.POSIX_SPAWN_DUP2, writing, 3),
-            ],
-            setsigdef=[signal.SIGPIPE],
-        )  # fmt: skip
+        words = str(config.directory), str(config.instances)
+        pid = helper.spawn(path, writing, *words, environment={})
     except OSError as error:
         raise Failed(f"cannot start {path}: {error.strerror}",
                      "more pids and open files, or fewer instances") from error  # fmt: skip
