@@ -11,9 +11,9 @@ from bench.marks import Mark
 
 _FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
 _RUNS = {
-    "containers": ("container-creation", "--instances", "1,10,50", "--repetitions", "3"),
-    "networks": ("network-setup", "--instances", "1,50", "--repetitions", "3"),
-    "agile": ("agile", "--instances", "1,50", "--repetitions", "3", "--runtime", "runc",
+    "containers": ("container-creation", "--instances", "1,10,50", "--repetitions", "4"),
+    "networks": ("network-setup", "--instances", "1,50", "--repetitions", "4"),
+    "agile": ("agile", "--instances", "1,50", "--repetitions", "4", "--runtime", "runc",
               "--no-trace"),
 }  # fmt: skip
 _TIMES = 3

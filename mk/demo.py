@@ -13,9 +13,9 @@ from pathlib import Path
 FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
 RUNS = Path("build/demo")
 EXPERIMENTS = (
-    ("container-creation", "--instances", "1,10,50", "--repetitions", "3"),
-    ("network-setup", "--instances", "1,50", "--repetitions", "3"),
-    ("agile", "--instances", "1,50", "--repetitions", "3", "--runtime", "runc", "--no-trace"),
+    ("container-creation", "--instances", "1,10,50", "--repetitions", "4"),
+    ("network-setup", "--instances", "1,50", "--repetitions", "4"),
+    ("agile", "--instances", "1,50", "--repetitions", "4", "--runtime", "runc", "--no-trace"),
 )
 
 

@@ -21,8 +21,8 @@ from firstlight.model import Interval
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int32]
 
-FEWEST_BATCHES = 3
-"""Fewer batches of a point do not show how it varies, so nothing is ranked by them."""
+FEWEST_BATCHES = 4
+"""With fewer batches a side no difference has p < 0.05, so nothing is ranked by them."""
 
 _LEAST_DRIFT = 0.05
 _NORMAL_MAD = 0.6744897501960817
@@ -161,7 +161,9 @@ def ratio_interval(
 
     The two sides are resampled independently. Values must be positive. One batch cannot be
     resampled: if a side has only one, the bounds are those of the sides' own intervals over each
-    other (``quantile_interval``). Raises ValueError if a side has no values.
+    other (``quantile_interval``). The interval contains 1 unless ``permutation_test`` tells the
+    sides apart at this level: of few batches the bootstrap alone is too sure. Raises ValueError if
+    a side has no values.
     """
     above = resampled_quantiles(a, q, groups=groups_a, seed=seed, resamples=resamples)[:, 0]
     below = resampled_quantiles(b, q, groups=groups_b, seed=seed + 1, resamples=resamples)[:, 0]
@@ -169,8 +171,11 @@ def ratio_interval(
     if min(_batches(np.size(side), of)[1] for side, of in ((a, groups_a), (b, groups_b))) == 1:
         top = _bounded(np.asarray(a, np.float64), q, above, groups_a, level)
         bottom = _bounded(np.asarray(b, np.float64), q, below, groups_b, level)
-        return Interval(ratio, top.low / bottom.high, top.high / bottom.low)
-    return interval(ratio, above / below, level=level)
+        bounds = Interval(ratio, top.low / bottom.high, top.high / bottom.low)
+    else:
+        bounds = interval(ratio, above / below, level=level)
+    p = permutation_test(a, b, q=q, groups_a=groups_a, groups_b=groups_b, seed=seed)
+    return bounds if p <= 1 - level else _including(1, bounds)
 
 
 def difference_interval(
@@ -181,14 +186,19 @@ def difference_interval(
     groups_b: ArrayLike | None = None,
     seed: int = 0,
 ) -> Interval:
-    """The median of ``a`` less the median of ``b``, with its bootstrap interval."""
+    """The median of ``a`` less the median of ``b``, with its bootstrap interval.
+
+    It contains 0 unless ``permutation_test`` tells the sides apart.
+    """
     draws = [
         resampled_quantiles(np.asarray(side, np.float64), 0.5, groups=groups, seed=seed + place)[
             :, 0
         ]
         for place, (side, groups) in enumerate(((a, groups_a), (b, groups_b)))
     ]
-    return interval(_quantile(a, 0.5) - _quantile(b, 0.5), draws[0] - draws[1])
+    bounds = interval(_quantile(a, 0.5) - _quantile(b, 0.5), draws[0] - draws[1])
+    p = permutation_test(a, b, groups_a=groups_a, groups_b=groups_b, seed=seed)
+    return bounds if p <= 0.05 else _including(0, bounds)
 
 
 def permutation_test(
@@ -201,45 +211,32 @@ def permutation_test(
     seed: int = 0,
     resamples: int = 10_000,
 ) -> float:
-    """The two-sided p of a difference of q-quantiles this large, if both sides are alike.
+    """The two-sided p of a difference this large, if both sides are alike.
 
-    Whole batches change sides. All assignments are tried when they are at most ``resamples``;
-    otherwise p is (1 + as extreme) / (1 + resamples), so that it is never zero (Phipson and
-    Smyth, "Permutation P-values should never be zero", 2010). Raises ValueError if a side has no
-    values.
+    Each batch has a rank by its q-quantile, and the statistic is the sum of one side's ranks
+    (Wilcoxon 1945), so that no single batch decides. Whole batches change sides. All assignments
+    are tried when they are at most ``resamples``; otherwise p is (1 + as extreme) / (1 +
+    resamples), so that it is never zero (Phipson and Smyth, "Permutation P-values should never be
+    zero", 2010). Raises ValueError if a side has no values.
     """
-    values = np.concatenate([np.asarray(a, np.float64), np.asarray(b, np.float64)])
-    batch_a, count_a = _batches(np.size(a), groups_a)
-    batch_b, count_b = _batches(np.size(b), groups_b)
-    batch = np.concatenate([batch_a, batch_b + count_a])
-    order = np.argsort(values, kind="stable")
-    values, batch = values[order], batch[order]
-    observed = abs(_quantile(a, q) - _quantile(b, q))
-    limit = observed * (1 - 1e-12)
+    sides = _batch_quantiles(a, q, groups_a), _batch_quantiles(b, q, groups_b)
+    count_a, count_b = (side.size for side in sides)
+    _, place, times = np.unique(np.concatenate(sides), return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(times) - (times - 1) / 2)[place]  # equal values share the middle rank
+    middle = count_a * (count_a + count_b + 1) / 2
+    observed = abs(ranks[:count_a].sum() - middle)
     exact = comb(count_a + count_b, count_a) <= resamples
     as_extreme = tried = 0
-    for on_side_a in _assignments(
-        count_a, count_b, values.size, None if exact else resamples, seed
-    ):
-        counts = on_side_a[:, batch].astype(np.int32)
-        ((left,), (right,)) = (
-            _counted_quantiles(values, side, (q,)) for side in (counts, 1 - counts)
-        )
-        as_extreme += int(np.count_nonzero(np.abs(left - right) >= limit))
-        tried += len(counts)
+    for on_side_a in _assignments(count_a, count_b, None if exact else resamples, seed):
+        as_extreme += int(np.count_nonzero(np.abs(on_side_a @ ranks - middle) >= observed - 1e-6))
+        tried += len(on_side_a)
     return as_extreme / tried if exact else (1 + as_extreme) / (1 + tried)
 
 
 def least_p(batches_a: int, batches_b: int, *, resamples: int = 10_000) -> float:
-    """The smallest p that ``permutation_test`` can give for these numbers of batches.
-
-    For batches of one value the smallest p is larger: the median does not depend on which of the
-    larger values changed sides, so more assignments are as extreme.
-    """
+    """The smallest p that ``permutation_test`` can give for these numbers of batches."""
     assignments = comb(batches_a + batches_b, batches_a)
-    if assignments > resamples:
-        return 1 / (1 + resamples)
-    return (2 if batches_a == batches_b else 1) / assignments
+    return min(2, assignments) / assignments if assignments <= resamples else 1 / (1 + resamples)
 
 
 def growth_exponent(
@@ -345,20 +342,35 @@ def _bounded(
     return interval(value, draws, level=level)
 
 
+def _including(point: float, bounds: Interval) -> Interval:
+    return Interval(bounds.value, min(bounds.low, point), max(bounds.high, point))
+
+
+def _batch_quantiles(values: ArrayLike, q: float, groups: ArrayLike | None) -> Floats:
+    """The q-quantile of each batch."""
+    flat = np.asarray(values, np.float64)
+    batch, count = _batches(flat.size, groups)
+    if count == flat.size:
+        return flat
+    ordered = flat[np.argsort(batch, kind="stable")]
+    ends = np.cumsum(np.bincount(batch))[:-1]
+    return np.array([np.quantile(part, q) for part in np.split(ordered, ends)])
+
+
 def _assignments(
-    count_a: int, count_b: int, width: int, resamples: int | None, seed: int
+    count_a: int, count_b: int, resamples: int | None, seed: int
 ) -> Iterator[NDArray[np.bool_]]:
     """Blocks of rows that say which batches are on side a: all ways, or this many random ones."""
     batches = count_a + count_b
     if resamples is None:
         ways = combinations(range(batches), count_a)
-        while chosen := list(islice(ways, max(1, _BLOCK // width))):
+        while chosen := list(islice(ways, max(1, _BLOCK // batches))):
             sides = np.zeros((len(chosen), batches), np.bool_)
             np.put_along_axis(sides, np.array(chosen), True, axis=1)
             yield sides
         return
     rng = np.random.default_rng(seed)
-    for rows in _blocks(resamples, width):
+    for rows in _blocks(resamples, batches):
         yield rng.permuted(np.tile(np.arange(batches) < count_a, (rows, 1)), axis=1)
 
 

@@ -12,7 +12,14 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 import polars as pl
 
-from firstlight.analysis.stats import Floats, interval, quantile_interval, resampled_quantiles
+from firstlight.analysis.stats import (
+    Floats,
+    difference_interval,
+    interval,
+    quantile_interval,
+    ratio_interval,
+    resampled_quantiles,
+)
 from firstlight.claims.engine import (
     MANY,
     REPETITIONS,
@@ -62,7 +69,7 @@ def quickest_by_garp(evidence: Evidence) -> Judgement:
         quicker = [_ratio(latencies[slow], latencies[quick]) for slow in rest for quick in two]
         garp = {name: _interval(shares[name]) for name in two}
         return Finding(
-            [compare_to_bound(interval(*each), above=1) for each in quicker]
+            [compare_to_bound(each, above=1) for each in quicker]
             + [compare_to_bound(share, above=HALF[0], below=HALF[1]) for share in garp.values()],
             ", ".join(f"{name} {_typical(latencies[name])}" for name in (*two, *rest))
             + "; gratuitous ARP "
@@ -102,7 +109,7 @@ def background_is_free(evidence: Evidence) -> Judgement:
                 return (
                     f"{name}: needs {REPETITIONS} complete batches with 0 and {MANY}+ pods running"
                 )
-            grown[name] = (interval(*_ratio(points[max(points)], points[0])), max(points))
+            grown[name] = (_ratio(points[max(points)], points[0]), max(points))
         return Finding(
             [compare_to_bound(ratio, below=SAME[1]) for ratio, _ in grown.values()],
             ", ".join(
@@ -130,7 +137,7 @@ def cilium_degrades_fastest(evidence: Evidence) -> Judgement:
             return f"needs {REPETITIONS} complete batches of 1, and of {MANY}+ at once, of each CNI"
         most = max(common)
         grown = {
-            family: _ratio(by_network[name][most], by_network[name][1])
+            family: _grown(by_network[name][most], by_network[name][1])
             for family, name in five.items()
         }
         orders = [("cilium", other) for other in grown if other != "cilium"]
@@ -193,7 +200,7 @@ def _pays(evidence: Evidence, family: str, phases: tuple[str, ...], what: str) -
         return Finding(
             [
                 compare_to_bound(share, above=PAYS),
-                *(compare_to_bound(interval(*each), above=0) for each in more),
+                *(compare_to_bound(each, above=0) for each in more),
             ],
             f"{own}: {what} {percent_interval(share)}, {_typical(times[own])}; "
             + ", ".join(f"{other} {_typical(times[other])}" for other in others),
@@ -226,7 +233,16 @@ def _interval(part: pl.DataFrame) -> Interval:
     return quantile_interval(part["value"].to_numpy(), 0.5, groups=part["batch"].to_numpy())
 
 
-def _ratio(over: pl.DataFrame, under: pl.DataFrame) -> _Grown:
+def _ratio(over: pl.DataFrame, under: pl.DataFrame) -> Interval:
+    return ratio_interval(
+        over["value"].to_numpy(),
+        under["value"].to_numpy(),
+        groups_a=over["batch"].to_numpy(),
+        groups_b=under["batch"].to_numpy(),
+    )
+
+
+def _grown(over: pl.DataFrame, under: pl.DataFrame) -> _Grown:
     return _median(over) / _median(under), _draws(over) / _draws(under)
 
 
@@ -234,8 +250,13 @@ def _over(more: _Grown, less: _Grown) -> _Grown:
     return more[0] / less[0], more[1] / less[1]
 
 
-def _difference(more: pl.DataFrame, less: pl.DataFrame) -> _Grown:
-    return _median(more) - _median(less), _draws(more) - _draws(less)
+def _difference(more: pl.DataFrame, less: pl.DataFrame) -> Interval:
+    return difference_interval(
+        more["value"].to_numpy(),
+        less["value"].to_numpy(),
+        groups_a=more["batch"].to_numpy(),
+        groups_b=less["batch"].to_numpy(),
+    )
 
 
 def _bounds(grown: _Grown) -> tuple[float, float, float]:

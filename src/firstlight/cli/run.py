@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from firstlight.lab.experiments import Experiment
     from firstlight.lab.runner import Plan
 
-_FAST, _RIGOROUS = 3, 30
+_FAST, _RIGOROUS = 4, 30
 _FAST_INSTANCES = (1, 10, 20)
 _FAST_SECONDS = 75.0
 

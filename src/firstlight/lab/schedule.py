@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from firstlight.analysis.stats import quantile_interval
+from firstlight.analysis.stats import FEWEST_BATCHES, quantile_interval
 from firstlight.lab.experiments import Case
 from firstlight.model import Point, Sample
 
-LEAST = 3
-"""Fewer repetitions of a point do not show how it varies."""
+LEAST = FEWEST_BATCHES
+"""Points with fewer repetitions are not compared."""
 _SAMPLES_MIN = 3  # per repetition, for points with few instances
 _RESAMPLES = 300  # of an interval that only ranks points
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from firstlight.analysis import Analysis, figures, stats
 from firstlight.analysis.figures import PointFigures, batches, latencies
-from firstlight.analysis.stats import FEWEST_BATCHES, Floats
+from firstlight.analysis.stats import FEWEST_BATCHES, Floats, least_p
 from firstlight.model import Interval
 from firstlight.units import duration_interval, ratio_interval
 
 LEVEL = 0.95
 UNSEEN = "no difference seen"
-TOO_FEW = f"fewer than {FEWEST_BATCHES} repetitions, too few to compare"
+TOO_FEW = "too few repetitions to compare"
 
 
 def counts(point: PointFigures) -> dict[str, float]:
@@ -58,16 +58,16 @@ def over(
 def apart(slow: PointFigures, fast: PointFigures, comparisons: int = 1) -> bool:
     """Whether the median of ``slow`` is certainly greater.
 
-    The whole interval of their ratio is above 1, at 95 % over all ``comparisons`` (Bonferroni), and
-    both have enough batches to show their spread.
+    The whole interval of their ratio is above 1, at 95 % over all ``comparisons`` (Bonferroni).
     """
     level = 1 - (1 - LEVEL) / max(comparisons, 1)
-    return batch_count(slow, fast) >= FEWEST_BATCHES and over(slow, fast, level=level).low > 1
+    return over(slow, fast, level=level).low > 1
 
 
-def unseen(*points: PointFigures) -> str:
+def unseen(*points: PointFigures, comparisons: int = 1) -> str:
     """Why these points are not ranked."""
-    return UNSEEN if batch_count(*points) >= FEWEST_BATCHES else TOO_FEW
+    count = batch_count(*points)
+    return UNSEEN if least_p(count, count) * max(comparisons, 1) <= 1 - LEVEL else TOO_FEW
 
 
 def batch_count(*points: PointFigures) -> int:

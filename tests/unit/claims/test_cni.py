@@ -200,7 +200,7 @@ def test_what_is_missing_is_reported() -> None:
     run = run_of("cni-burst", {(("cni", "bridge"), ("instances", 1)): 10})
     result = of("C17", run)
     assert result.verdict == "not measured"
-    assert result.figure == "none of the paper's CNIs has 3 complete batches"
+    assert result.figure == "none of the paper's CNIs has 4 complete batches"
 
 
 def pods_run(experiment: str, points: dict[tuple[tuple[str, str | int], ...], float]) -> Run:

@@ -142,15 +142,15 @@ def test_a_share_that_straddles_the_bound_is_undecided() -> None:
 
 
 def test_failed_and_unfinished_batches_do_not_count() -> None:
-    whole = requests(move_alone=20, other=10, repetitions=3)
+    whole = requests(move_alone=20, other=10, repetitions=4)
     cut = Run(whole.path, whole.header, whole.samples[:-1], None)
     assert of("C11", whole).verdict == "holds"
     assert "complete batches" in of("C9", cut).figure or "10 at once" in of("C9", cut).figure
 
 
-def test_two_repetitions_are_too_few() -> None:
-    result = of("C11", requests(move_alone=20, other=10, repetitions=2))
-    assert (result.verdict, "3 complete batches" in result.figure) == ("not measured", True)
+def test_three_repetitions_are_too_few() -> None:
+    result = of("C11", requests(move_alone=20, other=10, repetitions=3))
+    assert (result.verdict, "4 complete batches" in result.figure) == ("not measured", True)
 
 
 def test_the_ip_command_decides_as_in_the_paper_and_netlink_stands_beside() -> None:
@@ -253,7 +253,7 @@ def test_a_network_namespace_that_grows_as_the_rest_does_not_hold(
 
 
 def test_lost_events_leave_a_batch_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = creation(monkeypatch, heavy=1, net=1, repetitions=3)
+    run = creation(monkeypatch, heavy=1, net=1, repetitions=4)
     lossy = [*run.samples[:-1], replace(run.samples[-1], lost=4)]
     assert of("C7", run).verdict == "holds"
     assert of("C7", Run(run.path, run.header, lossy, None)).verdict == "not measured"

@@ -92,8 +92,8 @@ def _boot(analysis: Analysis, group: list[PointFigures]) -> str:
         f"{duration(took.value)} of it in {name}"
     )
     if equals:
-        between = "; {} with {}" if unseen(*group) is TOO_FEW else "; {} between it and {}"
-        clause += between.format(unseen(*group), _several(equals))
+        why = unseen(*group, comparisons=len(alone(analysis)) - 1)
+        clause += f"; {why} {'with' if why == TOO_FEW else 'between it and'} {_several(equals)}"
     return clause
 
 

@@ -40,8 +40,9 @@ def _answer(analysis: Analysis) -> str | None:
             f"On {_node(fast)} {_subject(analysis, fast)} takes {median(fast)}; {whole} a figure."
         )
     if not apart(slow, fast, len(points) - 1):
+        why = unseen(fast, slow, comparisons=len(points) - 1)
         return (
-            f"Between {len(points)} nodes, {unseen(fast, slow)}: {_subject(analysis, fast)} takes "
+            f"Between {len(points)} nodes, {why}: {_subject(analysis, fast)} takes "
             f"{duration(middle(fast))} to {duration(middle(slow))} (medians)."
         )
     is_slowest = not like(slow, points[:-1], len(points) - 1)

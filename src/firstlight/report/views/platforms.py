@@ -13,18 +13,19 @@ def _answer(analysis: Analysis) -> str | None:
     groups = in_groups(fewest(analysis))
     if not groups:
         return None
-    took = ", ".join(map(_group, groups))
+    comparisons = sum(map(len, groups)) - 1
+    took = ", ".join(_group(group, comparisons) for group in groups)
     return f"On this machine a function starts in {took} (medians)."
 
 
-def _group(points: list[PointFigures]) -> str:
+def _group(points: list[PointFigures], comparisons: int) -> str:
     clauses = [f"{duration(middle(point))} by {point.series}" for point in points]
     words = " and ".join(clauses)
     if len(points) == 1:
         return words
     if apart(points[-1], points[0], len(points) - 1):
         return f"{words} (no difference seen from one to the next)"
-    return f"{words} ({unseen(*points)})"
+    return f"{words} ({unseen(*points, comparisons=comparisons)})"
 
 
 VIEW = View(answer=_answer)
