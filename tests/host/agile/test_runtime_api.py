@@ -48,6 +48,12 @@ def exits(event, context):
     sys.stdout.flush()
     os._exit(7)
 
+def says(event, context):
+    sys.exit("nothing to do")
+
+def escapes(event, context):
+    raise KeyboardInterrupt("stop")
+
 def either(event, context):
     if event:
         os._exit(7)
@@ -136,6 +142,8 @@ def test_a_handler_sees_its_context(root: Path) -> None:
     [
         ("app.fails", "ValueError", "no such cow"),
         ("app.exits", "Runtime.ExitError", "exit status 7: last words"),
+        ("app.says", "Runtime.ExitError", "exit status 1: nothing to do"),
+        ("app.escapes", "Runtime.ExitError", "exit status 1: KeyboardInterrupt: stop"),
         ("app.hangs", "Sandbox.Timedout", "Task timed out after 2.00 seconds"),
         ("app.not_json", "Runtime.MarshalError", "Unable to marshal response"),
         ("app.large", "Function.ResponseSizeTooLarge", "6291456"),

@@ -219,9 +219,22 @@ def _import_for_events(name: str) -> Handler:
 
     def run(environment: dict[str, str]) -> None:
         os.environ.update(environment)
-        client.main(["", name])
+        try:
+            client.main(["", name])
+        except BaseException as error:
+            _last_words(error)
+            raise
 
     return run
+
+
+def _last_words(error: BaseException) -> None:
+    """Write to standard error what an interpreter writes that ends by this exception."""
+    with suppress(BaseException):  # the handler may have closed the stream
+        if not isinstance(error, SystemExit):
+            sys.stderr.write(_described())
+        elif error.code is not None and not isinstance(error.code, int):
+            sys.stderr.write(_plain(str(error.code)) + "\n")
 
 
 def _files() -> list[str]:
