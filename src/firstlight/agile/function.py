@@ -301,11 +301,12 @@ class HandlerFailed(Failed):
     """
 
     def __init__(
-        self, kind: str, message: str, hint: str | None = None, *, text: str = "",
-        trace: tuple[str, ...] = (), output: str = "",
+        self, kind: str, message: str, hint: str | None = None, *,
+        text: str | None = None, trace: tuple[str, ...] = (), output: str = "",
     ) -> None:  # fmt: skip
         super().__init__(message, hint)
-        self.kind, self.text, self.trace, self.output = kind, text or message, trace, output
+        self.kind, self.text = kind, message if text is None else text
+        self.trace, self.output = trace, output
 
 
 class NodeFailed(Failed):

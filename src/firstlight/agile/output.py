@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from contextlib import suppress
 
 from firstlight.errors import Failed
 
@@ -40,16 +41,17 @@ class Output:
             self._kept += part[: most - len(self._kept)]
         return self._kept
 
-    def so_far(self, most: int = 1 << 20) -> bytes:
-        """What ``all`` has kept when it was broken off, and what needs no wait."""
-        while self._descriptor >= 0 and len(self._kept) < most:
-            try:
-                part = os.read(self._descriptor, most - len(self._kept))
-            except BlockingIOError:
-                break
-            if not part:
-                break
-            self._kept += part
+    async def end(self, most: int) -> bytes:
+        """Read to the end; keeps the last ``most`` bytes."""
+        while part := await self.read():
+            self._kept = (self._kept + part)[-most:]
+        return self._kept
+
+    def so_far(self, most: int) -> bytes:
+        """What ``end`` kept before it was broken off, and up to ``most`` bytes since."""
+        with suppress(BlockingIOError):
+            if self._descriptor >= 0:
+                self._kept = (self._kept + os.read(self._descriptor, most))[-most:]
         return self._kept
 
     async def until(self, prefix: bytes) -> None:

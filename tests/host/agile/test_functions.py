@@ -252,6 +252,8 @@ def main(event):
     print("asked for", event, flush=True)
     if event == "raise":
         raise LookupError("no such cow")
+    if event == "silent":
+        raise ValueError
     if event == "stop":
         sys.exit(3)
     if event == "leave":
@@ -275,8 +277,9 @@ def test_a_failure_of_a_fork_has_the_words_and_the_log_of_a_failure(tmp_path: Pa
         for event, kind, words, cause in (
             ("raise", "LookupError", "no such cow", "handler"),
             ("stop", "Runtime.ExitError", "sys.exit(3)", "exit"),
+            ("silent", "ValueError", "", "handler"),
             ("leave", "Runtime.ExitError", "ended without an answer", "exit"),
-            ("eat", "Runtime.OutOfMemory", "memory limit", "memory"),
+            ("eat", "Runtime.OutOfMemory", "limit of 128 MiB: asked for eat", "memory"),
             ("set", "Runtime.MarshalError", "not JSON serializable", "handler"),
             ("write", "Function.ResponseSizeTooLarge", "6291456 bytes", "size"),
             ("hang", "Sandbox.Timedout", "Task timed out after 3.00 seconds", "timeout"),
@@ -287,7 +290,8 @@ def test_a_failure_of_a_fork_has_the_words_and_the_log_of_a_failure(tmp_path: Pa
             error = json.loads(answer.payload)
             assert (error["errorType"], answer.cause) == (kind, cause)
             assert words in error["errorMessage"]
-            assert ("stackTrace" in error) == (event == "raise")
+            assert ("stackTrace" in error) == (event in ("raise", "silent"))
+            assert error["errorMessage"].endswith(": asked for leave") == (event == "leave")
             assert f"asked for {event}".encode() in answer.log_tail
         given = msgspec.structs.replace(SLOW, handler="app:later")
         with pytest.raises(Failed, match="later is asynchronous"):

@@ -73,7 +73,7 @@ def test_a_command_answers_what_it_reads(busybox: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "kind", "words"),
     [
-        ("exit 3", b"Runtime.ExitError", b"exit status 3"),
+        ("echo bad >&2; exit 3", b"Runtime.ExitError", b"exit status 3: bad"),
         ("while :; do :; done", b"Sandbox.Timedout", b"Task timed out after 0.50 seconds"),
         ("yes", b"Function.ResponseSizeTooLarge", b"6291456"),
     ],

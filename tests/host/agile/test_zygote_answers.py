@@ -58,7 +58,7 @@ def closes_one(_):
 def no_stdout(_):
     sys.stdout = sys.stderr = None; return "answered"
 def talk(_):
-    sys.stdout.write("x" * 3_000_000); return "done"
+    sys.stdout.write("x" * 3_000_000 + "the end"); return "done"
 def binary(_):
     sys.stdout.buffer.write(bytes(range(256)) * 1000); return "done"
 def leaves_a_child(_):
@@ -139,10 +139,10 @@ def test_a_handler_without_a_standard_output_answers(root: Path, name: str) -> N
     with_handlers(root, main)
 
 
-def test_output_is_kept_up_to_a_limit_and_costs_no_answer(root: Path) -> None:
+def test_the_end_of_output_is_kept_and_costs_no_answer(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         talk = await runtime.invoke(function("talk", "answers"), None)
-        assert (value(talk), talk.stdout) == ("done", "x" * 65536)
+        assert (value(talk), talk.stdout) == ("done", "x" * 65529 + "the end")
         binary = await runtime.invoke(function("binary", "answers"), None)
         assert value(binary) == "done"
         assert "\N{REPLACEMENT CHARACTER}" in binary.stdout

@@ -140,7 +140,7 @@ class Fork:
 
     async def answer(self) -> tuple[Line, list[bytes]]:
         """Wait for the answer to its event; returns it with the output. Raises Failed."""
-        texts = [asyncio.ensure_future(output.all(_OUTPUT_MOST)) for output in self.outputs]
+        texts = [asyncio.ensure_future(output.end(_OUTPUT_MOST)) for output in self.outputs]
         try:
             answer = await self._line()
             self.place.end()  # its children end with its answer

@@ -137,8 +137,9 @@ class Zygote:
             self._raise_refusal()  # its zygote was ended, and this fork with it
             if self._resources.cgroups.ran_out_of_memory(fork.place.cgroup):
                 raise HandlerFailed(
-                    "Runtime.OutOfMemory", f"{handler} exceeded its memory limit",
-                    f"the limit is {self.function.memory} bytes", output=fork.written(),
+                    "Runtime.OutOfMemory",
+                    f"{handler} exceeded its memory limit of {self.function.memory >> 20} MiB",
+                    output=fork.written(),
                 ) from None  # fmt: skip
             if await self._has_lost(node):
                 raise NodeFailed(f"the node ended while {handler} ran", "try again") from error
@@ -173,7 +174,7 @@ class Zygote:
         """The handler's result. Raises Failed."""
         handler = self.function.handler
         if answer.raised is not None:
-            kind, text = answer.error or ("Error", "")
+            kind, text = answer.error or ("Error", None)
             raise HandlerFailed(
                 kind, f"{handler} raised: {answer.raised.rstrip()}", text=text,
                 trace=tuple(answer.raised.splitlines(keepends=True)),

@@ -62,7 +62,7 @@ def _named(error: BaseException) -> tuple[str, str]:
     try:
         return _plain(kind), _plain(str(error)[:_TEXT_MOST])
     except BaseException:
-        return _plain(kind), ""
+        return _plain(kind), "<exception str() failed>"
 
 
 def _plain(text: str) -> str:

@@ -98,12 +98,28 @@ def timed_out(seconds: float) -> str:
     return f"Task timed out after {seconds:.2f} seconds"
 
 
-def ending(ended: Ended, memory: int) -> tuple[str, str]:
-    """The error type and the message of an instance that ended before it answered."""
+def ending(ended: Ended, memory: int, output: bytes = b"") -> tuple[str, str]:
+    """The error type of an instance that ended before it answered, and the message, with the last
+    line of its output.
+    """
     if ended.out_of_memory:
-        return (
+        kind, text = (
             "Runtime.OutOfMemory",
             f"the instance exceeded its memory limit of {memory >> 20} MiB",
         )
-    how = f"exit status {ended.status}" if ended.signal is None else f"signal {ended.signal}"
-    return "Runtime.ExitError", f"Runtime exited with error: {how}"
+    else:
+        how = f"exit status {ended.status}" if ended.signal is None else f"signal {ended.signal}"
+        kind, text = "Runtime.ExitError", f"Runtime exited with error: {how}"
+    return kind, with_last_line(text, output)
+
+
+def with_last_line(text: str, output: bytes) -> str:
+    """A message with the last line of output that is not blank."""
+    line = last_line(output)
+    return f"{text}: {line}" if line else text
+
+
+def last_line(output: bytes) -> str:
+    """The last line that is not blank."""
+    lines = output.decode(errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else ""

@@ -152,9 +152,8 @@ class Kept:
 
     async def _ending(self, before: int = 0) -> tuple[str, str]:
         """How it ended, with the last line logged after this size."""
-        kind, text = ending(await self.instance.wait(), self.version.memory)
-        line = self._log.last_line(before)
-        return kind, f"{text}: {line}" if line else text
+        ended = await self.instance.wait()
+        return ending(ended, self.version.memory, self._log.since(before))
 
     async def stop(self) -> None:
         """End it."""

@@ -32,17 +32,12 @@ class Log:
             os.set_blocking(reading, False)
             self._loop.add_reader(reading, self._read, reading)
 
-    def since(self, size: int, most: int) -> bytes:
+    def since(self, size: int, most: int = _KEPT) -> bytes:
         """The end of what was written since the log had this size."""
         for reading in list(self._readings):
             self._take(reading)
         length = min(self.size - size, len(self._kept), most)
         return bytes(self._kept[len(self._kept) - length :])
-
-    def last_line(self, size: int = 0) -> str:
-        """The last line that is not blank, written since the log had this size."""
-        lines = self.since(size, _KEPT).decode(errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else ""
 
     def close(self) -> None:
         """Read what is available, and close: a writer gets SIGPIPE."""

@@ -19,6 +19,7 @@ from firstlight.agile.serving.answer import (
     failure,
     timed_out,
     too_long,
+    with_last_line,
 )
 from firstlight.errors import Failed
 
@@ -79,7 +80,7 @@ async def run_command(runtime: Runtime, version: FunctionVersion, event: bytes) 
     if ended is None:
         return too_long(answer)
     if ended.status != 0:
-        return failure(answer, *ending(ended, version.memory))
+        return failure(answer, *ending(ended, version.memory, tail))
     return answer
 
 
@@ -133,8 +134,11 @@ async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes)
         answer = Answer(
             payload=b"", log_tail=error.output.encode(), duration_ns=time.monotonic_ns() - requested
         )
-        late = error.kind == "Sandbox.Timedout"
-        text = timed_out(version.timeout) if late else error.text
+        text = error.text
+        if error.kind == "Sandbox.Timedout":
+            text = timed_out(version.timeout)
+        elif error.kind in ("Runtime.ExitError", "Runtime.OutOfMemory"):
+            text = with_last_line(text, error.output.encode())
         return failure(answer, error.kind, text, error.trace)
     except ImportFailed as error:
         return failure(Answer(payload=b""), "Runtime.ImportModuleError", error.message)

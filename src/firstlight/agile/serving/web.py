@@ -15,7 +15,7 @@ from firstlight.agile.instance import Instance
 from firstlight.agile.link import is_readable
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import once
-from firstlight.agile.serving.answer import ending, timed_out
+from firstlight.agile.serving.answer import ending, last_line, timed_out
 from firstlight.agile.serving.log import Log, start_logged
 from firstlight.agile.serving.starts import Starts, stopping
 from firstlight.errors import Failed
@@ -85,7 +85,7 @@ class WebInstance:
         return Failed(f"{self.version.name}: {text}", self._hint())
 
     def _hint(self) -> str:
-        line = self._log.last_line()
+        line = last_line(self._log.since(0))
         return f"it wrote: {line}" if line else "it wrote nothing"
 
     async def close(self) -> None:
