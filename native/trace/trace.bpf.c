@@ -54,6 +54,8 @@ struct thread_info { unsigned long flags; __u32 status; } KERNEL;
 struct task_struct {
 	struct thread_info thread_info;
 	int pid, tgid;
+	__u32 flags;
+	__u64 self_exec_id;
 	char comm[NAME];
 	struct pid *thread_pid;
 	struct task_struct *group_leader, *real_parent;
@@ -82,7 +84,7 @@ struct pt_regs { unsigned long orig_x0; __u64 regs[31]; } KERNEL;
 enum { S_IFMT = 0170000, S_IFSOCK = 0140000, AF_NETLINK = 16 };
 enum { NSFS_MAGIC = 0x6e736673, SOCKFS_MAGIC = 0x534f434b, PIPEFS_MAGIC = 0x50495045 };
 enum { SPIN = 1, READ = 2, RT = 8, PERCPU = 16, MUTEX = 32 }; /* include/trace/events/lock.h */
-enum { INTERRUPTIBLE = 1, DEAD = 128 }; /* include/linux/sched.h */
+enum { INTERRUPTIBLE = 1, DEAD = 128, PF_USER_WORKER = 0x4000 }; /* include/linux/sched.h */
 enum { SHORTEST_OFF_NS = 1000, SHORTEST_LOCK_NS = 1000, PAGE = 4096, PATH = 256 };
 
 /* clang-format on */
@@ -264,8 +266,7 @@ static __always_inline int take_stack(void *ctx, struct task *task, __u32 tid, _
 	return number < -1 ? number : -2;
 }
 
-SEC("tp_btf/sched_process_fork")
-int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+static __always_inline int follow_fork(struct task_struct *parent, struct task_struct *child)
 {
 	__u32 parent_tid = NUMBER(parent), tid = NUMBER(child), group = GROUP(child);
 	struct task *from = traced(parent_tid);
@@ -288,6 +289,12 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	struct task by = {.root = task.root, .pid = GROUP(parent)};
 	instant(FORK, from ? from : &by, parent_tid, tid, group);
 	return 0;
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+{
+	return follow_fork(parent, child);
 }
 
 struct begin {
@@ -354,8 +361,7 @@ static __always_inline void begin(struct task_struct *p, __u32 tid, const char *
 	bpf_ringbuf_submit(out, BPF_RB_FORCE_WAKEUP);
 }
 
-SEC("tp_btf/sched_process_exec")
-int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *bprm)
+static __always_inline int follow_exec(struct task_struct *p, int old_tid, const char *file)
 {
 	struct {
 		struct event event;
@@ -373,11 +379,17 @@ int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *b
 			bpf_map_delete_elem(&tasks, &old);
 		}
 	}
-	if (settings.watch)
-		begin(p, tid, bprm->filename);
 	struct task *task = traced(tid);
+	__u32 execution = p->self_exec_id;
+	if (task && task->execution == execution)
+		return 0; /* the other of program and copy has taken it */
+	if (settings.watch) {
+		begin(p, tid, file);
+		task = traced(tid);
+	}
 	if (!task)
 		return 0;
+	task->execution = execution;
 	struct pid *pid = BPF_CORE_READ(p, thread_pid);
 	__u32 level = BPF_CORE_READ(pid, level);
 	fill(&exec.event, EXEC, task, tid, bpf_ktime_get_ns());
@@ -385,12 +397,18 @@ int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *b
 	exec.event.args[0] = BPF_CORE_READ(at, nr);
 	exec.event.args[1] = level - home.level;
 	exec.event.peer = old;
-	long length = bpf_probe_read_kernel_str(exec.text, sizeof exec.text, bprm->filename);
+	long length = bpf_probe_read_kernel_str(exec.text, sizeof exec.text, file);
 	exec.event.text = length > 0 ? length : 0;
 	if (bpf_ringbuf_output(&events, &exec.event, sizeof exec,
 			       settings.watch ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP))
 		lose(LOST_RING);
 	return 0;
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *bprm)
+{
+	return follow_exec(p, old_tid, bprm->filename);
 }
 
 static __always_inline void forget(struct task_struct *p, __u32 tid)
@@ -401,13 +419,13 @@ static __always_inline void forget(struct task_struct *p, __u32 tid)
 }
 
 /* Its namespaces, mounts and memory are given back after this, and its parent is woken then. */
-SEC("tp_btf/sched_process_exit")
-int BPF_PROG(on_exit, struct task_struct *p)
+static __always_inline int follow_exit(struct task_struct *p)
 {
 	__u32 tid = NUMBER(p);
 	struct task *task = traced(tid);
-	if (!task)
+	if (!task || task->ended)
 		return 0;
+	task->ended = 1;
 	if (task->number >= 0 && task->call) { /* exit_group does not return */
 		struct event call;
 		fill(&call, CALL, task, tid, bpf_ktime_get_ns());
@@ -422,6 +440,12 @@ int BPF_PROG(on_exit, struct task_struct *p)
 	if (settings.watch) /* whose on_switch may not be attached */
 		forget(p, tid);
 	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(on_exit, struct task_struct *p)
+{
+	return follow_exit(p);
 }
 
 static __always_inline __u32 *timer(void)
@@ -505,17 +529,25 @@ int BPF_PROG(on_switch, _Bool preempt, struct task_struct *prev, struct task_str
 	return 0;
 }
 
-SEC("tp_btf/percpu_alloc_percpu")
-int BPF_PROG(on_allocation, unsigned long call_site)
+static __always_inline int allocate(unsigned long call_site, __u64 memory)
 {
 	__u32 tid = own_number();
 	struct task *task = traced(tid);
-	if (!task || task->number < 0)
+	if (!task || task->number < 0 || task->memory == memory)
 		return 0;
 	__u8 kind = settings.take[task->number & (NUMBERS - 1)];
-	if (kind == SPACES || kind == CLONE3)
+	if (kind == SPACES || kind == CLONE3) {
+		task->memory = memory;
 		instant(MARK, task, tid, 0, call_site);
+	}
 	return 0;
+}
+
+SEC("tp_btf/percpu_alloc_percpu")
+int BPF_PROG(on_allocation, unsigned long call_site, _Bool reserved, _Bool is_atomic,
+	     unsigned long size, unsigned long align, void *base, int offset, void *memory)
+{
+	return allocate(call_site, (__u64)memory);
 }
 
 static __always_inline __u32 owner_number(struct task_struct *owner)
@@ -597,6 +629,7 @@ static __always_inline int enter(struct task *task, struct pt_regs *regs, long n
 	task->number = -1;
 	task->call = 0;
 	task->lock = 0; /* one whose end was missed must not hide those to come */
+	task->memory = 0;
 	task->narrow = !!NARROW(current);
 	if (task->narrow) {
 		task->args[0] = (__u32)ARGUMENT32(regs, 0);
@@ -622,10 +655,11 @@ static __always_inline int enter(struct task *task, struct pt_regs *regs, long n
 	return 0;
 }
 
-/* From Linux 6.13 on, programs of system calls can be preempted, and while one is, the kernel skips it
- * for every other thread of that CPU. So each has a copy there, which takes what it missed. The copy is on
- * the trace event of the same tracepoint, whose programs are never preempted. On 7.3 the programs of forks,
- * exits and per-CPU allocations miss some too; they have no copies, and what they miss counts as lost. */
+/* From Linux 6.13 on, programs of system calls can be preempted, from 7.0 on those of all tracepoints that
+ * are reached with preemption on, and while one is, the kernel skips it for every other thread of that CPU.
+ * So each has a copy there, which takes what it missed and may run before it or after it. The copy is on the
+ * trace event of the same tracepoint, whose programs are never preempted, or on a tracepoint soon after it
+ * that is reached with interrupts off. */
 struct raw_enter {
 	__u64 common;
 	long number;
@@ -636,6 +670,49 @@ struct raw_exit {
 	long number;
 	long result;
 };
+struct raw_exec {
+	__u64 common;
+	__u32 file; /* where the name is in this record, in its lower half */
+	int pid, old_pid;
+};
+struct raw_allocation {
+	__u64 common;
+	unsigned long call_site;
+	_Bool reserved, is_atomic;
+	unsigned long size, align;
+	void *base;
+	int offset;
+	void *memory;
+};
+
+SEC("tp_btf/sched_wakeup_new")
+int BPF_PROG(on_fork_again, struct task_struct *child)
+{
+	struct task *known = traced(NUMBER(child));
+	if ((known && !known->ended) || child->flags & PF_USER_WORKER)
+		return 0;
+	return follow_fork(bpf_get_current_task_btf(), child);
+}
+
+SEC("tp/sched/sched_process_exec")
+int on_exec_again(struct raw_exec *context)
+{
+	return follow_exec(bpf_get_current_task_btf(), context->old_pid,
+			   (void *)context + (context->file & 0xffff));
+}
+
+SEC("tp/sched/sched_process_exit")
+int on_exit_again(void *context)
+{
+	(void)context;
+	return follow_exit(bpf_get_current_task_btf());
+}
+
+SEC("tp/percpu/percpu_alloc_percpu")
+int on_allocation_again(struct raw_allocation *context)
+{
+	return allocate(context->call_site, (__u64)context->memory);
+}
 
 SEC("tp_btf/sys_enter")
 int BPF_PROG(on_enter, struct pt_regs *regs, long number)

@@ -78,6 +78,9 @@ struct task {
 	unsigned int copied;
 	unsigned int by_timer; /* what woke it, rather than the waker */
 	unsigned int narrow; /* the call's pointers have 32 bits */
-	unsigned int pad;
+	/* What has been reported, so that a program and its copy do not both report it: the end, the last
+	 * execution, by the kernel's count, and the last per-CPU allocation of the call. */
+	unsigned int ended, execution;
+	unsigned long long memory;
 };
 #endif

@@ -15,7 +15,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { PROGRAMS = 16 };
+enum { PROGRAMS = 32 };
 enum { RING_SMALLEST = 1 << 22 };
 
 struct error tracer_failure;
@@ -34,7 +34,7 @@ static struct bpf_program *programs[PROGRAMS];
 static int count;
 static struct ring_buffer *ring;
 static ring_buffer_sample_fn taker;
-static int copies_run;
+static int attached[PROGRAMS]; /* at least once */
 static char complaint[512];
 
 /* Keeps the last complaint of libbpf, to say it if loading fails. */
@@ -167,7 +167,11 @@ static int is_copy(int program)
 
 static int is_cheap(int program)
 {
-	return !strncmp(bpf_program__section_name(programs[program]), "tp_btf/sched_process_", 21);
+	static const char *const names[] = {"on_fork", "on_exec", "on_exit"};
+	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+		if (!strncmp(bpf_program__name(programs[program]), names[i], strlen(names[i])))
+			return 1;
+	return 0;
 }
 
 /* "keep_cheap": but for what follows forks, executions and exits. */
@@ -191,12 +195,12 @@ int tracer_attach(int cheap)
 		links[i] = bpf_program__attach(programs[i]);
 		if (!links[i] && is_copy(i))
 			continue; /* what it would have taken is counted as lost */
-		copies_run |= is_copy(i);
 		if (!links[i]) {
 			tracer_fail(bpf_program__name(programs[i]));
 			tracer_detach(0);
 			return -tracer_failure.code;
 		}
+		attached[i] = 1;
 	}
 	return 0;
 }
@@ -220,32 +224,38 @@ static void add_loss(const char *how, unsigned long long events)
 		 used ? ", " : "", how, events);
 }
 
+/* Of a program's copy, if that is attached; its own number otherwise. */
+static int copy_of(int program)
+{
+	char name[64];
+	snprintf(name, sizeof name, "%s_again", bpf_program__name(programs[program]));
+	for (int i = 0; i < count; i++)
+		if (attached[i] && !strcmp(bpf_program__name(programs[i]), name))
+			return i;
+	return program;
+}
+
 /* A program that is entered while it runs misses an event. Contention misses only events of the ring's
  * own lock or of an interrupt, and neither belongs to the traced thread; a timer that was missed only
  * leaves a wait without the name of what ended it. A missed return is counted at
- * the thread's next call; of missed calls, at most those count that the copy missed too. */
+ * the thread's next call; of what else was missed, at most as much counts as the copy missed too. */
 static void add_misses(void)
 {
 	static unsigned long long before[PROGRAMS];
-	unsigned long long enter = 0, again = 0;
-	int has_copy = 0;
+	unsigned long long own[PROGRAMS];
+	for (int i = 0; i < count; i++) {
+		unsigned long long all = misses_of(programs[i]);
+		own[i] = all - before[i];
+		before[i] = all;
+	}
 	for (int i = 0; i < count; i++) {
 		const char *name = bpf_program__name(programs[i]);
-		unsigned long long all = misses_of(programs[i]), own = all - before[i];
-		before[i] = all;
-		if (strstr(name, "contention") || strstr(name, "on_timer") ||
+		if (is_copy(i) || strstr(name, "contention") || strstr(name, "on_timer") ||
 		    strstr(name, "on_return"))
 			continue;
-		if (!strcmp(name, "on_enter_again")) {
-			again = own;
-			has_copy = copies_run;
-		} else if (!strcmp(name, "on_enter")) {
-			enter = own;
-		} else {
-			add_loss(name, own);
-		}
+		int copy = copy_of(i);
+		add_loss(name, own[copy] < own[i] ? own[copy] : own[i]);
 	}
-	add_loss("on_enter", has_copy && again < enter ? again : enter);
 }
 
 unsigned long long tracer_take_lost(void)

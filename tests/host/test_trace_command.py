@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from firstlight.store import read
+from firstlight.store import Run, read
 
 pytestmark = pytest.mark.usefixtures("can_trace")
 
@@ -56,27 +57,63 @@ def test_a_command_has_the_descriptors_that_it_is_given_and_no_others(tmp_path: 
             os.close(number)
 
 
-@pytest.mark.parametrize("hidden", [False, True])
-def test_the_copies_of_a_preemptible_kernel_lose_nothing_and_take_nothing_twice(
-    tmp_path: Path, *, hidden: bool
-) -> None:
-    """Each program has a copy then; ``hidden``: in a container that shows no tracefs."""
+def trace_with_copies(out: Path, *words: str, before: str = "", programs: str = "") -> Run:
+    """A trace as on a kernel that preempts programs, with the eBPF ``programs`` if given."""
     code = (
-        "import sys; from firstlight.trace import bpf; bpf.is_preemptible = lambda: True; "
+        "import sys; from pathlib import Path; from firstlight.trace import bpf; "
+        "bpf.is_preemptible = lambda: True; native = bpf.native; "
+        f"bpf.native = lambda name: Path({programs!r}) if {programs!r} and name == 'trace.bpf.o' "
+        "else native(name); "
         "from firstlight.cli.main import main; main()"
     )
-    host = "for at in tracing debug; do umount --lazy /sys/kernel/$at; done 2> /dev/null; "
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", f'{host if hidden else ""}exec "$@"', "sh",
-         sys.executable, "-c", code, "trace", "--out", tmp_path / "run", "--", *WORK],
+        ["unshare", "--mount", "sh", "-c", f'{before}exec "$@"', "sh", sys.executable, "-c", code,
+         "trace", "--out", out, "--", *words],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    run = read(tmp_path / "run")
-    calls = run.spans_of(run.samples[0]).filter(pl.col("kind") == "call")
+    run = read(out)
     assert run.samples[0].lost == 0
-    assert calls.height > 50
-    assert calls.height == calls.unique(["tid", "start"]).height
+    return run
+
+
+def test_the_copies_of_a_preemptible_kernel_do_without_a_tracefs_that_shows(tmp_path: Path) -> None:
+    """As in a container."""
+    hide = "for at in tracing debug; do umount --lazy /sys/kernel/$at; done 2> /dev/null; "
+    run = trace_with_copies(tmp_path / "run", *WORK, before=hide)
+    assert run.spans_of(run.samples[0]).filter(pl.col("kind") == "call").height > 50
+
+
+def test_copies_take_nothing_twice_and_alone_see_what_the_programs_see(tmp_path: Path) -> None:
+    """Alone: as if the kernel had skipped each program every time."""
+    words = ("/usr/bin/unshare", "--mount", "--net", "--pid", "--fork", *WORK)
+    native = Path(__file__).parents[2] / "native"
+    source, built = tmp_path / "alone.bpf.c", tmp_path / "alone.bpf.o"
+    text = (native / "trace/trace.bpf.c").read_text()
+    for name in ("sched_process_fork", "sched_process_exec", "sched_process_exit",
+                 "percpu_alloc_percpu", "sys_enter", "sys_exit"):  # fmt: skip
+        section = f'SEC("tp_btf/{name}")'
+        assert section in text
+        text = text.replace(section, section.replace("tp_btf", "?tp_btf"))  # is not loaded
+    source.write_text(text)
+    machine = os.uname().machine
+    arch = {"x86_64": "x86", "aarch64": "arm64"}[machine]
+    subprocess.run(
+        ["clang", "-g", "-O2", "-target", "bpf", f"-D__TARGET_ARCH_{arch}", f"-D__{machine}__",
+         "-I", native, f"-I/usr/include/{machine}-linux-gnu", "-c", source, "-o", built],
+        check=True, timeout=60,
+    )  # fmt: skip
+
+    def reported(run: Run) -> Counter[tuple[str, str]]:
+        spans = run.spans_of(run.samples[0])
+        kept = spans.filter(pl.col("kind").is_in(["call", "fork", "exec", "exit", "mark"]))
+        return Counter(kept.select("kind", "name").rows())
+
+    run = trace_with_copies(tmp_path / "whole", *words)
+    whole = reported(run)
+    assert {"fork", "exec", "exit", "mark"} <= {kind for kind, _ in whole}
+    assert run.spans_of(run.samples[0]).select("kind", "tid", "start").is_unique().all()
+    assert reported(trace_with_copies(tmp_path / "alone", *words, programs=str(built))) == whole
 
 
 def share_attributed(output: str) -> float:
