@@ -21,10 +21,11 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-Setting = str | int | float | bool
+Integer = Annotated[int, Meta(ge=-(1 << 62), lt=1 << 62)]
+Setting = str | Integer | float | bool
 Point = dict[str, Setting]
 Count = Annotated[int, Meta(ge=0, lt=1 << 31)]
-Time = Annotated[int, Meta(ge=-(1 << 62), lt=1 << 62)]
+Time = Integer
 """In ns."""
 
 SCHEMA_VERSION = 2

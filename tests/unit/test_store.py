@@ -237,6 +237,7 @@ def test_the_axes_that_a_header_must_name_are_those_of_its_experiment(
         ({"points": ({"runtime": "runc", "instances": True},)}, "has True instances"),
         ({"points": ({"runtime": "runc", "instances": 1e99},)}, "has 1e.99 instances"),
         ({"points": ({"runtime": "runc"},)}, "has no instances"),
+        ({"points": ({"runtime": 1 << 70, "instances": 1},)}, "Expected `int`"),
         ({"experiment": "ablation"}, "has no axis without"),
         ({"presentation": Presentation(view="churn")}, "has no axis pools"),
         ({"experiment": "density", "axes": ("background", "instances"),
