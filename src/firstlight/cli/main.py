@@ -6,11 +6,11 @@ Each verb imports what it needs when it runs, to keep ``--help`` and the runtime
 import errno
 import io
 import os
-import resource
 import signal
 import sys
+from itertools import takewhile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -23,6 +23,7 @@ from firstlight.cli import (
     guest,
     host,
     instance,
+    memory,
     plan,
     report,
     run,
@@ -39,8 +40,6 @@ _SHORTAGES = _DISK_ERRORS | {
 """What a host may lack anywhere; another error of no file is a defect, whose traceback is shown."""
 _INTERRUPTED = 128 + signal.SIGINT
 _READERS = frozenset({"run", "trace", "watch", "report", "compare", "gate", "claims"})
-_LEAST_MEMORY = 1536 << 20
-"""Of address space, most of which is never used: with less, polars aborts the process."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,13 +81,9 @@ def _options(
     ] = False,
 ) -> None:
     del version
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if context.invoked_subcommand in _READERS and 0 <= limit < _LEAST_MEMORY:
-        raise FirstlightError(
-            f"virtual memory is limited to {limit >> 20} MiB, and to read a run takes "
-            f"{_LEAST_MEMORY >> 20} MiB",
-            "raise the limit: ulimit -v unlimited",
-        )
+    asks_help = {"-h", "--help"} & {*takewhile(lambda word: word != "--", sys.argv)}
+    if context.invoked_subcommand in _READERS and not asks_help:
+        memory.fit()
 
 
 def main() -> None:
@@ -100,10 +95,9 @@ def main() -> None:
     try:
         _run_verb()
     except FirstlightError as error:
-        say(f"firstlight: {error.message}")
-        if error.hint:
-            say(f"Hint: {error.hint}")
-        sys.exit(error.exit_status)
+        _fail(error)
+    except MemoryError as error:
+        _fail(memory.too_little(str(error) or "more is needed"))
     except BrokenPipeError:
         sys.stdout = None
         sys.exit(1)
@@ -119,6 +113,13 @@ def main() -> None:
         sys.exit(FirstlightError.exit_status)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
+
+
+def _fail(error: FirstlightError) -> NoReturn:
+    say(f"firstlight: {error.message}")
+    if error.hint:
+        say(f"Hint: {error.hint}")
+    sys.exit(error.exit_status)
 
 
 def _run_verb() -> None:

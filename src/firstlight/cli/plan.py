@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from firstlight.cli import memory
 from firstlight.cli.output import Json, examples, print_json, print_table
 from firstlight.errors import FirstlightError
 
@@ -42,6 +43,7 @@ def plan(
     Simulates half an hour of a node with the costs that the run measured, and shows the smallest
     pool that is empty for at most 1 % of the pods.
     """
+    memory.fit()
     from firstlight.analysis import provision
     from firstlight.store import read
 

@@ -58,6 +58,22 @@ def test_too_little_virtual_memory_is_named(tmp_path: Path) -> None:
     assert "ulimit -v" in done.stderr
 
 
+def test_a_run_is_read_in_little_virtual_memory_whatever_the_number_of_cpus() -> None:
+    """For each of these CPUs the libraries would reserve memory; measured commands are not told."""
+    limits = (1600 << 20, resource.RLIM_INFINITY)
+    many = {**os.environ, "POLARS_MAX_THREADS": "64"}
+    run = Path(__file__).parents[2] / "data" / "schema-1"
+    done = firstlight(
+        "report", str(run), env=many,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limits),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    help_ = firstlight(
+        "run", "--help", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (1 << 30,) * 2)
+    )
+    assert help_.returncode == 0
+
+
 def test_a_terminal_of_unknown_size_has_lines() -> None:
     done = firstlight("list", env={**os.environ, "COLUMNS": "0"})
     assert "container-creation" in done.stdout
