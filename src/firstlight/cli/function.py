@@ -210,6 +210,7 @@ def update(
 ) -> None:
     """Make a new version of a function. Options that are left out keep their values.
 
+    An empty --env, --volume, --secret or --directory ("") removes what was given before.
     The previous version answers its pending requests. A failed update changes nothing. If code and
     settings are the same, there is no new version.
     """
@@ -483,11 +484,13 @@ def _given(
     if "memory" in fields:
         fields["memory"] = _bytes(str(fields["memory"]))
     if volumes is not None:
-        fields["volumes"] = [_volume(word) for word in volumes]
+        fields["volumes"] = [_volume(word) for word in volumes if word]
     if secrets is not None:
-        fields["secrets"] = dict(map(_secret, secrets))
+        fields["secrets"] = dict(_secret(word) for word in secrets if word)
     if env is not None:
-        fields["environment"] = dict(_pair(word, "=", "--env", "NAME=VALUE") for word in env)
+        fields["environment"] = dict(
+            _pair(word, "=", "--env", "NAME=VALUE") for word in env if word
+        )
     if http is not None:
         fields |= {"kind": "http", "port": http}
     fields |= {key: value for key, value in (("handler", handler), ("kind", kind)) if value}

@@ -91,6 +91,46 @@ def test_what_replaces_an_images_own_settings_is_shown() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "reset",
+    [
+        b'{"Environment": {}}', b'{"Environment": {"Variables": {}}}', b'{"Description": ""}',
+        b'{"ImageConfig": {}}',
+        b'{"ImageConfig": {"EntryPoint": [], "Command": [], "WorkingDirectory": ""}}',
+        b'{"Layers": []}', b'{"VpcConfig": {"SubnetIds": [], "SecurityGroupIds": []}}',
+        b'{"FileSystemConfigs": []}', b'{"DeadLetterConfig": {"TargetArn": ""}}',
+    ],
+)  # fmt: skip
+def test_an_empty_member_resets_what_it_names_and_nothing_else(reset: bytes) -> None:
+    code = Code(source="docker://x", digest=f"sha256:{'0' * 64}", size=1, trees=(1,))
+    own = ImageSettings(entrypoint=["/entry"], cmd=["own"], env=["OWN=1"], working_dir="/task")
+    before = Settings(
+        environment={"A": "1"}, description="text", entrypoint=("/other",), arguments=("word",),
+        directory="/other", timeout=7.0,
+    )  # fmt: skip
+
+    def shown(given: Settings) -> dict[str, object]:
+        revision = settings.made("f", 1, given, code, own, "")
+        function = Registration(name="f", revisions={LATEST: revision})
+        answer = lambda_shapes.configuration(function, revision)
+        command, directory = revision.version.command, revision.version.directory
+        answer |= {"ran": (command, directory, revision.version.environment)}
+        return {key: value for key, value in answer.items() if key != "LastModified"}
+
+    asked = msgspec.json.decode(reset, type=lambda_shapes.Configuration)
+    after = shown(settings.merged(before, asked.settings()))
+    expected = shown(before)
+    if b"Environment" in reset:
+        del expected["Environment"]
+        expected["ran"] = (("/other", "word"), "/other", {"OWN": "1"})
+    if b"Description" in reset:
+        expected["Description"] = ""
+    if b"ImageConfig" in reset:
+        del expected["ImageConfigResponse"]
+        expected["ran"] = (("/entry", "own"), "/task", {"OWN": "1", "A": "1"})
+    assert after == expected
+
+
 @pytest.mark.parametrize("handler", ["app", "app:", ":main", "", ".main"])
 def test_what_names_no_handler_is_refused(handler: str) -> None:
     with pytest.raises(Failed, match="does not name a handler"):

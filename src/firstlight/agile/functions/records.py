@@ -13,7 +13,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A function's settings; UNSET ones are unchanged, or get their defaults.
 
     ``command`` is the argument vector of kinds ``command`` and ``http``. For an image,
-    ``entrypoint`` and ``arguments`` replace the image's own. Sizes are in bytes, times in seconds.
+    ``entrypoint``, ``arguments`` and ``directory`` replace the image's own, unless they are empty.
+    Sizes are in bytes, times in seconds.
     """
 
     kind: Kind | UnsetType = UNSET

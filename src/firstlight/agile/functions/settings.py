@@ -46,6 +46,8 @@ def made(
                     "keep_warm", "warm", "per_instance", "network", "port", "volumes", "secrets")
         if (value := getattr(settings, key)) is not UNSET
     }  # fmt: skip
+    if not settings.directory:
+        fields.pop("directory", None)  # the image's own again, or that of its kind
     command = settings.command or ()
     handler = settings.handler or ""
     kind = settings.kind or _kind(code, own, only_command=bool(command and not handler))

@@ -128,11 +128,10 @@ class Configuration(_Shape, frozen=True):
         }  # fmt: skip
         if self.ephemeral_storage:
             given["scratch"] = self.ephemeral_storage.size * _MIB
-        if self.image_config:
+        if self.image_config is not None:  # it replaces the one before as a whole
             given["entrypoint"] = tuple(self.image_config.entry_point or ())
             given["arguments"] = tuple(self.image_config.command or ())
-            if self.image_config.working_directory:
-                given["directory"] = self.image_config.working_directory
+            given["directory"] = self.image_config.working_directory or ""
         if self.runtime is not None:
             given["kind"] = _kind(self.runtime)
         return Settings(**{key: value for key, value in given.items() if value is not None})
