@@ -207,10 +207,14 @@ class Function(Struct, frozen=True, kw_only=True):
 
 
 class Ended(Struct, frozen=True, kw_only=True):
-    """How an instance ended: its exit status, or the signal that killed it. CPU times in ns."""
+    """How an instance ended: its exit status, or the signal that killed it. CPU times in ns.
+
+    ``lost``: it was killed from outside, with its node or alone, and its function is not at fault.
+    """
 
     status: int | None = None
     signal: int | None = None
+    lost: bool = False
     out_of_memory: bool = False
     timed_out: bool = False
     user_ns: int = 0
@@ -310,7 +314,7 @@ class HandlerFailed(Failed):
 
 
 class NodeFailed(Failed):
-    """The node failed while a function was called; the function is not at fault."""
+    """The node or an instance was ended while a function was called, which is not at fault."""
 
 
 class Counts(Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 
 from firstlight.agile.config import Events
+from firstlight.agile.function import NodeFailed
 from firstlight.agile.functions import events as queues
 from firstlight.agile.functions.errors import DiskFull
 from firstlight.agile.functions.events import Queue
@@ -138,6 +140,31 @@ def test_a_dead_letter_that_cannot_be_written_is_not_tried_without_end(
         assert tried.count("bad") == 1
 
     with_queue(store, tmp_path / "none" / "dead.jsonl", Events(retries=0), answer, main)
+
+
+def test_an_event_whose_node_ended_is_retried_although_its_function_may_not_fail(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not without end: an event may be what ends the node."""
+    monkeypatch.setattr(queues, "_BUSY_SECONDS", 0.001)
+    tried: Counter[str] = Counter()
+
+    async def answer(queued: Event) -> Answer:
+        tried[queued.id] += 1
+        if queued.id == "ends it" or tried[queued.id] < 3:
+            raise NodeFailed("the instance was killed by SIGKILL")
+        return Answer(payload=b"1")
+
+    async def main(queue: Queue) -> None:
+        await queue.accept(event("good"))
+        await queue.accept(event("ends it"))
+        while await queue.waiting():
+            await asyncio.sleep(0.01)
+
+    letters = tmp_path / "dead.jsonl"
+    with_queue(store, letters, Events(retries=0), answer, main)
+    assert tried == {"good": 3, "ends it": 5}
+    assert [json.loads(line)["request"] for line in letters.read_text().splitlines()] == ["ends it"]
 
 
 def test_a_full_disk_is_logged_in_a_line(

@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from firstlight.agile.config import Events
+from firstlight.agile.function import NodeFailed
 from firstlight.agile.functions.errors import NotFound
 from firstlight.agile.functions.records import Event
 from firstlight.agile.functions.store import Excluded, Store
@@ -155,7 +156,7 @@ class Queue:
             return
         # Counted before the attempt: an event that ends the process must not be retried for ever.
         await asyncio.to_thread(self._store.postpone, event.id, attempts, event.due)
-        reason = ""
+        reason, ended = "", False
         try:
             answer = await self._answer(event)
             if not answer.error:
@@ -171,7 +172,8 @@ class Queue:
             if isinstance(error, Throttled):  # it was not attempted
                 attempts -= 1
             delay = min(_BUSY_SECONDS * 2 ** min(attempts, 10), _BUSY_MOST)
-        if attempts > self._config.retries or self._is_old(event, delay):
+            ended = isinstance(error, NodeFailed)  # as when this process had ended
+        if (attempts > self._config.retries and not ended) or self._is_old(event, delay):
             await self._bury(event, attempts, reason)
         else:
             due = clock() + delay

@@ -17,6 +17,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack, suppress
 from typing import Any
 
+from msgspec.structs import replace
+
 from firstlight.agile import environment, seccomp
 from firstlight.agile.config import Config
 from firstlight.agile.function import Counts, Ended, Function, Listed
@@ -506,10 +508,7 @@ class Instances:
             entry.running -= 1
         self._stock.cgroup_ended(event.cgroup, cgroup)
         instance = self._running.remove(event.id)
-        ended = Ended.of(
-            event.status, bool(event.flags & wire.OUT_OF_MEMORY), event.user, event.system,
-            bool(event.flags & wire.TIMED_OUT),
-        )  # fmt: skip
+        ended = _how(event, instance.function if instance else None)
         if instance and event.verb == EventVerb.ENDED:
             self.history.ended(instance, ended)
         if instance and instance.function.ports and instance.address:
@@ -572,3 +571,19 @@ class Instances:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _how(event: Event, function: Function | None) -> Ended:
+    """How an instance ended.
+
+    The first process of a PID namespace cannot kill itself by SIGKILL; in a reused sandbox an
+    instance is not the first.
+    """
+    limits = wire.OUT_OF_MEMORY | wire.TIMED_OUT
+    is_first = function is not None and function.reuse != "sandbox"
+    ended = Ended.of(
+        event.status, bool(event.flags & wire.OUT_OF_MEMORY), event.user, event.system,
+        bool(event.flags & wire.TIMED_OUT),
+    )  # fmt: skip
+    lost = is_first and ended.signal == signal.SIGKILL and not event.flags & limits
+    return replace(ended, lost=lost)

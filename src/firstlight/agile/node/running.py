@@ -17,6 +17,7 @@ from firstlight.agile.node.wire import Answer
 from firstlight.errors import Failed
 
 _ENDED_KEPT = 1024
+_LOST = Ended(signal=signal.SIGKILL, lost=True)
 _IDENTITY = re.compile(r"[0-9]{1,20}")
 
 
@@ -62,7 +63,7 @@ class Running:
         if self._node():
             self._running[number] = instance
         else:
-            instance.ended.set_result(Ended(signal=signal.SIGKILL))
+            instance.ended.set_result(_LOST)
         return instance
 
     def answered(self, answer: Answer, function: Function) -> Instance:
@@ -100,9 +101,9 @@ class Running:
         """Note that all have ended with their node."""
         running, self._running = self._running, {}
         for instance in running.values():
-            self.history.ended(instance, Ended(signal=signal.SIGKILL))
+            self.history.ended(instance, _LOST)
             if not instance.ended.done():
-                instance.ended.set_result(Ended(signal=signal.SIGKILL))
+                instance.ended.set_result(_LOST)
         for deadline in self._deadlines.values():
             deadline.cancel()
         self._deadlines.clear()

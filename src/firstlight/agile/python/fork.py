@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from struct import pack, unpack_from
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
@@ -21,9 +21,13 @@ from firstlight.agile.output import Output, pipes
 from firstlight.agile.python.place import Place
 from firstlight.errors import Failed
 
+if TYPE_CHECKING:
+    from firstlight.agile.python.interpreter import Interpreter
+
 ANSWER_MOST = 8 << 20
 _OUTPUT_MOST = 1 << 16
 _END_SECONDS = 1.0
+_KIND = "Runtime.HandlerError"
 _PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 8  # Linux 6.15
 
 
@@ -52,9 +56,10 @@ class Fork:
 
     def __init__(
         self, name: str, place: Place, events: socket.socket, outputs: list[Output],
-        expected: verify.Expected | None = None,
+        expected: verify.Expected | None = None, zygote: "Interpreter | None" = None,
     ) -> None:  # fmt: skip
         """Takes over ``events`` and ``outputs``."""
+        self.zygote = zygote
         self.name, self.place, self.outputs, self.expected = name, place, outputs, expected
         self.given: list[int] = []
         self.pid = self.pidfd = self._note = -1
@@ -92,10 +97,12 @@ class Fork:
         except (OSError, ValueError):
             line = b""
         if not line:
-            raise Failed(f"a fork of {self.name} ended before it was ready")
+            raise HandlerFailed(
+                "Runtime.ExitError", f"a fork of {self.name} ended before it was ready"
+            )
         answer = self.parsed(line)
         if answer.ready is None:
-            raise Failed(f"cannot fork {self.name}: {answer.failed}")
+            raise HandlerFailed(_KIND, f"cannot fork {self.name}: {answer.failed}")
 
     async def has_ended(self) -> bool:
         """Whether all that held its end of the socket are gone, as when it was killed.
@@ -114,7 +121,9 @@ class Fork:
         try:
             self.pid, self.pidfd = pid, os.pidfd_open(pid)
         except OSError as error:
-            raise Failed(f"a fork of {self.name} ended before it was ready") from error
+            raise HandlerFailed(
+                "Runtime.ExitError", f"a fork of {self.name} ended before it was ready"
+            ) from error
         assert self.expected
         verify.check(f"a fork of {self.name}", pid, self.expected, zygote)
 
@@ -181,8 +190,10 @@ class Fork:
         try:
             return _lines.decode(line)
         except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-            raise Failed(f"{self.name} wrote something other than an answer: {error}",
-                         "leave descriptor 3 to the runtime") from None  # fmt: skip
+            raise HandlerFailed(
+                _KIND, f"{self.name} wrote something other than an answer: {error}",
+                "leave descriptor 3 to the runtime",
+            ) from None  # fmt: skip
 
     def close(self) -> None:
         """End it and stop reading; the place keeps its parts."""
@@ -200,7 +211,7 @@ class Fork:
             output.close()
 
 
-def made(name: str, place: Place, expected: verify.Expected) -> Fork:
+def made(name: str, place: Place, expected: verify.Expected, zygote: "Interpreter") -> Fork:
     """Prepare a fork. Raises Failed, OSError."""
     with ExitStack() as failed:
         outputs, [null, *streams] = pipes()
@@ -215,7 +226,7 @@ def made(name: str, place: Place, expected: verify.Expected) -> Fork:
         failed.callback(theirs.close)
         spaces = place.open()
         failed.pop_all()
-    fork = Fork(name, place, events, outputs, expected)
+    fork = Fork(name, place, events, outputs, expected, zygote)
     fork.given = [theirs.detach(), *streams, *spaces]
     return fork
 

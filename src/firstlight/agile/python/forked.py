@@ -4,8 +4,10 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from firstlight.agile.function import Ended
 from firstlight.agile.python.fork import Fork, Line
@@ -19,8 +21,12 @@ _LONG, _DIGITS_MOST = 1 << 63, 30  # a C long; more digits cannot be one
 class Forked:
     """One fork. ``ended`` and ``network`` are those of an ``Instance``."""
 
-    def __init__(self, fork: Fork, warm: bool, ran_out_of_memory: Callable[[], bool]) -> None:
-        self._fork, self._ran_out_of_memory = fork, ran_out_of_memory
+    def __init__(
+        self, fork: Fork, warm: bool, ran_out_of_memory: Callable[[], bool],
+        is_lost: Callable[[], Awaitable[bool]],
+    ) -> None:  # fmt: skip
+        """``is_lost`` tells whether the fork, without an answer, was killed from outside."""
+        self._fork, self._ran_out_of_memory, self._is_lost = fork, ran_out_of_memory, is_lost
         self.warm, self.pid = warm, fork.pid
         self.stamps = {"forked": time.monotonic_ns()}
         loop = asyncio.get_running_loop()
@@ -33,7 +39,10 @@ class Forked:
         """Send its handler's event, and handle its end."""
         ended = Ended(signal=9)
         try:
-            ended = _ended(await self._fork.run(line), self._ran_out_of_memory())
+            end = await self._fork.run(line)
+            ended = _ended(end, self._ran_out_of_memory())
+            if ended.signal and not ended.out_of_memory and await self._is_lost():
+                ended = replace(ended, lost=True)
         finally:
             discard(self._fork)
             self.ended.set_result(ended)

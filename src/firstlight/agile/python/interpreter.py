@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from firstlight.agile import seccomp, verify
-from firstlight.agile.function import Function
+from firstlight.agile.function import Function, HandlerFailed, NodeFailed
 from firstlight.agile.instance import Instance
 from firstlight.agile.link import is_passing, rights
 from firstlight.agile.node import kept
@@ -42,6 +42,7 @@ _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
 _SHARED = re.compile(
     rb"\n[^\n ]+ ...s [^\n]*"
 )  # begins with the words that are quickest to search for
+_KIND = "Runtime.HandlerError"
 _log = logging.getLogger(__name__)
 
 
@@ -90,6 +91,16 @@ class Interpreter:
     def pid(self) -> int:
         """Its pid on the host."""
         return self.instance.pid
+
+    async def is_lost(self) -> bool:
+        """Whether it has been killed from outside, or by the runtime, and its forks with it."""
+        if not self.instance.ended.done():
+            try:
+                verify.check_alive(self.pid)
+                return False
+            except OSError:  # its end is on its way
+                await asyncio.wait((self.instance.ended,), timeout=_END_SECONDS)
+        return self.instance.ended.done() and self.instance.ended.result().lost
 
     @property
     def is_up(self) -> bool:
@@ -171,8 +182,8 @@ class Interpreter:
         assert self.home
         if others := self._groups.processes(self.home) - {self.pid}:
             names = ", ".join(sorted(filter(None, map(_name, others))))
-            raise Failed(f"importing {name} left processes running: {names}",
-                         "start them in the handler")  # fmt: skip
+            raise Unconfined(f"importing {name} left processes running: {names}",
+                             "start them in the handler")  # fmt: skip
         await asyncio.to_thread(self.check)
         await asyncio.to_thread(self._take_sources, files, directories)
         if self._drain.text:
@@ -227,19 +238,24 @@ class Interpreter:
             try:
                 report = _reports.decode(message)
             except (msgspec.MsgspecError, ValueError) as error:
-                raise Failed(f"cannot import {name}: its message violates the protocol: {error!r}",
-                             self.words) from None  # fmt: skip
+                raise self._forged(f": {error!r}") from None
             if report.failed is not None:
                 raise ImportFailed(f"cannot import {name}: {report.failed.rstrip()}", self.words)
             named = [*report.files, *(report.imported or ())]
             if any("\0" in path for path in named) or not (report.files or report.imported):
-                raise Failed(f"cannot import {name}: its message violates the protocol", self.words)
+                raise self._forged()
             files += report.files
             if len(files) > _FILES_MOST:
-                raise Failed(f"{name} imports more than {_FILES_MOST} files")
+                raise HandlerFailed(_KIND, f"{name} imports more than {_FILES_MOST} files")
             if report.imported is not None:
                 return files, report.imported
             await asyncio.sleep(0)  # a socket that is never empty would block the loop
+
+    def _forged(self, how: str = "") -> HandlerFailed:
+        name = self._function.handler
+        return HandlerFailed(
+            _KIND, f"cannot import {name}: its message violates the protocol{how}", self.words
+        )
 
     def _take_sources(self, files: list[str], directories: list[str]) -> None:
         """Record the files that it has loaded. Blocks."""
@@ -254,11 +270,13 @@ class Interpreter:
         await self._drain.end()
         with suppress(TimeoutError):
             ended = await asyncio.wait_for(self.instance.wait(), _END_SECONDS)
+            if ended.lost:
+                return NodeFailed(f"importing {name} ended: {ended}", "try again")
             if ended.out_of_memory:
                 return ImportFailed(f"importing {name} exceeded the memory limit",
                                     f"the limit is {self._function.memory} bytes")  # fmt: skip
             return ImportFailed(f"importing {name} ended the interpreter: {ended}", self.words)
-        return Failed(f"importing {name} closed its control socket", self.words)
+        return HandlerFailed(_KIND, f"importing {name} closed its control socket", self.words)
 
     async def send(self, message: bytes, descriptors: list[int]) -> None:
         """Send it a request. Raises Failed if it is gone, or does not read."""

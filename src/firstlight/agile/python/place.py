@@ -43,6 +43,17 @@ class Place:
         self.left.set()
 
     @property
+    def is_killed(self) -> bool:
+        """Whether its PID 1 is ending, although the runtime has not ended it."""
+        if self.hold.fileno() < 0:
+            return False
+        try:
+            verify.check_alive(self.pid)
+        except OSError:
+            return True
+        return False
+
+    @property
     def is_alive(self) -> bool:
         """Whether its PID 1 is alive."""
         with suppress(OSError):

@@ -121,7 +121,9 @@ class Zygote:
         try:
             line = msgspec.json.encode(event) + b"\n"
         except (UnicodeEncodeError, TypeError, RecursionError) as error:
-            raise Failed(f"the event of {handler} is not JSON: {error}") from error
+            raise HandlerFailed(
+                "Runtime.UnmarshalError", f"the event of {handler} is not JSON: {error}"
+            ) from error
         with self._resources.gate:
             fork, warm = await self._taken()
         node = self._resources.instances.pid
@@ -141,8 +143,10 @@ class Zygote:
                     f"{handler} exceeded its memory limit of {self.function.memory >> 20} MiB",
                     output=fork.written(),
                 ) from None  # fmt: skip
-            if await self._has_lost(node):
-                raise NodeFailed(f"the node ended while {handler} ran", "try again") from error
+            if await self._is_lost(fork, node):
+                raise NodeFailed(
+                    f"the instance, or its node, was ended while {handler} ran", "try again"
+                ) from error
             if isinstance(error, HandlerFailed):
                 error.output = fork.written()
             raise
@@ -163,9 +167,11 @@ class Zygote:
         """Make an instance that fetches events, with these variables added. Raises Failed."""
         with self._resources.gate:
             fork, warm = await self._works(self._taken())
+        node = self._resources.instances.pid
         forked = Forked(
-            fork, warm, lambda: self._resources.cgroups.ran_out_of_memory(fork.place.cgroup)
-        )
+            fork, warm, lambda: self._resources.cgroups.ran_out_of_memory(fork.place.cgroup),
+            lambda: self._is_lost(fork, node),
+        )  # fmt: skip
         line = msgspec.json.encode(environment) + b"\n"
         self._task(self._works(forked.run(line, self._discard)))
         return forked
@@ -191,7 +197,7 @@ class Zygote:
                 "return None, booleans, finite numbers, text, lists or dicts",
             )
         if answer.began is None:
-            raise Failed(f"{handler} failed: {answer.failed}")
+            raise HandlerFailed("Runtime.HandlerError", f"{handler} failed: {answer.failed}")
         try:
             return msgspec.Raw(msgspec.json.encode(answer.result))
         except (UnicodeEncodeError, RecursionError) as error:
@@ -209,6 +215,13 @@ class Zygote:
             if not await self._has_lost(node):
                 raise
         return await self._take()
+
+    async def _is_lost(self, fork: Fork, node: int) -> bool:
+        """Whether a fork that did not answer was killed from outside its sandbox."""
+        if fork.place.hold.fileno() < 0:
+            return False
+        zygote_lost = fork.zygote is not None and await fork.zygote.is_lost()
+        return zygote_lost or fork.place.is_killed or await self._has_lost(node)
 
     async def _has_lost(self, node: int) -> bool:
         return not self._closing and await self._resources.instances.has_lost(node)
@@ -362,7 +375,8 @@ class Zygote:
         assert up is not None
         try:
             function = self.function
-            fork = made(function.handler, place, place.expected(*up.identity, up.filters + 1))
+            expected = place.expected(*up.identity, up.filters + 1)
+            fork = made(function.handler, place, expected, up)
             try:
                 fork.keep(self._resources.instances.keep, up.instance.number)
                 await fork.listen()
@@ -474,6 +488,7 @@ class Zygote:
     async def _ready_fork(self) -> Fork:
         async with self._forking:
             fork, up = await self._announced(), self._up
+            node = self._resources.instances.pid
             try:
                 if up is None:
                     raise self._gone()
@@ -485,7 +500,11 @@ class Zygote:
             except BaseException as error:
                 if isinstance(error, TimeoutError):
                     name, seconds = self.function.handler, self.function.timeout
-                    error = Failed(f"a fork of {name} was not ready in {seconds} s")
+                    error = HandlerFailed(
+                        "Sandbox.Timedout", f"a fork of {name} was not ready in {seconds} s"
+                    )
+                elif isinstance(error, HandlerFailed) and await self._is_lost(fork, node):
+                    error = self._gone()
                 if up:
                     if isinstance(error, Failed):
                         error.hint = error.hint or up.words
@@ -507,7 +526,10 @@ class Zygote:
         except OSError as error:
             raise self._gone(error) from error
         if not pids and await fork.has_ended():
-            raise Failed(f"a fork of {self.function.handler} ended before it was ready")
+            raise HandlerFailed(
+                "Runtime.ExitError",
+                f"a fork of {self.function.handler} ended before it was ready",
+            )
         raise Unconfined(f"the zygote of {self.function.handler} did not make exactly one process",
                          "the import must not change os.fork or start processes")  # fmt: skip
 

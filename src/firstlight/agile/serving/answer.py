@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from firstlight.agile.function import Ended
+from firstlight.agile.function import Ended, NodeFailed
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.errors import Failed
 
@@ -101,7 +101,11 @@ def timed_out(seconds: float) -> str:
 def ending(ended: Ended, memory: int, output: bytes = b"") -> tuple[str, str]:
     """The error type of an instance that ended before it answered, and the message, with the last
     line of its output.
+
+    Raises NodeFailed if it was killed from outside.
     """
+    if ended.lost:
+        raise NodeFailed(f"the instance was {ended}", "try again")
     if ended.out_of_memory:
         kind, text = (
             "Runtime.OutOfMemory",

@@ -69,7 +69,9 @@ class Kept:
         return not self.instance.ended.done()
 
     async def open(self) -> None:
-        """Wait until it asks for its first event. Raises InitFailed, Failed."""
+        """Wait until it asks for its first event. Raises InitFailed, Failed; NodeFailed if it is
+        killed from outside.
+        """
         seconds = max(INIT_SECONDS, self.version.timeout)
         error: Reply | None = None
         try:
@@ -114,7 +116,8 @@ class Kept:
         """Its answer to an event, or its error. Raises Lost if it ended before it fetched the
         event.
 
-        An instance that does not answer in time, or whose caller has gone, is ended.
+        An instance that does not answer in time, or whose caller has gone, is ended. Raises
+        NodeFailed for one that is killed from outside.
         """
         cold, self._events = self._events == 0 and not self.was_ahead, self._events + 1
         before, began = self._log.size, time.monotonic_ns()
@@ -151,7 +154,7 @@ class Kept:
         return answer
 
     async def _ending(self, before: int = 0) -> tuple[str, str]:
-        """How it ended, with the last line logged after this size."""
+        """How it ended, with the last line logged after this size. Raises NodeFailed."""
         ended = await self.instance.wait()
         return ending(ended, self.version.memory, self._log.since(before))
 

@@ -6,7 +6,7 @@ import time
 
 import msgspec
 
-from firstlight.agile.function import Ended, Function, HandlerFailed, NodeFailed
+from firstlight.agile.function import Ended, Function, HandlerFailed
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.output import Output, pipes
 from firstlight.agile.python.drain import Drain
@@ -21,6 +21,7 @@ from firstlight.agile.serving.answer import (
     too_long,
     with_last_line,
 )
+from firstlight.agile.verify import Unconfined
 from firstlight.errors import Failed
 
 
@@ -37,7 +38,7 @@ def definition(version: FunctionVersion) -> Function:
 async def run_command(runtime: Runtime, version: FunctionVersion, event: bytes) -> Answer:
     """Answer by a command: the event is its standard input, the answer its standard output.
 
-    Raises Failed if it cannot be started.
+    Raises Failed if it cannot be started, NodeFailed if it is killed from outside.
     """
     requested = time.monotonic_ns()
     [output, errors], streams = pipes()
@@ -122,7 +123,7 @@ def handler_definition(version: FunctionVersion) -> Function:
 async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes) -> Answer:
     """Answer by a handler with one argument, in a fork of a warm interpreter or in a module.
 
-    Raises NodeFailed.
+    Raises Failed for what is not the function's failure.
     """
     function = handler_definition(version)
     requested = time.monotonic_ns()
@@ -142,9 +143,7 @@ async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes)
         return failure(answer, error.kind, text, error.trace)
     except ImportFailed as error:
         return failure(Answer(payload=b""), "Runtime.ImportModuleError", error.message)
-    except NodeFailed:
-        raise
-    except Failed as error:
+    except Unconfined as error:
         return failure(Answer(payload=b""), "Runtime.HandlerError", error.message)
     answer = Answer(
         payload=bytes(result.value), log_tail=(result.stdout + result.stderr).encode(),

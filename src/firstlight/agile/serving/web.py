@@ -9,7 +9,7 @@ from contextlib import suppress
 import httpx
 import msgspec
 
-from firstlight.agile.function import Function
+from firstlight.agile.function import Function, NodeFailed
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.instance import Instance
 from firstlight.agile.link import is_readable
@@ -81,7 +81,10 @@ class WebInstance:
 
     async def ended(self) -> Failed:
         """How it ended, with the last line that it wrote."""
-        _, text = ending(await self.instance.wait(), self.version.memory)
+        try:
+            _, text = ending(await self.instance.wait(), self.version.memory)
+        except NodeFailed as error:
+            return error
         return Failed(f"{self.version.name}: {text}", self._hint())
 
     def _hint(self) -> str:

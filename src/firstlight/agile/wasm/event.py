@@ -7,23 +7,23 @@ import msgspec
 from firstlight.agile.function import Function, HandlerFailed, Result
 from firstlight.agile.wasm import wire
 from firstlight.agile.wasm.wire import Outcome, Reply
-from firstlight.errors import Failed
 
 WORDS_MOST = 500
+_KIND = "Runtime.HandlerError"
 
 
 def encoded(function: Function, event: object) -> bytes:
-    """An event for a function's handler. Raises Failed."""
+    """An event for a function's handler. Raises HandlerFailed, Failed."""
     name = function.handler
     if name == "_start":
         return wire.event(stdin=b"" if event is None else msgspec.json.encode(event))
     event = [] if event is None else event
     if not isinstance(event, list) or not all(type(n) in (int, float) for n in event):
-        raise Failed(f"{name} takes numbers", "write the event as [1, 2]")
+        raise HandlerFailed(_KIND, f"{name} takes numbers", "write the event as [1, 2]")
     return wire.event(event)
 
 
-def result(function: Function, reply: Reply, requested: int, warm: bool) -> Result | Failed:
+def result(function: Function, reply: Reply, requested: int, warm: bool) -> Result | HandlerFailed:
     """The result of an event."""
     name = function.handler
     returned = reply.outcome is Outcome.RETURNED or (
@@ -33,8 +33,8 @@ def result(function: Function, reply: Reply, requested: int, warm: bool) -> Resu
         return _failure(function, reply)
     values = reply.values
     if not all(math.isfinite(value) for value in values):
-        return Failed(f"{name} returned {', '.join(map(str, values))}",
-                      "JSON has no such number")  # fmt: skip
+        return HandlerFailed(_KIND, f"{name} returned {', '.join(map(str, values))}",
+                             "JSON has no such number")  # fmt: skip
     value = None if not values else values[0] if len(values) == 1 else values
     return Result(
         value=msgspec.Raw(msgspec.json.encode(value)), requested=requested, warm=warm,
@@ -42,14 +42,13 @@ def result(function: Function, reply: Reply, requested: int, warm: bool) -> Resu
     )  # fmt: skip
 
 
-def _failure(function: Function, reply: Reply) -> Failed:
+def _failure(function: Function, reply: Reply) -> HandlerFailed:
     name = function.handler
     hint = f"it wrote: {reply.stderr[-WORDS_MOST:]}" if reply.stderr else None
     match reply.outcome:
         case Outcome.REFUSED:
-            return Failed(
-                f"{name} {reply.text}", "write the event as its arguments, such as [1, 2]"
-            )
+            kind, what = _KIND, reply.text
+            hint = "write the event as its arguments, such as [1, 2]"
         case Outcome.LATE:
             kind, what = "Sandbox.Timedout", f"did not answer in {function.timeout} s"
         case Outcome.EXITED:
@@ -57,5 +56,5 @@ def _failure(function: Function, reply: Reply) -> Failed:
         case Outcome.TRAPPED:
             kind, what = "Runtime.Trap", f"trapped: {reply.text}"
         case _:
-            return Failed(f"cannot make an instance of {name}: {reply.text}", hint)
+            return HandlerFailed(_KIND, f"cannot make an instance of {name}: {reply.text}", hint)
     return HandlerFailed(kind, f"{name} {what}", hint, output=reply.stdout + reply.stderr)

@@ -22,7 +22,7 @@ from typing import Protocol
 
 import msgspec
 
-from firstlight.agile.function import Ended, Function, HandlerFailed, Result
+from firstlight.agile.function import Ended, Function, HandlerFailed, NodeFailed, Result
 from firstlight.agile.parts.assembled import assemble
 from firstlight.agile.single_flight import shared
 from firstlight.agile.wasm import event as wasm_event
@@ -167,8 +167,11 @@ class Wasm:
             except BaseException as error:
                 worker.kill()
                 if isinstance(error, TimeoutError):
-                    raise Failed(f"compiling {function.rootfs} took more than {seconds} s",
-                                 "give the function more time or CPUs") from None  # fmt: skip
+                    raise HandlerFailed(
+                        "Runtime.HandlerError",
+                        f"compiling {function.rootfs} took more than {seconds} s",
+                        "give the function more time or CPUs",
+                    ) from None
                 raise
             worker.keep(function, identity)
             return self._serves(serving)
@@ -255,14 +258,22 @@ class Wasm:
         again = "the next request starts another"
         if ended.status == _REFUSED:
             what, _, remedy = words.partition("\n")
-            return Failed(f"cannot run the module {path}: {what}", remedy or None)
+            return HandlerFailed(
+                "Runtime.HandlerError", f"cannot run the module {path}: {what}", remedy or None
+            )
         if ended.out_of_memory:
             limit = _definition(self.function).memory
-            return Failed(f"the worker of {name} exceeded its memory limit",
-                          f"the limit is {limit} bytes: {self.function.memory} for each of "
-                          f"{THREADS} instances, {WORKER_BYTES} for the compiler")  # fmt: skip
-        return Failed(f"the worker of {name} ended: {ended}",
-                      f"it wrote: {words[-WORDS_MOST:]}; {again}" if words else again)  # fmt: skip
+            return HandlerFailed(
+                "Runtime.OutOfMemory", f"the worker of {name} exceeded its memory limit",
+                f"the limit is {limit} bytes: {self.function.memory} for each of "
+                f"{THREADS} instances, {WORKER_BYTES} for the compiler",
+            )  # fmt: skip
+        what, hint = f"the worker of {name} ended: {ended}", again
+        if words:
+            hint = f"it wrote: {words[-WORDS_MOST:]}; {again}"
+        return NodeFailed(what, hint) if ended.lost else HandlerFailed(
+            "Runtime.ExitError", what, hint
+        )  # fmt: skip
 
     def _task(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
