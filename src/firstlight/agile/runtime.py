@@ -170,9 +170,8 @@ class Runtime:
         try:
             await self._instances.publish(instance)
             if function.ready is not None and instance.stdout:
-                await asyncio.wait_for(
-                    instance.stdout.until(function.ready.encode()), function.timeout
-                )
+                async with asyncio.timeout(function.timeout):
+                    await instance.stdout.until(function.ready.encode())
         except BaseException as error:
             await instance.stop()
             if isinstance(error, TimeoutError):

@@ -122,7 +122,8 @@ class Queue:
             full = len(self._running) >= _AT_ONCE
             wait = None if later is None or full else max(later - clock(), 0.0)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._news.wait()
 
     def _excluded(self) -> Excluded:
         """The events being answered, and the functions whose events must wait."""

@@ -88,7 +88,8 @@ class Addresses:
             self._swept.clear()
             self._hurry.set()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._swept.wait(), GONE_SECONDS)
+                async with asyncio.timeout(GONE_SECONDS):
+                    await self._swept.wait()
         return number
 
     def hold(self, number: int) -> None:
@@ -114,7 +115,8 @@ class Addresses:
         while self._left:
             self._hurry.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), rest)
+                async with asyncio.timeout(rest):
+                    await self._hurry.wait()
             began = time.monotonic()
             numbers = self._left[: nethelper.RANGES_MAX]
             ranges = [(self._range[n], self._range[n], self._first + n) for n in numbers]

@@ -56,7 +56,8 @@ class GenericSandboxes:
             self._changed.clear()
             left = until - time.monotonic()
             try:
-                await asyncio.wait_for(self._changed.wait(), max(0.0, left))
+                async with asyncio.timeout(max(0.0, left)):
+                    await self._changed.wait()
             except TimeoutError:
                 raise Failed(f"{node.waiting} of {count} sandboxes are ready",
                              "see the runtime's log") from None  # fmt: skip

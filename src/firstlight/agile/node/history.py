@@ -62,7 +62,8 @@ class History:
         while self._serial <= serial and (left := until - time.monotonic()) > 0:
             self._more.clear()
             try:
-                await asyncio.wait_for(self._more.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._more.wait()
             except TimeoutError:
                 break
         return [event for event in self._events if event.serial > serial]

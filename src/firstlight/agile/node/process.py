@@ -225,7 +225,8 @@ class Node:
 
     async def _answered(self, future: asyncio.Future[None]) -> None:
         try:
-            await asyncio.wait_for(asyncio.shield(future), liveness.HANG_SECONDS)
+            async with asyncio.timeout(liveness.HANG_SECONDS):
+                await asyncio.shield(future)
         except TimeoutError:
             raise liveness.hangs(self.pid) from None
 

@@ -110,7 +110,8 @@ class Fork:
         The zygote closes its own copy after the fork, unless its import keeps one.
         """
         try:
-            return not await asyncio.wait_for(self._reader.read(1), _END_SECONDS)
+            async with asyncio.timeout(_END_SECONDS):
+                return not await self._reader.read(1)
         except TimeoutError:
             return False
         except (OSError, ValueError):
@@ -137,7 +138,8 @@ class Fork:
             with suppress(Failed):
                 return self.parsed(answer)
         with suppress(TimeoutError):
-            return await asyncio.wait_for(_exit_status(self.pidfd), _END_SECONDS)
+            async with asyncio.timeout(_END_SECONDS):
+                return await _exit_status(self.pidfd)
         return None
 
     async def ask(self, line: bytes) -> tuple[Line, list[bytes]]:
@@ -175,7 +177,8 @@ class Fork:
             line = b""
         if not line:
             try:
-                status = await asyncio.wait_for(_exit_status(self.pidfd), _END_SECONDS)
+                async with asyncio.timeout(_END_SECONDS):
+                    status = await _exit_status(self.pidfd)
             except TimeoutError:
                 raise HandlerFailed(
                     "Runtime.ExitError", f"{self.name} closed its descriptor 3 and still runs",

@@ -135,8 +135,9 @@ class Interpreter:
         """Wait until it has done what an earlier manager requested; end it if it does not."""
         try:
             await self.send(b"sync", [])
-            receive = asyncio.get_running_loop().sock_recv(self._control, 64)
-            if await asyncio.wait_for(receive, _SETTLE_SECONDS) != b"sync":
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                answer = await asyncio.get_running_loop().sock_recv(self._control, 64)
+            if answer != b"sync":
                 raise Failed(f"the zygote of {self._function.handler} is not in order")
         except (Failed, OSError, TimeoutError) as error:
             _log.warning("the zygote of %s is ended: %s", self._function.handler, error)
@@ -269,7 +270,8 @@ class Interpreter:
         name = self._function.handler
         await self._drain.end()
         with suppress(TimeoutError):
-            ended = await asyncio.wait_for(self.instance.wait(), _END_SECONDS)
+            async with asyncio.timeout(_END_SECONDS):
+                ended = await self.instance.wait()
             if ended.lost:
                 return NodeFailed(f"importing {name} ended: {ended}", "try again")
             if ended.out_of_memory:

@@ -122,7 +122,8 @@ class Placer:
                 self._helper.send(b"\0", [theirs.fileno(), network.descriptor, *doors])
             loop = asyncio.get_running_loop()
             try:
-                report = await asyncio.wait_for(loop.sock_recv(hold, _REPORT.size), _SECONDS)
+                async with asyncio.timeout(_SECONDS):
+                    report = await loop.sock_recv(hold, _REPORT.size)
             except TimeoutError:
                 raise NodeFailed(f"a fork's sandbox was not ready in {_SECONDS} s") from None
             except OSError:

@@ -51,7 +51,8 @@ class Events:
         while self._waiting:
             payload, namespace, done = self._waiting[0]
             try:
-                await asyncio.wait_for(self._forward(payload, namespace), _ANSWER_SECONDS)
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    await self._forward(payload, namespace)
             except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
                 _log.debug("containerd's event socket %s: %s", self._address, error)
                 self._hang_up()
@@ -85,6 +86,7 @@ class Events:
         """Send waiting events for at most this time."""
         if self._task:
             with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._task), seconds)
+                async with asyncio.timeout(seconds):
+                    await asyncio.shield(self._task)
             self._task.cancel()
         self._hang_up()

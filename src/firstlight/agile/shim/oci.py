@@ -34,11 +34,13 @@ async def run(words: Sequence[str], streams: Sequence[int], seconds: float = _SE
         loop = asyncio.get_running_loop()
         loop.add_reader(watched, ended.set)
         try:
-            await asyncio.wait_for(ended.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await ended.wait()
         except BaseException:
             os.kill(pid, signal.SIGKILL)
             with suppress(TimeoutError):  # the kernel may hold it
-                await asyncio.wait_for(ended.wait(), _END_SECONDS)
+                async with asyncio.timeout(_END_SECONDS):
+                    await ended.wait()
             raise
         finally:
             loop.remove_reader(watched)
@@ -122,7 +124,8 @@ class Runtime:
         ready = asyncio.Event()
         try:
             loop.add_reader(file, ready.set)
-            await asyncio.wait_for(ready.wait(), _SECONDS)
+            async with asyncio.timeout(_SECONDS):
+                await ready.wait()
             if not os.read(file, 16):
                 raise Refused(Code.UNKNOWN, "cannot start a container that has ended")
         except TimeoutError as error:

@@ -95,7 +95,8 @@ async def park(names: Iterable[str]) -> Parked:
         with theirs:
             words = (str(native("shim-sandbox")), *names)
             await oci.run(words, (_NULL, _NULL, _NULL, theirs.fileno()))
-        data = await asyncio.wait_for(loop.sock_recv(ours, _PID.size), _SECONDS)
+        async with asyncio.timeout(_SECONDS):
+            data = await loop.sock_recv(ours, _PID.size)
         pid = _PID.unpack(data)[0] if len(data) == _PID.size else -1
         if pid <= 0:
             raise Refused(Code.INTERNAL, f"cannot make namespaces: {os.strerror(-pid)}")
@@ -252,7 +253,8 @@ class Sandboxes:
             with _descriptors(network) as descriptors:
                 socket.send_fds(parked.control, [message], descriptors)
             loop = asyncio.get_running_loop()
-            data = await asyncio.wait_for(loop.sock_recv(parked.control, _ANSWER.size), _SECONDS)
+            async with asyncio.timeout(_SECONDS):
+                data = await loop.sock_recv(parked.control, _ANSWER.size)
         if len(data) != _ANSWER.size:
             raise Refused(Code.INTERNAL, "the sandbox's process has ended")
         error, text = _ANSWER.unpack(data)
@@ -281,7 +283,8 @@ class Sandboxes:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(sandbox.pidfd, signal.SIGKILL)
             try:
-                await asyncio.wait_for(sandbox.ended.wait(), _SECONDS)
+                async with asyncio.timeout(_SECONDS):
+                    await sandbox.ended.wait()
             except TimeoutError as error:
                 raise Refused(Code.INTERNAL, "the sandbox's process does not end") from error
         if sandbox.pidfd >= 0:

@@ -84,7 +84,8 @@ class Streams:
         self._close_theirs()
         if self._console:
             loop = asyncio.get_running_loop()
-            peer, _ = await asyncio.wait_for(loop.sock_accept(self._console), _MASTER_SECONDS)
+            async with asyncio.timeout(_MASTER_SECONDS):
+                peer, _ = await loop.sock_accept(self._console)
             peer.settimeout(_MASTER_SECONDS)
             with peer:
                 _, descriptors, _, _ = await asyncio.to_thread(socket.recv_fds, peer, 4096, 1)
@@ -212,7 +213,8 @@ class Pump:
             if not waiting[0] and not self._rest:
                 return
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), 0.02)
+                async with asyncio.timeout(0.02):
+                    await self._ended.wait()
 
     def close(self) -> None:
         """Stop."""

@@ -353,9 +353,8 @@ class Tasks:
             container.oom_kills = kills
             event = messages.TaskOOM(container_id=container.id)
             with suppress(TimeoutError):  # containerd must learn of it before the exit
-                await asyncio.wait_for(
-                    asyncio.shield(self._events.publish(container.namespace, event)), _OOM_SECONDS
-                )
+                async with asyncio.timeout(_OOM_SECONDS):
+                    await asyncio.shield(self._events.publish(container.namespace, event))
         process.status = STOPPED
         if self.all.get((container.namespace, container.id)) is not container:  # undone meanwhile
             self._keeper.noted(process.pid)
@@ -417,7 +416,8 @@ class Tasks:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(live.pidfd, signal.SIGKILL)
         try:
-            await asyncio.wait_for(live.ended.wait(), _END_SECONDS)
+            async with asyncio.timeout(_END_SECONDS):
+                await live.ended.wait()
         except TimeoutError as error:
             raise Refused(Code.INTERNAL, f"container {container.id} does not end") from error
 

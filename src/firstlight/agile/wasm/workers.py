@@ -114,10 +114,9 @@ class Wasm:
         serving = await self._current()
         serving.used = since = time.monotonic()
         try:
-            replies = await asyncio.wait_for(
-                serving.channel.ask(encoded),
-                self.function.timeout * max(len(events), 1) + _GRACE_SECONDS,
-            )
+            seconds = self.function.timeout * max(len(events), 1) + _GRACE_SECONDS
+            async with asyncio.timeout(seconds):
+                replies = await serving.channel.ask(encoded)
         except TimeoutError:
             hangs = serving.channel.answered < since
             if hangs:
@@ -163,7 +162,8 @@ class Wasm:
             self._task(self._watch(serving))
             seconds = max(function.timeout, COMPILE_SECONDS)
             try:
-                await asyncio.wait_for(serving.channel.ask([]), seconds)
+                async with asyncio.timeout(seconds):
+                    await serving.channel.ask([])
             except BaseException as error:
                 worker.kill()
                 if isinstance(error, TimeoutError):
@@ -189,7 +189,8 @@ class Wasm:
             serving = _Serving(worker, Channel(connection, self.function.handler), identity)
             self._task(self._watch(serving))
             try:
-                await asyncio.wait_for(serving.channel.ask([]), _END_SECONDS)
+                async with asyncio.timeout(_END_SECONDS):
+                    await serving.channel.ask([])
             except BaseException:
                 worker.kill()
                 raise

@@ -87,7 +87,8 @@ async def _changes(board: Board) -> AsyncIterator[bytes]:
             await asyncio.sleep(_FASTEST_SECONDS)
             while not changed.is_set():
                 try:
-                    await asyncio.wait_for(changed.wait(), _ALIVE_SECONDS)
+                    async with asyncio.timeout(_ALIVE_SECONDS):
+                        await changed.wait()
                 except TimeoutError:
                     yield b":\n\n"
 
