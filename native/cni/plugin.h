@@ -57,8 +57,9 @@ extern const char *const call_versions[];
 int call_agent(struct call *call, bool waits, int descriptor, struct agent_answer *answer,
 	       int *received);
 
-/* Opens and enters the namespace of the call. ``*obstacle`` is why it cannot be replaced, or NULL. */
-int call_enter(struct call *call, int *namespace, const char **obstacle);
+/* Opens and enters the namespace of the call. ``*obstacle`` is why it cannot be replaced, or NULL;
+ * ``*is_attached`` is whether it has the call's interface. */
+int call_enter(struct call *call, int *namespace, const char **obstacle, bool *is_attached);
 
 /* Puts a namespace over that of the call: the path is never without one. -EOPNOTSUPP without a
  * reason in the call means that this kernel, or this mount, cannot do it. */

@@ -2,7 +2,6 @@
 #include "cni/plugin.h"
 #include "common/cleanup.h"
 #include "common/clock.h"
-#include "common/process.h"
 
 #include <ctype.h>
 #include <stdio.h>
@@ -55,11 +54,7 @@ static int load_args(struct call *call)
 		{"K8S_POD_NAME", request->pod, sizeof request->pod},
 		{"K8S_POD_UID", request->pod_uid, sizeof request->pod_uid},
 	};
-	const char *args = getenv("CNI_ARGS");
-	char *copy FREE_SCOPE = strdup(args ? args : "");
-	if (!copy)
-		return CALL_FAIL(call, CALL_IO, ENOMEM, "CNI_ARGS");
-	char *rest = copy, *pair;
+	char *rest = getenv("CNI_ARGS"), *pair; /* nothing reads it afterwards */
 	while ((pair = strsep(&rest, ";"))) {
 		char *value = strchr(pair, '=');
 		if (!*pair)
@@ -178,12 +173,19 @@ static int load_conf(struct call *call)
 
 static int read_conf(struct call *call)
 {
-	char *text FREE_SCOPE = NULL;
-	int length = process_read_all(STDIN_FILENO, &text);
-	if (length < 0)
-		return CALL_FAIL(call, CALL_IO, -length, "cannot read the configuration");
-	if (strlen(text) == (size_t)length)
-		call->conf = cJSON_ParseWithOpts(text, NULL, true);
+	enum { CONF_MAX = 1 << 20 };
+	static char text[CONF_MAX + 1]; /* only what is read of it is ever mapped */
+	size_t length = 0;
+	ssize_t n;
+	while ((n = read(STDIN_FILENO, text + length, CONF_MAX - length)) != 0) {
+		if (n < 0 && errno != EINTR)
+			return CALL_FAIL(call, CALL_IO, errno, "cannot read the configuration");
+		length += n > 0 ? (size_t)n : 0;
+	}
+	if (length == CONF_MAX)
+		return CALL_FAIL(call, CALL_IO, EFBIG, "cannot read the configuration");
+	if (strlen(text) == length)
+		call->conf = cJSON_ParseWithLengthOpts(text, length + 1, NULL, true);
 	if (!cJSON_IsObject(call->conf))
 		return CALL_FAIL(call, CALL_BAD_JSON, 0, "the configuration is not a JSON object");
 	return 0;

@@ -39,32 +39,44 @@ static bool is_ours(int namespace)
 	       is_same(&owner, &ours);
 }
 
-/* Whether anything but the loopback is up in the current namespace. By /proc, which does not wait for
- * the kernel's network locks as a dump does. */
-static bool has_links(void)
+/* Whether a link is up; a control socket is opened for the first. */
+static bool is_up(const char *name, int *control)
 {
-	char line[256];
-	int control FILE_SCOPE = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	FILE *links = fopen("/proc/thread-self/net/dev", "re");
-	bool any = control < 0 || !links;
-	while (!any && fgets(line, sizeof line, links)) {
-		struct ifreq request = {0};
-		if (sscanf(line, " %15[^: ]:", request.ifr_name) != 1 ||
-		    !strcmp(request.ifr_name, "lo"))
-			continue; /* or one of its two head lines, which name no link */
-		any = !ioctl(control, SIOCGIFFLAGS, &request) && request.ifr_flags & IFF_UP;
+	struct ifreq request = {0};
+	if (*control < 0)
+		*control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	strcpy(request.ifr_name, name);
+	return *control < 0 ||
+	       (!ioctl(*control, SIOCGIFFLAGS, &request) && request.ifr_flags & IFF_UP);
+}
+
+/* Whether anything but the loopback is up in the current namespace, and whether it has the interface.
+ * By /proc, which does not wait for the kernel's network locks as a dump does. */
+static bool has_links(const char *interface, bool *is_attached)
+{
+	char table[4096], name[IFNAMSIZ], *rest = table, *line;
+	int control FILE_SCOPE = -1;
+	int file FILE_SCOPE = open("/proc/self/net/dev", O_RDONLY | O_CLOEXEC);
+	ssize_t size = file < 0 ? -1 : read(file, table, sizeof table - 1);
+	bool any = size < 0 || (size_t)size == sizeof table - 1; /* more than a new namespace has */
+	table[size > 0 ? size : 0] = 0;
+	while ((line = strsep(&rest, "\n"))) {
+		char *colon = strchr(line, ':');
+		if (!colon || sscanf(line, " %15[^:]:", name) != 1 || !strcmp(name, "lo"))
+			continue; /* or one of its two head lines */
+		*is_attached = *is_attached || !strcmp(name, interface);
+		any = any || is_up(name, &control);
 	}
-	if (links)
-		fclose(links);
 	return any;
 }
 
-int call_enter(struct call *call, int *namespace, const char **obstacle)
+int call_enter(struct call *call, int *namespace, const char **obstacle, bool *is_attached)
 {
 	struct stat given, named, host;
 	struct statfs system;
 	const char *path = call->namespace, *interface = call->request.attachment.interface;
 	*obstacle = NULL;
+	*is_attached = false;
 	*namespace = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	if (*namespace < 0 || fstatfs(*namespace, &system) || fstat(*namespace, &given))
 		return CALL_FAIL(call, CALL_BAD_ENVIRONMENT, errno, "cannot open CNI_NETNS %s",
@@ -83,7 +95,8 @@ int call_enter(struct call *call, int *namespace, const char **obstacle)
 		*obstacle = "the interface is not called " PREPARED;
 	if (setns(*namespace, CLONE_NEWNET))
 		return CALL_FAIL(call, CALL_NAMESPACE, errno, "cannot enter CNI_NETNS %s", path);
-	if (!*obstacle && has_links())
+	bool any = has_links(interface, is_attached);
+	if (!*obstacle && any)
 		*obstacle = "it has a link already";
 	return 0;
 }
