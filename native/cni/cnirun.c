@@ -6,6 +6,8 @@
  *   cnirun del REQUEST            DEL, say ready, hold until standard input ends
  *   cnirun pod REQUEST COMMAND... make the namespace, ADD, run a command that says when it is ready
  *                                 and ends with standard input; then DEL and end the namespace
+ *   cnirun burst REQUEST...       ADD of all at once, a thread each; print when each began and ended;
+ *                                 then DEL of all at once
  *
  * What it says is the protocol of backends/__init__.py. A request is lines of a word and a value:
  *
@@ -31,6 +33,7 @@
 
 #include <fcntl.h>
 #include <net/if.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -174,6 +177,63 @@ static int bring_up(struct chain *chain)
 	return bad;
 }
 
+struct burst {
+	struct chain chain;
+	pthread_t thread;
+	pthread_barrier_t *together;
+	int64_t start, end;
+};
+
+/* As a resident runtime does it: the thread is there before the pod is asked for. */
+static void *add_together(void *argument)
+{
+	struct burst *burst = argument;
+	struct chain *chain = &burst->chain;
+	pthread_barrier_wait(burst->together);
+	burst->start = clock_now();
+	int bad = chain_add(chain);
+	burst->end = chain->plugins[chain->count - 1].end; /* DEL writes its own */
+	pthread_barrier_wait(burst->together);
+	chain_delete(chain, bad);
+	return NULL;
+}
+
+static int run_burst(size_t count, char **files)
+{
+	struct burst *bursts = calloc(count, sizeof *bursts);
+	pthread_barrier_t together;
+	int wrong = bursts ? pthread_barrier_init(&together, NULL, (unsigned)count) : ENOMEM;
+	int failed = 0;
+	for (size_t i = 0; i < count && !wrong && !failed; i++) {
+		bursts[i].together = &together;
+		failed = chain_load(&bursts[i].chain, files[i]);
+		if (failed)
+			fprintf(stderr, "%s\n", bursts[i].chain.error.text);
+	}
+	/* Those that wait for a thread that cannot be made end with this process. */
+	for (size_t i = 0; i < count && !wrong && !failed; i++)
+		wrong = pthread_create(&bursts[i].thread, NULL, add_together, &bursts[i]);
+	if (wrong)
+		fprintf(stderr, "cannot call the plugins at once: %s\n", strerror(wrong));
+	if (wrong || failed)
+		exit(1);
+	for (size_t i = 0; i < count; i++)
+		pthread_join(bursts[i].thread, NULL);
+	for (size_t i = 0; i < count; i++) {
+		const struct chain *chain = &bursts[i].chain;
+		if (chain->error.code) {
+			fprintf(stderr, "%s\n", chain->error.text);
+			failed = 1;
+			continue;
+		}
+		print_step("add", bursts[i].start, bursts[i].end);
+	}
+	for (size_t i = 0; i < count; i++)
+		free(bursts[i].chain.result);
+	free(bursts);
+	return failed;
+}
+
 int main(int argc, char **argv)
 {
 	static struct chain chain, beside;
@@ -182,9 +242,11 @@ int main(int argc, char **argv)
 	bool has_beside = argc == 4 && !strcmp(verb, "add");
 	bool is_known = !strcmp(verb, "add") || !strcmp(verb, "up") || !strcmp(verb, "del");
 	(void)signal(SIGPIPE, SIG_IGN);
+	if (argc > 2 && !strcmp(verb, "burst"))
+		return run_burst((size_t)argc - 2, argv + 2);
 	if (!is_pod && !has_beside && !(argc == 3 && is_known)) {
 		fputs("usage: cnirun add REQUEST [BESIDE] | up REQUEST | del REQUEST | "
-		      "pod REQUEST COMMAND...\n",
+		      "pod REQUEST COMMAND... | burst REQUEST...\n",
 		      stderr);
 		return 2;
 	}

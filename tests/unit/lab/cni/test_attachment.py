@@ -1,6 +1,7 @@
 """What plugins are given, and how what they answer is taken: by the runner of production."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from firstlight.errors import Unsupported
 from firstlight.lab.cni.attachment import Attachment, BadAttachment
 from firstlight.lab.cni.known import BUILT
 from firstlight.lab.cni.plugin import find
+from firstlight.native import native
 
 POD = Attachment("pod1", "/run/netns/pod1", "eth0", "K8S_POD_NAME=a;IgnoreUnknown=1")
 
@@ -50,6 +52,26 @@ def test_delete_goes_backwards_with_the_kept_result_and_forgets_it(bench: Bench)
     assert bench.result is None
     assert not bench.run("del", network, POD)
     assert "prevResult" not in bench.calls[-1]["stdin"]
+
+
+def test_a_burst_adds_all_before_it_deletes_any(bench: Bench) -> None:
+    assert not bench.run("burst", bench.network("one"), POD)
+    file = bench.directory / "request"
+    done = subprocess.run(
+        [native("cnirun"), "burst", file, file], capture_output=True, text=True, timeout=60,
+        check=True,
+    )  # fmt: skip
+    commands = [command for _, command in bench.order]
+    assert commands == ["ADD", "DEL", "ADD", "ADD", "DEL", "DEL"]
+    words = [line.split() for line in done.stdout.splitlines()]
+    assert [line[:3] for line in words] == [["firstlight", "step", "add"]] * 2
+    assert all(int(begin) < int(end) for *_, begin, end in words)
+
+
+def test_a_burst_deletes_what_it_could_not_add(bench: Bench) -> None:
+    script(bench.directory / "bin" / "two", "cat > /dev/null; exit 7")
+    assert "exit status 7" in bench.run("burst", bench.network("one", "two"), POD)
+    assert bench.order == [("one", "ADD"), ("one", "DEL")]
 
 
 def test_a_failed_delete_stops_and_keeps_the_result(bench: Bench) -> None:
