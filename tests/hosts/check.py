@@ -100,10 +100,9 @@ def trace() -> Outcome:
 
 
 PARTS: tuple[tuple[int, Shape], ...] = (
-    (10, Sequence()), (10, BURST), (20, Sequence()), (20, BURST),
-    (30, Sequence()), (50, BURST), (40, Sequence()), (100, BURST),
+    (10, Sequence()), (100, BURST), (50, BURST), (20, BURST), (10, BURST), (90, Sequence()),
 )  # fmt: skip
-"""How many starts of runc, one after another or at once."""
+"""How many starts of runc, one after another or at once. What crowds the CPUs most comes early."""
 
 
 def many() -> Iterator[Outcome]:
@@ -148,7 +147,7 @@ def traced_parts() -> Iterator[Outcome]:
             if ready < count:
                 yield "failed", f"{words}; {ready} of {count} ready"
                 return
-            whole = alone >= 100 and count >= 100 and lost < events / 10_000
+            whole = batch == len(PARTS) - 1 and lost < events / 10_000
             yield ("ok" if whole else "failed"), f"{words} ({time.monotonic() - begun:.0f} s)"
 
 
