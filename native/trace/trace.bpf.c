@@ -106,6 +106,12 @@ struct {
 /* What the budget of watch is charged for. The two programs at each timer of the machine are not counted. */
 struct meter meters[METERS] SEC(".data.meters");
 
+/* By the clock of our time namespace, as the load generator stamps. */
+static __always_inline __u64 clock_now(void)
+{
+	return bpf_ktime_get_ns() + settings.ahead;
+}
+
 static __always_inline void count(void)
 {
 	if (settings.watch)
@@ -230,7 +236,7 @@ static __always_inline void fill(struct event *event, __u16 kind, const struct t
 static __always_inline void instant(__u16 kind, struct task *task, __u32 tid, __u32 peer, __u64 arg)
 {
 	struct event event;
-	fill(&event, kind, task, tid, bpf_ktime_get_ns());
+	fill(&event, kind, task, tid, clock_now());
 	event.peer = peer;
 	event.args[0] = arg;
 	emit(&event, sizeof event);
@@ -271,7 +277,7 @@ static __always_inline int follow_fork(struct task_struct *parent, struct task_s
 	__u32 parent_tid = NUMBER(parent), tid = NUMBER(child), group = GROUP(child);
 	struct task *from = traced(parent_tid);
 	struct task task = new_task(0, group);
-	task.off = bpf_ktime_get_ns();
+	task.off = clock_now();
 	if (from)
 		task.root = from->root;
 	else if (settings.generator && GROUP(parent) == settings.generator)
@@ -350,7 +356,7 @@ static __always_inline void begin(struct task_struct *p, __u32 tid, const char *
 			bpf_ringbuf_discard(out, 0);
 		return;
 	}
-	fill(&out->event, BEGIN, &task, tid, bpf_ktime_get_ns());
+	fill(&out->event, BEGIN, &task, tid, clock_now());
 	out->event.text = sizeof *out - sizeof out->event;
 	bpf_probe_read_kernel_str(out->file, sizeof out->file, file);
 	struct mm_struct *mm = p->mm;
@@ -392,7 +398,7 @@ static __always_inline int follow_exec(struct task_struct *p, int old_tid, const
 	task->execution = execution;
 	struct pid *pid = BPF_CORE_READ(p, thread_pid);
 	__u32 level = BPF_CORE_READ(pid, level);
-	fill(&exec.event, EXEC, task, tid, bpf_ktime_get_ns());
+	fill(&exec.event, EXEC, task, tid, clock_now());
 	struct upid *at = number_at(pid, level);
 	exec.event.args[0] = BPF_CORE_READ(at, nr);
 	exec.event.args[1] = level - home.level;
@@ -428,7 +434,7 @@ static __always_inline int follow_exit(struct task_struct *p)
 	task->ended = 1;
 	if (task->number >= 0 && task->call) { /* exit_group does not return */
 		struct event call;
-		fill(&call, CALL, task, tid, bpf_ktime_get_ns());
+		fill(&call, CALL, task, tid, clock_now());
 		call.start = task->call;
 		call.number = task->number;
 		call.open = 1;
@@ -478,7 +484,7 @@ int BPF_PROG(on_waking, struct task_struct *p)
 	struct task *task = traced(NUMBER(p));
 	if (task && task->off && !task->woken) {
 		__u32 *expired = timer();
-		task->woken = bpf_ktime_get_ns();
+		task->woken = clock_now();
 		task->by_timer = expired && *expired;
 		task->waker = task->by_timer ? 0 : own_number();
 	}
@@ -510,7 +516,7 @@ int BPF_PROG(on_switch, _Bool preempt, struct task_struct *prev, struct task_str
 	     unsigned int prev_state)
 {
 	count();
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = clock_now();
 	struct task *task = traced(NUMBER(prev));
 	if (task && prev_state & DEAD && !preempt) {
 		forget(prev, NUMBER(prev));
@@ -582,7 +588,7 @@ int BPF_PROG(on_contention, void *lock, unsigned int flags)
 	task->lock_address = (__u64)lock;
 	task->lock_flags = flags;
 	__u32 tid = own_number();
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = clock_now();
 	task->lock_stack = take_stack(ctx, task, tid, now);
 	task->lock = now;
 	return 0;
@@ -596,7 +602,7 @@ int BPF_PROG(on_contention_end, void *lock)
 	if (!task || !task->lock || task->lock_address != (__u64)lock)
 		return 0;
 	struct event event;
-	fill(&event, LOCK, task, tid, bpf_ktime_get_ns());
+	fill(&event, LOCK, task, tid, clock_now());
 	event.start = task->lock;
 	event.peer = task->owner;
 	event.args[0] = task->lock_address;
@@ -651,7 +657,7 @@ static __always_inline int enter(struct task *task, struct pt_regs *regs, long n
 		task->args[3] = ARGUMENT(regs, 3);
 	}
 	task->number = number;
-	task->call = bpf_ktime_get_ns();
+	task->call = clock_now();
 	return 0;
 }
 
@@ -835,7 +841,7 @@ static __always_inline int leave(__u32 tid, long result, __u32 copy)
 	struct wide *out = bpf_map_lookup_elem(&scratch, &copy);
 	if (!out)
 		return 0;
-	fill(&out->event, CALL, task, tid, bpf_ktime_get_ns());
+	fill(&out->event, CALL, task, tid, clock_now());
 	out->event.start = task->call;
 	out->event.number = task->number;
 	out->event.result = result;

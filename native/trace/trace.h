@@ -49,6 +49,7 @@ struct settings {
 	unsigned char take[NUMBERS]; /* of each system call: enum take */
 	unsigned int generator; /* thread group whose children are the instances */
 	unsigned int watch; /* 1: programs of the map "names" are the instances */
+	long long ahead; /* ns that our time namespace's CLOCK_MONOTONIC is ahead of the kernel's */
 	/* Of a 32-bit program's call, and of its socketcall's first argument: 1 + the number that the call
 	 * has for others, 0 if it is not reported. */
 	unsigned short of32[NUMBERS], of_socketcall[SOCKETCALLS_MAX];

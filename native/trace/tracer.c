@@ -78,6 +78,19 @@ int tracer_map(const char *name)
 	return bpf_object__find_map_fd_by_name(object, name);
 }
 
+/* A container may have a time namespace, whose clocks the kernel's own do not know. */
+static long long clock_ahead(void)
+{
+	long long seconds = 0, ns = 0;
+	FILE *offsets = fopen("/proc/self/timens_offsets", "re");
+	if (!offsets)
+		return 0; /* built without time namespaces */
+	if (fscanf(offsets, "monotonic %lld %lld", &seconds, &ns) != 2)
+		seconds = ns = 0;
+	(void)fclose(offsets);
+	return seconds * CLOCK_SECOND + ns;
+}
+
 static int configure(const char *file, struct settings settings, unsigned int ring_size,
 		     int preemptible)
 {
@@ -90,6 +103,7 @@ static int configure(const char *file, struct settings settings, unsigned int ri
 		if (tracer_calls[i].number < NUMBERS)
 			settings.take[tracer_calls[i].number] = (unsigned char)tracer_calls[i].take;
 	tracer_translate(&settings);
+	settings.ahead = clock_ahead();
 	struct bpf_program *program;
 	bpf_object__for_each_program(program, object)
 	{

@@ -130,6 +130,12 @@ def test_a_trace_in_a_pid_namespace_sees_what_one_outside_does() -> None:
     assert share_attributed(trace(*WORK, before=(*inner, *inner)).stdout) > outside / 2
 
 
+def test_a_trace_in_a_time_namespace_has_the_times_of_its_clock() -> None:
+    inner = ("unshare", "--time", "--monotonic", "100000", "--fork")
+    phases = {row["phase"] for row in json.loads(trace(*WORK, before=inner).stdout)["breakdown"]}
+    assert {"process.start", "sleep"} <= phases
+
+
 def test_a_container_is_followed_into_its_own_pid_namespace() -> None:
     """Its processes have a number in the tracer's namespace and another in their own."""
     inner = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
