@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
 #include <netinet/ip_icmp.h>
 #include <poll.h>
 #include <sched.h>
@@ -126,6 +127,8 @@ static void by_kernel(void)
 	struct timeval zero = {0, 0};
 	int pair[2];
 	char bytes[64];
+	struct sock_filter accept = BPF_STMT(BPF_RET | BPF_K, 1);
+	struct sock_fprog accepts = {1, &accept};
 	FAILS("mount", mount("tmpfs", "/tmp", "tmpfs", 0, NULL));
 	FAILS("remount root", mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND, NULL));
 	FAILS("umount proc", umount2("/proc", MNT_DETACH));
@@ -162,6 +165,10 @@ static void by_kernel(void)
 	FAILS("the host's device events", socket(AF_NETLINK, SOCK_RAW, 15));
 	FAILS("audit socket", socket(AF_NETLINK, SOCK_RAW, 9));
 	FAILS("connector socket", socket(AF_NETLINK, SOCK_DGRAM, 11));
+	FAILS("generic netlink", socket(AF_NETLINK, SOCK_RAW, 16));
+	FAILS("compiled filter of a socket",
+	      setsockopt(socket(AF_UNIX, SOCK_DGRAM, 0), SOL_SOCKET, SO_ATTACH_FILTER, &accepts,
+			 sizeof accepts));
 	FAILS("pair of tipc sockets", socketpair(30, SOCK_SEQPACKET, 0, pair));
 #if defined(__x86_64__)
 	FAILS("x32 call", syscall(0x40000000 | SYS_getpid));
