@@ -6,16 +6,25 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support.agile_host import on_host
-from tests.support.lambda_host import GUARD_SECONDS, PORT, boto, with_functions, zipped
+from tests.support.lambda_host import (
+    GUARD_SECONDS,
+    PORT,
+    boto,
+    run,
+    with_functions,
+    zipped,
+)
 
 from firstlight.agile.functions.catalogue import Functions
-from firstlight.agile.functions.records import Settings, ZipSource
+from firstlight.agile.functions.errors import DiskFull
+from firstlight.agile.functions.records import Event, Registration, Settings, ZipSource
+from firstlight.agile.functions.store import Store
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 SERVE = f"""
@@ -127,3 +136,46 @@ def test_no_accepted_event_is_lost_when_the_daemon_is_killed(tmp_path: Path) -> 
             await dead(tmp_path, accepted)
 
     on_host(main, GUARD_SECONDS)
+
+
+@pytest.mark.parametrize("size", [200, 400_000])
+@pytest.mark.parametrize("again", [False, True], ids=["at once", "after a restart"])
+def test_what_a_full_disk_has_accepted_can_be_answered_and_removed(
+    tmp_path: Path, size: int, again: bool
+) -> None:
+    def fill() -> None:
+        with suppress(OSError), (tmp_path / "disk/others").open("ab", 0) as others:
+            while others.write(bytes(4096)):
+                pass
+
+    def accept(store: Store, accepted: list[str]) -> None:
+        while len(accepted) < 100_000:
+            events = [
+                Event(id=f"{len(accepted)}-{number}", name="f", qualifier="", payload=bytes(size),
+                      accepted=1e12, due=0.0)
+                for number in range(max(1, 20_000 // size))
+            ]  # fmt: skip
+            store.accept(events, 1 << 30)
+            accepted += [event.id for event in events]
+
+    async def main(_: Functions) -> None:
+        run("mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", tmp_path / "disk")
+        store, accepted = Store(tmp_path / "disk/functions.db"), list[str]()
+        store.save(Registration(name="f", revisions={}))
+        with pytest.raises(DiskFull, match="no room for events"):
+            accept(store, accepted)
+        assert len(accepted) > 5
+        fill()
+        if again:
+            store.close()
+            store = Store(tmp_path / "disk/functions.db")
+            fill()
+        for identity in accepted:
+            store.postpone(identity, 1, 5.0)
+            store.done([identity])
+        store.delete("f")
+        assert (store.waiting(), store.functions()) == (0, [])
+        store.close()
+
+    (tmp_path / "disk").mkdir()
+    with_functions(tmp_path / "store", main)

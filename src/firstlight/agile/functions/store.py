@@ -4,10 +4,11 @@ A committed transaction survives the end of the process and a loss of power. A f
 with its versions and aliases, so its changes are atomic.
 """
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,11 @@ CREATE TABLE events(
 CREATE TABLE counters(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 """
 
+_RESERVE = 2 << 20
+"""Bytes of the disk that are allocated ahead for changes that remove something: to the log, and in
+a file of their own for the database. An event is at most half as long."""
+_LOG_MOST = 192
+"""Pages of the log after which it begins anew."""
 _EVENT_BYTES = 1024
 """What an event takes beside its record: a row, its place in indexes, what is left of a page."""
 _OPENED = """
@@ -75,17 +81,19 @@ class Store:
     """The database at a path, used by one process at a time. Raises Failed."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self._is_reserved = path, False
         self._lock = threading.Lock()
         try:
             self._base = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.execute("PRAGMA synchronous=FULL")
+            self._base.execute(f"PRAGMA wal_autocheckpoint={_LOG_MOST}")
             [version] = self._base.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 self._base.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={_SCHEMA};COMMIT")
             if version in (0, _SCHEMA):
                 self._base.executescript(_OPENED)
+            self._reserve()
         except sqlite3.Error as error:
             raise Failed(
                 f"cannot open the registry {path}: {error}",
@@ -94,6 +102,27 @@ class Store:
         if version not in (0, _SCHEMA):
             raise Failed(f"the registry {path} is of schema {version}, not {_SCHEMA}",
                          "use the version of firstlight that made it")  # fmt: skip
+
+    def _reserve(self) -> None:
+        """Allocate the reserve, if the disk has room. SQLite ignores the end of a longer log."""
+        self._is_reserved = True
+        for path in (f"{self._path}-wal", self._path.with_suffix(".reserve")):
+            with suppress(OSError), Path(path).open("ab") as file:
+                os.posix_fallocate(file.fileno(), 0, _RESERVE)
+
+    def _removing(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+        """Change what is there, on a full disk by the reserve."""
+        rows = list(rows)
+        try:
+            with self._transaction() as base:
+                base.executemany(statement, rows)
+        except DiskFull:
+            with self._lock, suppress(sqlite3.Error):
+                self._is_reserved = False
+                self._path.with_suffix(".reserve").unlink(missing_ok=True)
+                self._base.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            with self._transaction() as base:
+                base.executemany(statement, rows)
 
     def close(self) -> None:
         """Close the database."""
@@ -132,8 +161,7 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Remove a function."""
-        with self._transaction() as base:
-            base.execute("DELETE FROM functions WHERE name=?", (name,))
+        self._removing("DELETE FROM functions WHERE name=?", [(name,)])
 
     def next(self, counter: str) -> int:
         """A number that was never used."""
@@ -157,19 +185,25 @@ class Store:
 
     def delete_trees(self, numbers: Iterable[int]) -> None:
         """Remove the record of trees that are about to be removed."""
-        with self._transaction() as base:
-            base.executemany("DELETE FROM trees WHERE number=?", [(n,) for n in numbers])
+        self._removing("DELETE FROM trees WHERE number=?", ((n,) for n in numbers))
 
     def accept(self, events: list[Event], most: int) -> set[str]:
         """Store events, at most ``most`` bytes in all; returns the identities of those without
         room.
 
-        A function can take at most half of the room that others leave.
+        A function can take at most half of the room that others leave. Raises DiskFull before the
+        disk is: an event is written twice, to the log and from there to the database.
         """
         refused = set()
+        records = [msgspec.msgpack.encode(event) for event in events]
+        disk = os.statvfs(self._path)
+        if disk.f_bavail * disk.f_frsize < _RESERVE + 2 * sum(map(len, records)):
+            raise DiskFull(f"the disk of the registry {self._path} has no room for events",
+                           "free space there")  # fmt: skip
+        if not self._is_reserved:
+            self._reserve()
         with self._transaction() as base:
-            for event in events:
-                record = msgspec.msgpack.encode(event)
+            for event, record in zip(events, records, strict=True):
                 of = {"each": _EVENT_BYTES, "name": event.name}
                 taken, own = base.execute(_TAKEN, of).fetchone()
                 if own + len(record) + _EVENT_BYTES > most - taken:
@@ -181,10 +215,9 @@ class Store:
 
     def postpone(self, identity: str, attempts: int, due: float) -> None:
         """Record an event's number of attempts, and the time of the next."""
-        with self._transaction() as base:
-            base.execute(
-                "UPDATE events SET attempts=?, due=? WHERE id=?", (attempts, due, identity)
-            )
+        self._removing(
+            "UPDATE events SET attempts=?, due=? WHERE id=?", [(attempts, due, identity)]
+        )
 
     def hasten(self, now: float, latest: float) -> None:
         """Make events due now that are due after ``latest``."""
@@ -193,8 +226,7 @@ class Store:
 
     def done(self, identities: Iterable[str]) -> None:
         """Remove events that are done."""
-        with self._transaction() as base:
-            base.executemany("DELETE FROM events WHERE id=?", [(each,) for each in identities])
+        self._removing("DELETE FROM events WHERE id=?", ((each,) for each in identities))
 
     def due(self, now: float, most: int, without: Excluded) -> list[Event]:
         """The events that are due, the oldest first."""
