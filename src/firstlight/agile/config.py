@@ -51,9 +51,9 @@ class Pools(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     A pool in use keeps as many parts as were needed at once within the last ``window`` seconds,
     between its marks; with a window of 0, as many as its high mark. See docs/functions.md.
 
-    A Python function keeps places for forks, at least one and at most ``network.high``; each takes
-    about 0.5 MiB of kernel memory and 10 descriptors. A waiting fork of a small handler (``fork``)
-    takes 1.4 MiB more.
+    A Python function keeps places for forks while its interpreter is up: as many as were needed at
+    once, at least one and at most ``network.high``. Each takes about 0.5 MiB of kernel memory and
+    10 descriptors. A waiting fork of a small handler (``fork``) takes 1.4 MiB more.
     """
 
     network: PoolSize = PoolSize()

@@ -1,8 +1,9 @@
 """How many parts to keep ready: the rule by which pools follow their use.
 
 Parts of a pool are *out* if they were taken, or missed, and are neither returned nor replaced. The
-demand is the most that were out at once within the last ``window`` seconds. A pool that follows the
-demand keeps as many, between its low and its high mark; any other keeps its high mark.
+demand is the most that were out at once within the last ``window`` seconds, or ever, if that is
+infinite. A pool that follows the demand keeps as many, between its low and its high mark; any other
+keeps its high mark.
 """
 
 import math

@@ -12,6 +12,7 @@ separate modules would call each other at each step.
 import asyncio
 import json
 import logging
+import math
 import socket
 import time
 from collections import deque
@@ -91,7 +92,7 @@ class Zygote:
         )  # fmt: skip
         self._places: Pool[Place] = Pool(
             f"place of {function.handler}", places, self._make_place, self._give_back,
-            resources.gate, pools.window,
+            resources.gate, math.inf if pools.window else 0.0,
         )  # fmt: skip
         self._request = json.dumps(
             {"files": function.files, "directory": function.directory}
@@ -562,6 +563,8 @@ class Zygote:
         high = self._resources.config.pools.network.high
         serves = self.function.serves != "nothing"
         again = len(self._networks) < high and not self.function.ports and not serves
+        if again:  # the check takes CPU time from requests, unless they wait for the network
+            await self._resources.gate.wait_idle(lambda: not len(self._places), soon=False)
         again = again and self._is_current(place) and await networks.is_as_new(place.network)
         if again and self._is_current(place):  # a later zygote could not enter it
             self._networks.append(place.network)
