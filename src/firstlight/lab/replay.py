@@ -10,6 +10,7 @@ others' invocations come in batches of geometric size, ``BATCH`` in the mean, at
 """
 
 import random
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,11 @@ _RATES = ((0.0, 1.0), (0.45, 24.0), (0.81, 1440.0), (1.0, BUSIEST))
 _TRIGGERS = {"http": 55, "timer": 16, "batch": 15 + 7 + 2, "other": 5}
 _BATCH_SECONDS = 0.001
 """Between two invocations of a batch."""
+_TOGETHER_SECONDS = 0.05
+PLACES = 16
+"""The most places for forks that a function keeps beside its waiting forks."""
+FORK_MEBIBYTES, PLACE_MEBIBYTES = 1.9, 0.5
+"""What a waiting fork of a small handler costs, with its place, and what a place alone does."""
 
 
 def day(functions: int, seed: int) -> list[list[float]]:
@@ -71,9 +77,19 @@ class Costs:
     made: float
 
 
+def at_once(arrivals: list[float], until: float) -> int:
+    """The most calls that came within ``_TOGETHER_SECONDS`` before this time of the day."""
+    most = first = 0
+    for last, at in enumerate(arrivals[: bisect_left(arrivals, until)]):
+        while arrivals[first] < at - _TOGETHER_SECONDS:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
 @dataclass(frozen=True)
 class Day:
-    """The result of a policy for a day: ``idle`` in fork-seconds, latencies in seconds."""
+    """The result of a policy for a day: what waited, in MiB times seconds; latencies in seconds."""
 
     idle: float
     latencies: NDArray[np.float64]
@@ -87,7 +103,9 @@ class Day:
 def simulated(calls: list[list[float]], size: PoolSize, window: float, costs: Costs) -> Day:
     """A day with a pool of waiting forks for each function, each sized by the runtime's rule.
 
-    A zygote makes one fork at a time; waiting requests come before the pool.
+    A zygote makes one fork at a time; waiting requests come before the pool. A place is always
+    ready: a pool of fixed size has ``PLACES`` beside its forks, one that follows as many as were
+    needed at once so far.
     """
     idle, latencies = 0.0, list[float]()
     for arrivals in calls:
@@ -132,6 +150,7 @@ class _Simulation:
         self._now = self.idle = 0.0
         self._demand = Demand(size, window, lambda: self._now)
         self._costs, self._ready, self._done = costs, 0, 0.0
+        self._places = 1 if self._demand.follows else PLACES
         self._step = max(costs.made - costs.ready, 1e-6)
 
     def run(self, arrivals: list[float]) -> list[float]:
@@ -141,6 +160,7 @@ class _Simulation:
         for at in arrivals:
             self._pass(at)
             self._demand.take()
+            self._places = max(self._places, min(PLACES, self._demand.out))
             if self._ready:
                 self._ready -= 1
                 latencies.append(self._costs.ready)
@@ -169,5 +189,6 @@ class _Simulation:
         self._wait(max(self._now, until))
 
     def _wait(self, until: float) -> None:
-        self.idle += self._ready * (until - self._now)
+        waiting = self._ready * FORK_MEBIBYTES + self._places * PLACE_MEBIBYTES
+        self.idle += waiting * (until - self._now)
         self._now = until

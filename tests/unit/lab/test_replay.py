@@ -31,7 +31,8 @@ def test_a_fixed_pool_is_paid_for_all_day_and_serves_what_it_holds() -> None:
     day = replay.simulated(burst, PoolSize(low=2, high=2), 0, COSTS)
     # Nothing waits before the first call: each makes its own fork, one after the other.
     assert list(day.latencies) == pytest.approx([0.006, 0.011, 0.016])
-    assert day.idle == pytest.approx(2 * (replay.DAY - 1000), rel=1e-4)
+    held = 2 * replay.FORK_MEBIBYTES + replay.PLACES * replay.PLACE_MEBIBYTES
+    assert day.idle == pytest.approx(held * (replay.DAY - 1000), rel=1e-4)
     again = replay.simulated([[1000.0, *([2000.0] * 3)]], PoolSize(low=2, high=2), 0, COSTS)
     assert list(again.latencies[1:]) == pytest.approx([0.001, 0.001, 0.006])
 
@@ -40,7 +41,9 @@ def test_a_pool_that_follows_holds_what_was_wanted_at_once_for_a_window() -> Non
     size = PoolSize(low=0, high=64)
     day = replay.simulated([[1000.0] * 4 + [1500.0] * 4], size, 600, COSTS)
     assert list(day.latencies[4:]) == pytest.approx([0.001] * 4)
-    assert day.idle == pytest.approx(4 * (500 + 600), rel=1e-3)
+    forks, places = 4 * (500 + 600), 4 * (replay.DAY - 1000)
+    held = forks * replay.FORK_MEBIBYTES + places * replay.PLACE_MEBIBYTES
+    assert day.idle == pytest.approx(held, rel=1e-3)
     late = replay.simulated([[1000.0] * 4 + [2000.0] * 4], size, 600, COSTS)
     assert late.latencies[4] == pytest.approx(0.006)
 
@@ -49,6 +52,13 @@ def test_following_spares_a_third_of_the_best_fixed_size_at_no_higher_a_tail() -
     compared = replay.compared(COSTS)
     assert compared.fixed.p99 <= compared.follows.p99
     assert compared.follows.idle < 0.7 * compared.fixed.idle
+
+
+def test_calls_are_together_that_come_within_a_moment() -> None:
+    arrivals = [0.0, 1.0, 1.01, 1.05, 1.06, 9.0, 9.0]
+    assert replay.at_once(arrivals, 9.0) == 3
+    assert replay.at_once(arrivals, 1.0) == 1
+    assert replay.at_once(arrivals, 0.0) == 0
 
 
 def test_the_replay_has_a_function_and_a_time_for_each_call() -> None:

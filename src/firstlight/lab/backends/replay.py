@@ -8,6 +8,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,13 +37,12 @@ FOLLOWS = "follows"
 FUNCTIONS = 10
 SPEED = 60.0
 _SEED = 1
+_NOON = replay.DAY / 2
 _TOGETHER = 0.01
-_PLACES = 16
 _RATE = 1e4
 _LOOK_SECONDS = 0.1
+_WARM_SECONDS = 60.0
 _MEASURED = 5
-FORK_MEBIBYTES = 1.9
-"""What a waiting fork of a small handler costs, with its place; ``make bench`` measures it."""
 
 
 @lru_cache
@@ -52,7 +52,7 @@ def calls(count: int) -> tuple[tuple[int, ...], Trace]:
         (at, number)
         for number, arrivals in enumerate(replay.day(FUNCTIONS, _SEED))
         for at in arrivals
-        if at >= replay.DAY / 2
+        if at >= _NOON
     )[:count]
     offsets, before = [0.0], merged[0][0]
     for at, _ in merged[1:]:
@@ -68,8 +68,8 @@ def calls(count: int) -> tuple[tuple[int, ...], Trace]:
 class Replay:
     """``waiting`` forks of each function, or as many as its demand needs: None.
 
-    Counts: ``idle`` is MiB times seconds of forks that waited, ``hits`` and ``misses`` are calls
-    that found one and that did not. Of pools that follow there is the simulated day of
+    Counts: ``idle`` is MiB times seconds of forks and places that waited, ``hits`` and ``misses``
+    are calls that found a fork and that did not. Of pools that follow there is the simulated day of
     ``lab.replay``, too, with what a call was measured to take here: ``ready`` and ``made``; by
     ``p99``, ``day`` (MiB times seconds), and the same of the ``fixed`` size. Latencies are in ns.
     """
@@ -87,9 +87,10 @@ class Replay:
         """What that means."""
         if self.waiting is None:
             return (
-                f"{self.name}: as many forks wait as the demand of the last {_window():g} s needs"
+                f"{self.name}: as many forks wait as the demand of the last {_window():g} s needs, "
+                "and as many places as were needed at once so far"
             )
-        return f"{self.name}: so many forks of each function wait"
+        return f"{self.name}: so many forks of each function wait, and {replay.PLACES} places"
 
     def probe(self) -> None:
         """Has the needs of the runtime and of Python."""
@@ -98,7 +99,9 @@ class Replay:
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """A runtime in which each function has been called, and its forks wait."""
+        """A runtime at noon: each function was called as often at once as in the morning at most,
+        and its forks wait. The last call was a window ago.
+        """
         numbers, _ = calls(instances)
         with workplace(workspace) as base:
             config = self._config(instances, workspace, str(base / "state"))
@@ -109,8 +112,9 @@ class Replay:
                 for number in range(FUNCTIONS)
             ]  # fmt: skip
             with daemon(config, workspace) as pid, Client(config.socket) as client:
-                for function in functions:
+                for function, most in zip(functions, _morning(), strict=True):
                     client.invoke(function, EVENT)
+                    _call_at_once(config, function, most)
                     if self.waiting is not None:
                         client.prepare(function, self.waiting)
                 raw = msgspec.Raw(msgspec.json.encode(EVENT))
@@ -122,6 +126,7 @@ class Replay:
                     for number in numbers
                 ]  # fmt: skip
                 costs = _costs(client, functions) if self.waiting is None else None
+                time.sleep(1.5 * config.pools.window)  # it looks four times in a window
                 with _Idle(config) as idle:
                     yield Prepared(starts, lambda: idle.counts() | _simulated(costs))
 
@@ -130,12 +135,32 @@ class Replay:
             forks, window = PoolSize(low=0, high=64, rate=_RATE), _window()
         else:
             forks, window = PoolSize(low=self.waiting, high=self.waiting, rate=_RATE), 0.0
-        places = PoolSize(low=_PLACES, high=_PLACES, rate=_RATE)
+        places = PoolSize(low=replay.PLACES, high=replay.PLACES, rate=_RATE)
         return Config(
             name="lab", state=state, instances=10 * instances,
             pools=Pools(network=places, cgroup=places, fork=forks, window=window),
             cgroup=f"{cgroups.name(workspace.run)}/agile",
         )  # fmt: skip
+
+
+def _morning() -> list[int]:
+    """How often each function was called at once at most, before the calls that are played."""
+    days = replay.day(FUNCTIONS, _SEED)
+    return [min(replay.PLACES, replay.at_once(arrivals, _NOON)) for arrivals in days]
+
+
+def _call_at_once(config: Config, function: Function, count: int) -> None:
+    if not count:
+        return
+    connected = threading.Barrier(count)
+
+    def call(_: int) -> None:
+        with Client(config.socket) as client:
+            connected.wait(_WARM_SECONDS)
+            client.invoke(function, EVENT)
+
+    with ThreadPoolExecutor(count) as threads:
+        list(threads.map(call, range(count)))
 
 
 def _costs(client: Client, functions: list[Function]) -> replay.Costs | None:
@@ -158,8 +183,8 @@ def _simulated(costs: replay.Costs | None) -> dict[str, float]:
     compared = replay.compared(costs)
     return {
         "ready": costs.ready * 1e9, "made": costs.made * 1e9, "size": compared.size,
-        "p99": compared.follows.p99 * 1e9, "day": compared.follows.idle * FORK_MEBIBYTES,
-        "fixed p99": compared.fixed.p99 * 1e9, "fixed day": compared.fixed.idle * FORK_MEBIBYTES,
+        "p99": compared.follows.p99 * 1e9, "day": compared.follows.idle,
+        "fixed p99": compared.fixed.p99 * 1e9, "fixed day": compared.fixed.idle,
         "functions": replay.FUNCTIONS,
     }  # fmt: skip
 
@@ -169,16 +194,16 @@ def _window() -> float:
 
 
 class _Idle:
-    """Looks at the pools of forks while the calls come."""
+    """Looks at the pools of forks and of their places while the calls come."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._stop = threading.Event()
-        self._seconds = 0.0
+        self._idle = 0.0
         self._thread = threading.Thread(target=self._watch)
 
     def __enter__(self) -> "_Idle":
-        self._before = self._forks()
+        self._before = self._looked()
         self._thread.start()
         return self
 
@@ -188,8 +213,8 @@ class _Idle:
     def counts(self) -> dict[str, float]:
         """Of the batch, up to now."""
         self._end()
-        _, hits, misses = self._forks()
-        return {"idle": self._seconds * FORK_MEBIBYTES, "hits": hits - self._before[1],
+        _, hits, misses = self._looked()
+        return {"idle": self._idle, "hits": hits - self._before[1],
                 "misses": misses - self._before[2]}  # fmt: skip
 
     def _end(self) -> None:
@@ -197,17 +222,21 @@ class _Idle:
         if self._thread.is_alive():
             self._thread.join()
 
-    def _forks(self) -> tuple[int, int, int]:
+    def _looked(self) -> tuple[float, int, int]:
+        """The MiB that wait, and the hits and misses of forks."""
         with Client(self._config.socket) as client:
-            pools = [pool for pool in client.pools() if pool.name.startswith("fork ")]
-        ready, hits, misses = (
-            sum(getattr(pool, name) for pool in pools) for name in ("ready", "hits", "misses")
-        )
-        return ready, hits, misses
+            pools = client.pools()
+        forks = [pool for pool in pools if pool.name.startswith("fork ")]
+        places = sum(pool.ready for pool in pools if pool.name.startswith("place of "))
+        waiting = sum(pool.ready for pool in forks)
+        return (
+            waiting * replay.FORK_MEBIBYTES + places * replay.PLACE_MEBIBYTES,
+            sum(pool.hits for pool in forks), sum(pool.misses for pool in forks),
+        )  # fmt: skip
 
     def _watch(self) -> None:
-        at, ready = time.monotonic(), self._before[0]
+        at, held = time.monotonic(), self._before[0]
         while not self._stop.wait(_LOOK_SECONDS):
             now = time.monotonic()
-            self._seconds += ready * (now - at)
-            at, (ready, *_) = now, self._forks()
+            self._idle += held * (now - at)
+            at, (held, *_) = now, self._looked()
