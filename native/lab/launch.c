@@ -393,6 +393,7 @@ static int set_up(int argc, char **argv, struct error *error)
 	sigaddset(&blocked, SIGTERM);
 	sigemptyset(&child);
 	sigaddset(&child, SIGCHLD);
+	(void)signal(SIGCHLD, SIG_DFL); /* ignored by our parent, no child would have a status */
 	children = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
 	events = epoll_create1(EPOLL_CLOEXEC);
 	if (sigprocmask(SIG_BLOCK, &blocked, NULL) || children < 0 || events < 0)

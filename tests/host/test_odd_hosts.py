@@ -14,6 +14,7 @@ FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
 RUN = f"{FIRSTLIGHT} run container-creation --runtime runc --instances 1 --repetitions 1 --no-trace"
 NO_CGROUPS = "umount --recursive /sys/fs/cgroup"
 READ_ONLY_RUN = "mount -t tmpfs -o ro none /run"
+NOWHERE = "for at in /tmp /var/tmp; do mount -t tmpfs -o ro none $at; done; cd /proc; unset TMPDIR"
 PART_OF_PROC = "mount -t proc -o subset=pid proc /proc"
 NO_USER = "cp -a /etc new; rm new/passwd; mount --bind new /etc; unset HOME"
 
@@ -73,10 +74,17 @@ def test_a_run_without_a_start_says_why(tmp_path: Path) -> None:
     assert "runc run failed" in done.stderr
 
 
-@pytest.mark.parametrize("host", ["ulimit -n 64", "umask 0777"])
-def test_a_run_works_with_low_limits(host: str, tmp_path: Path) -> None:
-    done = on(host, f"{RUN} --out {tmp_path}/run", tmp_path)
+@pytest.mark.parametrize("host", ["ulimit -n 64", "umask 0777", "trap '' CHLD"])
+def test_a_run_works_whatever_it_inherits(host: str, tmp_path: Path) -> None:
+    done = on(host, f"exec {RUN} --out {tmp_path}/run", tmp_path)
     assert done.returncode == 0, done.stderr + done.stdout
+
+
+def test_without_a_temporary_directory_clean_works_and_others_say_so(tmp_path: Path) -> None:
+    assert on(NOWHERE, f"{FIRSTLIGHT} clean --dry-run", tmp_path).returncode == 0
+    done = on(NOWHERE, f"{FIRSTLIGHT} trace --out /run/unused -- true", tmp_path)
+    assert done.returncode == 2
+    assert "temporary files can be written neither to TMPDIR" in done.stderr
 
 
 def test_a_trace_without_a_working_directory_is_refused(tmp_path: Path) -> None:

@@ -89,6 +89,8 @@ def _options(
 def main() -> None:
     """Run a verb. An error becomes a message, a hint and an exit status."""
     signal.signal(signal.SIGTERM, _terminate)
+    # Where our parent ignored it, no child would have a status.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _open_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names can have any bytes

@@ -7,14 +7,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from firstlight.errors import Failed
+
 SCRATCH = "firstlight-scratch-"
+
+
+def temporary() -> Path:
+    """The directory for temporary files. Raises Failed."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        raise Failed(
+            "temporary files can be written neither to TMPDIR nor to /tmp or /var/tmp",
+            "mount a tmpfs at /tmp, or name another directory in TMPDIR",
+        ) from None
 
 
 @contextmanager
 def scratch(parent: Path | None = None) -> Iterator[Path]:
-    """An empty directory in ``parent``, by default the temporary directory, for this block."""
+    """An empty directory in ``parent``, by default the temporary directory, for this block.
+
+    Raises Failed.
+    """
     with tempfile.TemporaryDirectory(
-        prefix=SCRATCH, dir=parent, ignore_cleanup_errors=True
+        prefix=SCRATCH, dir=parent or temporary(), ignore_cleanup_errors=True
     ) as directory:
         lock = claim(Path(directory))
         try:

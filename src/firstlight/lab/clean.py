@@ -14,7 +14,6 @@ import shutil
 import signal
 import stat
 import struct
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +27,7 @@ from pyroute2 import netns
 from firstlight.errors import Failed, FirstlightError, Unsupported
 from firstlight.host import cgroups, mounts
 from firstlight.host.mounts import unmount_below
-from firstlight.host.ownership import SCRATCH, pid_namespace
+from firstlight.host.ownership import SCRATCH, pid_namespace, temporary
 from firstlight.host.workspace import DISK, STATE
 
 _PROC = Path("/proc")
@@ -333,7 +332,10 @@ def _of_watches() -> Iterator[Leftover]:
 
 def _temporary(pattern: str, content: re.Pattern[str]) -> list[Path]:
     """Temporary directories of our user alone that contain nothing but ``content``."""
-    matching = sorted(Path(tempfile.gettempdir()).glob(pattern))
+    try:
+        matching = sorted(temporary().glob(pattern))
+    except Failed:  # none that could be removed
+        return []
     return [directory for directory in matching if _is_ours(directory, content)]
 
 

@@ -165,12 +165,12 @@ def types() -> Check:
     """The eBPF programs are relocated by the kernel's type information."""
     if _BTF.exists():
         return Check("kernel types (BTF)", True, f"{_BTF} exists")
-    return Check(
-        "kernel types (BTF)",
-        False,
-        f"{_BTF} is missing",
-        "boot a kernel with CONFIG_DEBUG_INFO_BTF=y, as Debian's linux-image-amd64 has",
+    remedy = (
+        "boot a kernel with CONFIG_DEBUG_INFO_BTF=y, as Debian's linux-image-amd64 has"
+        if (facts.SYS / "kernel").exists()
+        else f"mount -t sysfs sysfs {facts.SYS}"
     )
+    return Check("kernel types (BTF)", False, f"{_BTF} is missing", remedy)
 
 
 def tracepoints() -> Check:

@@ -170,6 +170,8 @@ def obstacle() -> str:
     """What of this kernel keeps every program from loading; "" if that is not known."""
     if "[confidentiality]" in read_line(SYS / "kernel/security/lockdown"):
         return "the kernel is locked down for confidentiality, so no program may read its memory"
+    if not (SYS / "kernel").exists():
+        return f"{SYS} is not mounted, where the kernel says what its structures keep"
     if not (SYS / "kernel/btf/vmlinux").exists():
         return "the kernel has no BTF, which says where its structures keep what"
     return ""

@@ -58,6 +58,7 @@ def test_a_kernel_that_forbids_or_lacks_what_tracing_needs_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bpf, "SYS", tmp_path)
+    assert "is not mounted" in bpf.obstacle()
     (tmp_path / "kernel/security").mkdir(parents=True)
     lockdown = tmp_path / "kernel/security/lockdown"
     lockdown.write_text("none integrity [confidentiality]\n")
