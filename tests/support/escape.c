@@ -6,6 +6,7 @@
  *   escape sockets                          fill sockets of its own, as many as it may have, and sleep
  *   escape listen PORT                      say "listening" and accept for ever
  *   escape ping ADDRESS                     one ICMP echo, say "answered" or why not
+ *   escape netlink                          open a netlink socket, say "opened" or why not
  *   escape hold SECONDS                     sleep
  */
 #include <arpa/inet.h>
@@ -279,6 +280,10 @@ int main(int argc, char **argv)
 	}
 	if (argc == 2 && !strcmp(argv[1], "forks"))
 		return forks();
+	if (argc == 2 && !strcmp(argv[1], "netlink")) {
+		puts(socket(AF_NETLINK, SOCK_RAW, 0) < 0 ? strerror(errno) : "opened");
+		return 0;
+	}
 	if (argc == 2 && !strcmp(argv[1], "memory"))
 		memory();
 	if (argc == 2 && !strcmp(argv[1], "sockets"))

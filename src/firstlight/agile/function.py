@@ -52,7 +52,8 @@ class Function(Struct, frozen=True, kw_only=True):
     serves the function's next one, after it is verified to be as new: ``none``, ``network``, or the
     whole ``sandbox``, without processes and with an empty /tmp. With ``share_counters``, a network
     that had traffic is reused too; the next instance can read how many packets, bytes, connections
-    and errors of each kind there were before.
+    and errors of each kind there were before. Without ``netlink``, its programs can open no netlink
+    sockets, whose memory no limit counts; they then cannot list network interfaces.
 
     An instance that ``serves`` is kept for the next request, and ends with its manager. It serves
     ``http``, or ``events`` fetched by the Lambda Runtime API; for a Python handler,
@@ -83,6 +84,7 @@ class Function(Struct, frozen=True, kw_only=True):
     user_namespace: bool = False
     reuse: Reuse = "network"
     share_counters: bool = False
+    netlink: bool = True
     serves: Serves = "nothing"
     timeout: float = 60.0
     """Deadline in seconds for readiness and for a handler's answer."""

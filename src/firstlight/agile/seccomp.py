@@ -30,6 +30,7 @@ _MAKING = (
     "mount_setattr", "move_mount", "open_tree", "sethostname", "setns", "umount2", "unshare",
 )  # fmt: skip
 """What the node calls to make sandboxes, beyond what an instance may."""
+_NETLINK = 16
 _NUMBERS_MAX = 1024  # those of x86-64's other ABI begin at 2**30
 
 Instruction = tuple[int, int, int, int]
@@ -52,9 +53,11 @@ class _Condition:
     within: tuple[tuple[int, "_Condition"], ...] = ()
 
 
-def program(extra: tuple[str, ...] = ()) -> bytes:
-    """The compiled profile, with ``extra`` system calls allowed. Raises Unsupported."""
-    return _program(_search(_ranges(_leaves(extra))))
+def program(extra: tuple[str, ...] = (), netlink: bool = True) -> bytes:
+    """The compiled profile, with ``extra`` system calls allowed; with or without netlink sockets.
+    Raises Unsupported.
+    """
+    return _program(_search(_ranges(_leaves(extra, netlink))))
 
 
 def base() -> bytes:
@@ -62,9 +65,11 @@ def base() -> bytes:
     return program(_MAKING)
 
 
-def rest(extra: tuple[str, ...] = ()) -> bytes:
-    """The calls that ``base`` allows and ``program(extra)`` does not. Raises Unsupported."""
-    full, wide = _leaves(extra), _leaves(_MAKING)
+def rest(extra: tuple[str, ...] = (), netlink: bool = True) -> bytes:
+    """The calls that ``base`` allows and ``program(extra, netlink)`` does not. Raises
+    Unsupported.
+    """
+    full, wide = _leaves(extra, netlink), _leaves(_MAKING)
     leaves = {n: _returns(_ALLOW) if leaf == wide[n] else leaf for n, leaf in full.items()}
     return _program(_search(_ranges(leaves)))
 
@@ -90,7 +95,7 @@ def _program(code: list[Instruction]) -> bytes:
     )
 
 
-def _leaves(extra: tuple[str, ...]) -> dict[int, tuple[Instruction, ...]]:
+def _leaves(extra: tuple[str, ...], netlink: bool = True) -> dict[int, tuple[Instruction, ...]]:
     """The action for each system-call number."""
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
@@ -105,10 +110,18 @@ def _leaves(extra: tuple[str, ...]) -> dict[int, tuple[Instruction, ...]]:
     for name in profile["missing"]:
         if name in numbers and name not in extra:
             leaves[numbers[name]] = _returns(_ERRNO | errno.ENOSYS)
+    if not netlink:
+        _refuse_netlink(profile["conditions"]["socket"])
     for name, rule in profile["conditions"].items():
         if name in numbers and name not in extra:
             leaves[numbers[name]] = _check(_condition(rule))
     return leaves
+
+
+def _refuse_netlink(rule: dict[str, Any]) -> None:
+    rule["values"].remove(_NETLINK)
+    del rule["within"][str(_NETLINK)]
+    rule["error"] = "EAFNOSUPPORT"
 
 
 def system_calls() -> dict[str, int]:

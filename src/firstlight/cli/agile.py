@@ -89,6 +89,14 @@ ShareCounters = Annotated[
 UserNamespace = Annotated[
     bool, typer.Option("--user-namespace", help="Use a user namespace per instance.")
 ]
+NoNetlink = Annotated[
+    bool,
+    typer.Option(
+        "--no-netlink",
+        help="Refuse netlink sockets, whose memory no limit counts; programs cannot list network "
+        "interfaces.",
+    ),
+]
 Event = Annotated[str, typer.Option(metavar="JSON", help="The event for the handler, in JSON.")]
 
 
@@ -170,6 +178,7 @@ def start(
     user_namespace: UserNamespace = False,
     reuse: Reuse = "network",
     share_counters: ShareCounters = False,
+    no_netlink: NoNetlink = False,
     volume: Annotated[
         list[str] | None,
         typer.Option(
@@ -223,7 +232,7 @@ def start(
         user_namespace=user_namespace, reuse=reuse, directory=workdir, lifetime=timeout,
         terminals=terminals, volumes=[_volume(word) for word in volume or ()],
         secrets=dict(_secret(word) for word in secret or ()),
-        share_counters=share_counters,
+        share_counters=share_counters, netlink=not no_netlink,
     )  # fmt: skip
     if detach and (terminal or interactive):
         raise FirstlightError("a detached instance has no terminal and no input",

@@ -102,6 +102,14 @@ Network = Annotated[
         autocompletion=completion(lambda: _NETWORKS),
     ),
 ]
+Netlink = Annotated[
+    bool | None,
+    typer.Option(
+        "--netlink/--no-netlink",
+        help="Allow netlink sockets, whose memory no limit counts; programs need them to list "
+        "network interfaces.  [default: netlink]",
+    ),
+]
 Volumes = Annotated[
     list[str] | None,
     typer.Option(
@@ -155,6 +163,7 @@ def add(
     warm: Warm = None,
     per_instance: PerInstance = None,
     network: Network = None,
+    netlink: Netlink = None,
     volume: Volumes = None,
     secret: Secrets = None,
     description: Description = None,
@@ -171,7 +180,7 @@ def add(
     code, settings = _given(
         source, command, handler, kind, http, env, directory=directory, memory=memory, cpus=cpus,
         timeout=timeout, keep_warm=keep_warm, warm=warm, per_instance=per_instance, network=network,
-        description=description, volumes=volume, secrets=secret,
+        netlink=netlink, description=description, volumes=volume, secrets=secret,
     )  # fmt: skip
     if code is None:
         raise FirstlightError(f"{name} has no code", "give a source, or --handler FILE.py:NAME")
@@ -201,6 +210,7 @@ def update(
     warm: Warm = None,
     per_instance: PerInstance = None,
     network: Network = None,
+    netlink: Netlink = None,
     volume: Volumes = None,
     secret: Secrets = None,
     description: Description = None,
@@ -219,7 +229,7 @@ def update(
     code, settings = _given(
         source, command, handler, kind, http, env, directory=directory, memory=memory, cpus=cpus,
         timeout=timeout, keep_warm=keep_warm, warm=warm, per_instance=per_instance, network=network,
-        description=description, volumes=volume, secrets=secret,
+        netlink=netlink, description=description, volumes=volume, secrets=secret,
     )  # fmt: skip
     _change(protocol.UpdateFunction(name, code, settings, alias), config, as_json)
 

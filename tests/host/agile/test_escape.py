@@ -57,6 +57,21 @@ def test_the_suite_would_see_a_host_service_that_is_open(function: Make) -> None
     assert {name for name, became in message.items() if became != "held"} == {"host service"}
 
 
+@pytest.mark.parametrize("more", [{}, {"reuse": "sandbox"}, {"user_namespace": True}])
+def test_a_function_may_be_started_without_netlink(function: Make, more: dict[str, object]) -> None:
+    async def main() -> None:
+        async with Runtime(Config(name="t2")) as runtime:
+            for netlink, words in (
+                (False, b"Address family not supported by protocol\n"), (True, b"opened\n"),
+            ):  # fmt: skip
+                opens = function("netlink", netlink=netlink, **more)
+                async with await runtime.start(opens) as instance:
+                    assert instance.stdout is not None
+                    assert await instance.stdout.all() == words
+
+    on_host(main)
+
+
 @pytest.mark.parametrize("reuse", ["network", "sandbox"])
 def test_a_fork_bomb_ends_at_its_limit(function: Make, reuse: str) -> None:
     async def main() -> None:

@@ -114,6 +114,18 @@ def main(event):
     there = [path for path in paths if os.path.exists(path)]
     return {path: os.listdir(path) if os.path.isdir(path) else open(path).read() for path in there}
 """
+OPENS = """
+import socket
+def opened():
+    try:
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)
+    except OSError as error:
+        return error.strerror
+    return "opened"
+AT_IMPORT = opened()
+def main(event):
+    return [AT_IMPORT, opened()]
+"""
 BREEDS = """
 import os, signal
 def main(event):
@@ -137,6 +149,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "watches": WATCHES,
         "signals": SIGNALS,
         "looks": LOOKS,
+        "opens": OPENS,
         "breeds": BREEDS,
         "plain": END,
     }
@@ -182,6 +195,16 @@ def test_an_import_can_make_no_namespace_and_enter_none_of_others(root: Path) ->
         for report in (at_import, in_fork):
             assert len(report) >= 19
             assert {name for name, became in report.items() if became != "held"} == set()
+
+    with_handlers(root, main)
+
+
+def test_a_zygote_and_its_forks_may_do_without_netlink(root: Path) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
+        for netlink, words in ((False, "Address family not supported by protocol"),
+                               (True, "opened")):  # fmt: skip
+            opens = function("main", "opens", netlink=netlink)
+            assert value(await runtime.invoke(opens, 1)) == [words, words]
 
     with_handlers(root, main)
 

@@ -68,16 +68,18 @@ SEVERITY = (0x80000000, 0x50000, 0x7FFF0000)
 """Actions, the stricter first, without their data."""
 
 
+@pytest.mark.parametrize("netlink", [True, False])
 @pytest.mark.parametrize("extra", [(), ZYGOTE_CALLS], ids=["instance", "zygote"])
 def test_the_nodes_filter_and_an_instances_own_are_the_whole_profile(
-    extra: tuple[str, ...],
+    extra: tuple[str, ...], netlink: bool
 ) -> None:
-    base, rest, whole = seccomp.base(), seccomp.rest(extra), seccomp.program(extra)
+    base = seccomp.base()
+    rest, whole = seccomp.rest(extra, netlink), seccomp.program(extra, netlink)
     flags = (0, 17, 0x10000000, 0x20000000, 0x7E020000, 3, 5, 8, 16, 17, 2**32 - 1)
     for number in (*range(1100), 2**30, 2**32 - 1):
         for value in flags:
             words = (value, 3, 15)
-            both = [run(program, number, words) for program in (base, rest)]
+            both = [run(program, number, words) for program in (rest, base)]  # the later prevails
             strict = min(both, key=lambda action: SEVERITY.index(action & ~0xFFFF))
             assert strict == run(whole, number, words), (number, value)
 
@@ -139,6 +141,14 @@ def test_of_netlink_only_what_is_of_the_instances_own_network() -> None:
     verdicts = {p: run(PROGRAM, NUMBERS["socket"], (16, 3, p)) for p in protocols}
     assert {p for p, action in verdicts.items() if action == ALLOWED} == {0, 4}
     assert set(verdicts.values()) == {ALLOWED, 0x50000 | errno.EPROTONOSUPPORT}
+
+
+def test_a_function_may_do_without_netlink() -> None:
+    program = seccomp.program(netlink=False)
+    for protocol in (0, 4, 16):
+        action = run(program, NUMBERS["socket"], (16, 3, protocol))
+        assert action == 0x50000 | errno.EAFNOSUPPORT
+    assert run(program, NUMBERS["socket"], (2, 1, 6)) == ALLOWED
 
 
 @pytest.mark.parametrize(("family", "usual"), [(2, {0, 1, 6, 17, 262}), (10, {0, 6, 17, 58, 262})])

@@ -56,6 +56,7 @@ class Spec(Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fie
     warm: int | UnsetType = UNSET
     per_instance: int | UnsetType = UNSET
     network: Reach | UnsetType = UNSET
+    netlink: bool | UnsetType = UNSET
     port: int | UnsetType = UNSET
     description: str | UnsetType = UNSET
     concurrency: int | None = None

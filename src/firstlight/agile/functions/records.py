@@ -32,6 +32,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     warm: int | UnsetType = UNSET
     per_instance: int | UnsetType = UNSET
     network: Reach | UnsetType = UNSET
+    netlink: bool | UnsetType = UNSET
     port: int | UnsetType = UNSET
     volumes: tuple[Volume, ...] | UnsetType = UNSET
     secrets: dict[str, str] | UnsetType = UNSET

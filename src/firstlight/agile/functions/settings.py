@@ -43,7 +43,8 @@ def made(
     fields: dict[str, Any] = {
         key: value
         for key in ("environment", "directory", "memory", "scratch", "cpus", "timeout",
-                    "keep_warm", "warm", "per_instance", "network", "port", "volumes", "secrets")
+                    "keep_warm", "warm", "per_instance", "network", "netlink", "port",
+                    "volumes", "secrets")
         if (value := getattr(settings, key)) is not UNSET
     }  # fmt: skip
     if not settings.directory:

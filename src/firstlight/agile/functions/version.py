@@ -25,7 +25,7 @@ class FunctionVersion(Struct, frozen=True, kw_only=True):
     ``queue`` more wait for their turn. At least ``warm`` instances are kept. With kind ``http``,
     each serves up to ``per_instance`` requests at once. ``revision`` identifies a state of the
     function's code and settings, also of ``$LATEST``. ``volumes`` and ``secrets`` are those of a
-    ``Function``; each start gets them.
+    ``Function``; each start gets them. So is ``netlink``.
     """
 
     name: str
@@ -48,6 +48,7 @@ class FunctionVersion(Struct, frozen=True, kw_only=True):
     warm: int = 0
     per_instance: int = 100
     network: Reach = "outbound"
+    netlink: bool = True
     port: int = 8080
     owner: str = ""
     arn: str = ""

@@ -14,11 +14,16 @@ from firstlight.agile.parts import roots, volumes
 from firstlight.agile.parts.shelves import quota
 from firstlight.errors import Failed
 
+WITHOUT_NETLINK = 2
+"""From the number of a seccomp profile to that of the one which allows no netlink."""
+
 
 def encode(entry: Registered, function: Function, profile: int, flags: Flag, uid: int) -> bytes:
     """The node's record of a function. If the function names neither user nor group, both are
-    ``uid``.
+    ``uid``. ``profile`` is the number of a seccomp profile that allows netlink.
     """
+    if not function.netlink:
+        profile += WITHOUT_NETLINK
     # networks with a listening socket are not reused
     given = function.ports or function.serves == "events"
     reuse = "none" if given else function.reuse

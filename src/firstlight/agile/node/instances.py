@@ -107,8 +107,9 @@ class Instances:
                 self._stock.connect(node)
                 self._sandboxes.connect(node)
                 node.load(_BASE_PROFILE, seccomp.base())
-                node.load(0, seccomp.rest())
-                node.load(ZYGOTE_PROFILE, seccomp.rest(ZYGOTE_CALLS))
+                for profile, calls in ((0, ()), (ZYGOTE_PROFILE, ZYGOTE_CALLS)):
+                    node.load(profile, seccomp.rest(calls))
+                    node.load(profile + definition.WITHOUT_NETLINK, seccomp.rest(calls, False))
                 await self._adopt(node, state)
                 self._sandboxes.resume()
             return self._node

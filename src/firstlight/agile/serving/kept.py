@@ -226,8 +226,8 @@ def definition(version: FunctionVersion) -> Function:
     return Function(
         rootfs=version.root, command=command, env={**environment(version), **_of_instance(version)},
         directory=version.directory, memory=version.memory, scratch=version.scratch,
-        cpus=version.cpus, network=version.network, reuse="none", serves="events",
-        volumes=version.volumes, secrets=version.secrets,
+        cpus=version.cpus, network=version.network, netlink=version.netlink, reuse="none",
+        serves="events", volumes=version.volumes, secrets=version.secrets,
     )  # fmt: skip
 
 

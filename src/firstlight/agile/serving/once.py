@@ -30,8 +30,8 @@ def definition(version: FunctionVersion) -> Function:
     return Function(
         rootfs=version.root, command=version.command, env=version.environment,
         directory=version.directory, memory=version.memory, scratch=version.scratch,
-        cpus=version.cpus, network=version.network, timeout=version.timeout,
-        volumes=version.volumes, secrets=version.secrets,
+        cpus=version.cpus, network=version.network, netlink=version.netlink,
+        timeout=version.timeout, volumes=version.volumes, secrets=version.secrets,
     )  # fmt: skip
 
 
