@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import wrap
 from typing import cast
 
 import typer
@@ -47,26 +48,26 @@ def _page(path: list[str], context: typer.Context) -> Iterator[str]:
     paragraphs = [" ".join(part.split()) for part in (command.help or "").split("\n\n")]
     name, date = "-".join(path), f"{datetime.now(UTC):%Y-%m-%d}"
     yield f'.TH {name.upper()} 1 "{date}" "firstlight {firstlight.__version__}"'
-    yield from (".SH NAME", _plain(f"{name} - {paragraphs[0].rstrip('.')}"))
-    yield from (".SH SYNOPSIS", f".B {_plain(' '.join(path))}")
-    yield _plain(" ".join(command.collect_usage_pieces(context)))
+    yield from (".SH NAME", *_plain(f"{name} - {paragraphs[0].rstrip('.')}"))
+    yield from (".SH SYNOPSIS", f".B {_escaped(' '.join(path))}")
+    yield from _plain(" ".join(command.collect_usage_pieces(context)))
     yield ".SH DESCRIPTION"
-    for paragraph in paragraphs:
-        yield from (".PP", _plain(paragraph))
+    for place, paragraph in enumerate(paragraphs):
+        yield from ([".PP"] if place else []) + _plain(paragraph)
     yield from _parameters(context, "ARGUMENTS", "argument")
     yield from _parameters(context, "OPTIONS", "option")
     commands = _below(cast(TyperCommand, command))
     if commands:
         yield ".SH COMMANDS"
     for name, below in commands:
-        page = f".BR {_plain('-'.join([*path, name]))} (1)"
-        yield from (".TP", page, _plain(below.get_short_help_str(200)))
+        page = f".BR {_escaped('-'.join([*path, name]))} (1)"
+        yield from (".TP", page, *_plain(below.get_short_help_str(200)))
     if command.epilog:
         yield from (".SH EXAMPLES", ".nf")
-        yield from map(_plain, re.findall(r"^  (.*)$", command.epilog, re.MULTILINE))
+        yield from map(_escaped, re.findall(r"^  (.*)$", command.epilog, re.MULTILINE))
         yield ".fi"
     if len(path) > 1:
-        yield from (".SH SEE ALSO", f".BR {_plain('-'.join(path[:-1]))} (1)")
+        yield from (".SH SEE ALSO", f".BR {_escaped('-'.join(path[:-1]))} (1)")
 
 
 def _parameters(context: typer.Context, title: str, kind: str) -> Iterator[str]:
@@ -76,10 +77,18 @@ def _parameters(context: typer.Context, title: str, kind: str) -> Iterator[str]:
     if rows:
         yield f".SH {title}"
     for name, words in rows:
-        yield from (".TP", f".B {_plain(name)}", _plain(words))
+        yield from (".TP", f".B {_escaped(name)}", *_plain(words))
 
 
-def _plain(text: str) -> str:
+def _plain(text: str) -> list[str]:
+    """Text as lines of at most 72 characters, as mandoc's lint asks for."""
+    words = _escaped(text)
+    return [re.sub(r"^([.'])", r"\&\1", line) for line in wrap(
+        words, 72, break_long_words=False, break_on_hyphens=False
+    )]  # fmt: skip
+
+
+def _escaped(text: str) -> str:
     r"""Text whose hyphens, backslashes and leading dots are themselves (groff_char(7))."""
     escaped = " ".join(text.split()).replace("\\", r"\e").replace("-", r"\-")
     return re.sub(r"^([.'])", r"\&\1", escaped)
