@@ -71,7 +71,7 @@ Section: admin
 Priority: optional
 Installed-Size: {size}
 Depends: python3 (>= {python}), python3 (<< {later}), libc6, libelf1 | libelf1t64, zlib1g
-Recommends: runc | crun, iproute2, nftables
+Recommends: runc | crun, iproute2, mount, nftables
 Suggests: qemu-system-x86, containernetworking-plugins, bubblewrap, podman, skopeo
 Description: laboratory and runtime for fast function instantiation
  Measures how containers, their networks and virtual machines start, divides each
