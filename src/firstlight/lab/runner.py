@@ -28,7 +28,7 @@ from firstlight.lab.backends import Ask, Backend, Command, Execute, ending_at
 from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.lab.load import Generator, Outcome
 from firstlight.lab.schedule import LEAST, Batch, Schedule, work
-from firstlight.model import Ending, Footer, GuestLog, Header, Sample, Stamps
+from firstlight.model import Ending, Footer, GuestLog, Header, Point, Sample, Stamps
 from firstlight.native import checkout
 from firstlight.store import Writer, read
 from firstlight.trace import bpf
@@ -189,13 +189,26 @@ def _usable(plan: Plan) -> tuple[list[Case], dict[str, str]]:
             skipped[case.backend.name] = f"{error.message} ({error.hint})"
             continue
         probed.add(backend)
-        cases.append(replace(case, backend=backend))
+        if not _is_repeated(case.point, backend, cases):
+            cases.append(replace(case, backend=backend))
     if not cases:
         raise Unsupported(
             f"{plan.experiment.name} cannot run here: {_reasons(skipped)}",
             "firstlight doctor shows everything that is missing",
         )
     return cases, skipped
+
+
+def _is_repeated(point: Point, backend: Backend, cases: Sequenced[Case]) -> bool:
+    """Whether the cases have this one, as for ``--runtime runc,runc``. Raises FirstlightError if
+    they have another of the same name, whose figures could not be told from its own.
+    """
+    same = next((case for case in cases if case.point == point), None)
+    if same and same.backend != backend:
+        name = ", ".join(f"{axis} {setting}" for axis, setting in point.items())
+        raise FirstlightError(f"two different points are called {name}",
+                              "measure them in runs of their own, or rename a file")  # fmt: skip
+    return same is not None
 
 
 def _reasons(skipped: dict[str, str]) -> str:

@@ -113,9 +113,9 @@ class Schedule:
                 yield Batch(case, repetition, traced=True)
 
     def _timely(self, batches: Sequence[Batch]) -> Iterator[Batch]:
-        """Those that end in time."""
+        """Those that end in time, and the very first."""
         for batch in batches:
-            if self.budget is not None:
+            if self.budget is not None and self._took:
                 spent = self.clock() - self._begun
                 if spent + self._expected(batch) > self.budget:
                     continue

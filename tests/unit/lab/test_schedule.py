@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstlight.errors import FirstlightError
 from firstlight.host.workspace import Workspace
+from firstlight.lab import runner
 from firstlight.lab.backends import Prepared
-from firstlight.lab.experiments import Case
+from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.lab.schedule import LEAST, Batch, Schedule
 from firstlight.model import Ending, EndPoint, Point, Sample, Stamps
 
@@ -82,6 +84,25 @@ def test_a_budget_is_kept_but_for_what_was_not_known_to_take_longer(
     count = machine.measure(machine.schedule(budget, repetitions=most))
     assert machine.now <= budget + max(seconds)
     assert all(each <= most for each in count.values())
+
+
+def test_the_first_batch_is_measured_however_small_the_budget() -> None:
+    machine = Machine({"a": 1.0, "b": 1.0})
+    schedule = machine.schedule(1e-4)
+    machine.now = 1.0  # making the workspace took longer
+    assert sum(machine.measure(schedule).values()) == 1
+
+
+def test_a_point_that_is_asked_for_twice_is_measured_once() -> None:
+    def plan(*backends: str) -> runner.Plan:
+        cases = [Case({"runtime": "runc", "instances": 1}, Nothing(name)) for name in backends]
+        experiment = Experiment("e", "?", "", ("runtime", "instances"), lambda _: cases)
+        return runner.Plan(experiment, Options((1,)), 1, 1, traced=False)
+
+    cases, _ = runner._usable(plan("a", "a"))
+    assert len(cases) == 1
+    with pytest.raises(FirstlightError, match="two different points are called runtime runc"):
+        runner._usable(plan("a", "b"))
 
 
 def test_most_of_a_budget_goes_to_what_varies_most() -> None:
