@@ -63,9 +63,12 @@ class Function(Struct, frozen=True, kw_only=True):
     interpreter. With kind ``wasm``, ``rootfs`` is a module's file, ``handler`` an export and
     ``command`` its argument vector. Its instances share ``cpus`` and ``scratch``, and each has
     ``memory``; they have no network.
+
+    ``name`` is that of a registered function, to be shown.
     """
 
     rootfs: str
+    name: str = ""
     command: tuple[str, ...] = ()
     kind: Kind = "command"
     handler: str = ""
@@ -282,6 +285,7 @@ class Happened(Struct, frozen=True, kw_only=True):
     rootfs: str
     command: tuple[str, ...]
     handler: str = ""
+    name: str = ""
     ended: Ended | None = None
     words: str = ""
 

@@ -52,9 +52,9 @@ def ps(
         print_json(instances)
         return
     print_table(
-        ("id", "state", "started", "pid", "address", "command"),
+        ("id", "state", "started", "pid", "address", "function", "command"),
         [(each.id, each.state, f"{_age(each.age)} ago", "–" if each.ended else str(each.pid),
-          each.address or "–",
+          each.address or "–", printable(each.function.name) or "–",
           printable(" ".join(each.function.command) or each.function.handler))
          for each in instances],
     )  # fmt: skip
@@ -176,7 +176,8 @@ def _line(event: "Happened") -> str:
     when = datetime.fromtimestamp(event.time / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     command = printable(" ".join(event.command) or event.handler)
     words = f" ({event.words})" if event.words else ""
-    return f"{when} {event.kind} {event.id}{words}: {command}\n"
+    name = f" of {printable(event.name)}" if event.name else ""
+    return f"{when} {event.kind} {event.id}{name}{words}: {command}\n"
 
 
 def printable(text: str) -> str:

@@ -274,6 +274,7 @@ def test_a_failure_of_a_fork_has_the_words_and_the_log_of_a_failure(tmp_path: Pa
     async def main(functions: Functions) -> None:
         await functions.add("f", ZipSource(data=zipped(app=FAILS)), SLOW)
         assert await called(functions, "f") == [roots.PATH, "/tmp", "instance"]
+        assert [each.function.name for each in functions._runtime.running()] == ["f"]
         for event, kind, words, cause in (
             ("raise", "LookupError", "no such cow", "handler"),
             ("stop", "Runtime.ExitError", "sys.exit(3)", "exit"),

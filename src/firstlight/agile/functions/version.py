@@ -54,3 +54,8 @@ class FunctionVersion(Struct, frozen=True, kw_only=True):
     arn: str = ""
     volumes: tuple[Volume, ...] = ()
     secrets: dict[str, str] = {}
+
+    @property
+    def label(self) -> str:
+        """Its name and version, as a URL has them: without ``$LATEST``."""
+        return self.name if self.version == "$LATEST" else f"{self.name}:{self.version}"

@@ -46,7 +46,7 @@ class History:
             Happened(
                 serial=self._serial, time=time.time_ns(), kind=kind, id=instance.id,
                 rootfs=function.rootfs, command=function.command, handler=function.handler,
-                pid=instance.pid, ended=ended,
+                name=function.name, pid=instance.pid, ended=ended,
                 words=ended.words(function.memory, function.lifetime) if ended else "",
             )
         )  # fmt: skip

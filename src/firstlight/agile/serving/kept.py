@@ -224,7 +224,8 @@ def definition(version: FunctionVersion) -> Function:
     if version.kind == "python" and not version.command:
         command = (*command, version.handler)
     return Function(
-        rootfs=version.root, command=command, env={**environment(version), **_of_instance(version)},
+        rootfs=version.root, name=version.label, command=command,
+        env={**environment(version), **_of_instance(version)},
         directory=version.directory, memory=version.memory, scratch=version.scratch,
         cpus=version.cpus, network=version.network, netlink=version.netlink, reuse="none",
         serves="events", volumes=version.volumes, secrets=version.secrets,

@@ -28,7 +28,7 @@ from firstlight.errors import Failed
 def definition(version: FunctionVersion) -> Function:
     """The function that the node starts for a version."""
     return Function(
-        rootfs=version.root, command=version.command, env=version.environment,
+        rootfs=version.root, name=version.label, command=version.command, env=version.environment,
         directory=version.directory, memory=version.memory, scratch=version.scratch,
         cpus=version.cpus, network=version.network, netlink=version.netlink,
         timeout=version.timeout, volumes=version.volumes, secrets=version.secrets,
