@@ -425,7 +425,8 @@ def call(
     if called is None:
         return
     if log:
-        sys.stderr.write(called.log.decode(errors="replace"))
+        text = called.log.decode(errors="replace")
+        sys.stderr.write(text if not text or text.endswith("\n") else text + "\n")
     sys.stdout.write(called.payload.decode(errors="replace").rstrip("\n") + "\n")
     if called.error:
         say(f"firstlight: {name} failed")

@@ -249,6 +249,7 @@ def test_a_layer_is_applied_upon_those_below(tmp_path: Path) -> None:
     first = base(
         member("etc/gone", b"x"), member("etc/kept", b"kept"), member("var/old/deep", b"x"),
         member("real/there", b"x"), member("through", type=tarfile.SYMTYPE, linkname="/real"),
+        member("tmp", type=tarfile.SYMTYPE, linkname="real"), member("proc", b"no directory"),
     )  # fmt: skip
     source = Layout(tmp_path / "layout").image(first, second)
 
@@ -261,6 +262,7 @@ def test_a_layer_is_applied_upon_those_below(tmp_path: Path) -> None:
         await functions.add("f", source, own)
         async with functions.using("f") as version:
             root = Path(version.root)
+        assert [name for name in ("proc", "tmp") if (root / name).is_symlink()] == []
         assert not (root / "etc/gone").exists()
         assert sorted(path.name for path in (root / "var").iterdir()) == ["new"]
         assert (root / "linked").read_bytes() == b"kept"

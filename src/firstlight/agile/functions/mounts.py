@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firstlight.agile.functions import base
+from firstlight.agile.parts.roots import MOUNT_POINTS, is_mountable
 from firstlight.errors import Failed
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _READ_ONLY, _NO_SETUID, _NO_DEVICES, _BIND, _REMOUNT = 1, 2, 4, 0x1000, 0x20
 _RECURSIVE, _PRIVATE, _DETACH = 0x4000, 0x40000, 2
 _POINTS = "points-"
+_COVER = tuple(f"/{name}/" for name in MOUNT_POINTS)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -44,12 +46,15 @@ class Mounts:
     def root(self, code: "Code", points: tuple[str, ...] = ()) -> Path:
         """Path of this code's root, mounted if needed, or of a module's file. Raises Failed.
 
-        ``points`` are a Revision's: those that the code lacks are added in a layer below it.
+        ``points`` are a Revision's: those that the code lacks are added in a layer below it. What
+        the code has in place of a directory that each instance mounts is covered by a layer above.
         """
         if code.module:
             return self._content.path(code.trees[0]) / code.module
-        if not code.base and len(code.trees) == 1 and not points:
-            return self._content.path(code.trees[0])
+        layers = [self._content.path(number) for number in code.trees]
+        covers = not all(is_mountable(layer / name) for layer in layers for name in MOUNT_POINTS)
+        if not code.base and len(layers) == 1 and not points and not covers:
+            return layers[0]
         target = self._place / _name(code, points)
         if target.is_dir() and os.path.ismount(target):
             return target
@@ -57,6 +62,8 @@ class Mounts:
         trees = os.open(self._content.path(0).parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             lower = [f"/proc/self/fd/{trees}/{number}" for number in reversed(code.trees)]
+            if covers:
+                lower.insert(0, str(self._below(_COVER)))
             lower.append(str(self._place / ("base" if code.base else "skeleton")))
             if points:
                 lower.append(str(self._below(points)))
@@ -74,7 +81,7 @@ class Mounts:
     def keep(self, revisions: "list[Revision]") -> None:
         """Unmount the roots of all others."""
         names = {_name(each.code, each.points) for each in revisions} | {"base", "skeleton"}
-        names |= {_points_name(each.points) for each in revisions}
+        names |= {_points_name(each.points) for each in revisions} | {_points_name(_COVER)}
         for target in self._place.iterdir():
             if target.name in names:
                 continue

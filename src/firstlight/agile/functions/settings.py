@@ -171,7 +171,7 @@ def _check(version: FunctionVersion) -> None:
         )
     if version.kind in ("python", "wasm") and not version.handler:
         raise Invalid(f"{version.name} has no handler", "give one: --handler app:main")
-    if version.kind in ("command", "http", "image", "bootstrap") and not version.command:
+    if version.kind in ("command", "http", "image", "bootstrap") and not any(version.command[:1]):
         raise Invalid(f"{version.name} has no command to run",
                       "give one, or an image with an entry point")  # fmt: skip
     _check_text(version)

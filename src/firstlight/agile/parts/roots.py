@@ -47,9 +47,9 @@ def open_root(rootfs: Path, skeleton: Path) -> int:
         raise Failed(f"the root file system {rootfs} is not a directory",
                      "give the path of an unpacked root file system")  # fmt: skip
     for name in MOUNT_POINTS:
-        if (rootfs / name).is_symlink():
-            raise Failed(f"{name} in the root file system {rootfs} is a symbolic link",
-                         "make it a directory: something is mounted there")  # fmt: skip
+        if not is_mountable(rootfs / name):
+            raise Failed(f"{name} in the root file system {rootfs} is not a directory",
+                         "make it one: something is mounted there")  # fmt: skip
     if all((rootfs / name).is_dir() for name in MOUNT_POINTS):
         return _call(f"open the tree {rootfs}", _OPEN_TREE, _HERE, os.fsencode(rootfs),
                      _CLONE | _RECURSIVE | _CLOEXEC)  # fmt: skip
@@ -64,6 +64,11 @@ def open_root(rootfs: Path, skeleton: Path) -> int:
         return _call(what, _FSMOUNT, context, 1, 0)
     finally:
         os.close(context)
+
+
+def is_mountable(point: Path) -> bool:
+    """Whether a mount point is a directory, and no link to one, or can be added."""
+    return not os.path.lexists(point) or (point.is_dir() and not point.is_symlink())
 
 
 def find(rootfs: Path, command: str, directory: str = "/") -> Path | None:
@@ -95,7 +100,9 @@ def check_command(
         return  # inside the root the kernel resolves it
     if not path.exists():
         raise Failed(f"{name} has no {command}", "add it there, or name another program")
-    if path.is_dir() or not path.stat().st_mode & 0o111:
+    if path.is_dir():
+        raise Failed(f"{command} in {name} is a directory", "name a program")
+    if not path.stat().st_mode & 0o111:
         raise Failed(f"{command} in {name} is not executable",
                      f"give it the mode 0755, and update {shown}" if shown
                      else f"chmod a+rx {path}")  # fmt: skip
