@@ -366,7 +366,7 @@ def test_a_layer_of_zstd_and_an_archive_are_taken(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     async def main(functions: Functions) -> None:
-        run("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path / "store")
+        run("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", tmp_path / "store")
         noise = os.urandom(6 << 20)
         zipped = io.BytesIO()
         with zipfile.ZipFile(zipped, "w") as archive:
