@@ -301,3 +301,28 @@ def test_calls_of_a_replayed_trace_are_not_made_at_once() -> None:
     )
     assert ") where the pool follows the demand, 4.06 ms (" in message
     assert message.endswith(") where the pool is fixed 0 (medians).")
+
+
+def test_a_replayed_hour_is_compared_with_the_cheapest_fixed_size_of_no_higher_a_tail() -> None:
+    took = {"follows": 2.0, "fixed 0": 4.0, "fixed 4": 1.5, "fixed 8": 1.0}
+    held = {"follows": 100.0, "fixed 0": 50.0, "fixed 4": 400.0, "fixed 8": 900.0}
+    day = {"functions": 40.0, "day": 1.0, "fixed day": 5.0, "size": 10.0, "p99": 1e6,
+           "fixed p99": 1e6, "ready": 1e5, "made": 1e6}  # fmt: skip
+
+    def replayed(pools: list[str]) -> Analysis:
+        return run(
+            "trace-replay", ("pool", "instances"),
+            [{"pool": pool, "instances": 20} for pool in pools], lambda p: took[str(p["pool"])],
+            counts=lambda p: {"idle": held[str(p["pool"])], **(
+                day if p["pool"] == "follows" else {})},
+        )  # fmt: skip
+
+    shown = replayed(list(took))
+    assert answer.answer(shown).endswith(
+        "In the hour that was played they hold 75 % fewer than pools of fixed 4, the cheapest "
+        "whose P99 is not higher: 1.54 ms against 2.06 ms."
+    )
+    assert ("follows", "2.03 ms", "2.06 ms (2.00 ms–2.06 ms)", "–", "100") in tables(shown)[0].rows
+    assert answer.answer(replayed(["follows", "fixed 0"])).endswith(
+        "In the hour that was played, no fixed size has as low a P99 as theirs, 2.06 ms."
+    )
