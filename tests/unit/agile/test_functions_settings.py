@@ -150,6 +150,14 @@ def test_an_image_whose_handler_is_named_is_called_without_its_entry_point() -> 
     assert (called.environment, called.directory) == ({"WORD": "one"}, "/task")
 
 
+def test_an_instance_can_work_where_the_node_mounts_something(tmp_path: Path) -> None:
+    for directory in ("/tmp", "/tmp/", "/dev", "/proc"):
+        roots.check_command(tmp_path, "found-when-it-starts", directory=directory)
+    for directory in ("/none", "/tmp/none"):
+        with pytest.raises(Failed, match=f"has no directory {directory} to work in"):
+            roots.check_command(tmp_path, "found-when-it-starts", directory=directory)
+
+
 def test_only_names_within_a_root_are_shown(tmp_path: Path) -> None:
     root = tmp_path / "host/root"
     (root / "code").mkdir(parents=True)

@@ -92,7 +92,8 @@ def check_command(
     _check_open(rootfs, uid)
     name = shown or f"the root file system {rootfs}"
     where = inside(rootfs, directory)
-    if where is not None and not where.is_dir():
+    is_mounted = directory.strip("/") in MOUNT_POINTS
+    if where is not None and not where.is_dir() and not is_mounted:
         raise Failed(f"{name} has no directory {directory} to work in",
                      "add it there, or name another")  # fmt: skip
     path = find(rootfs, command, directory)
