@@ -14,6 +14,7 @@ from firstlight.agile import Config, Function, Instance, Runtime
 from firstlight.agile.config import NetworkConfig, Pools, PoolSize
 from firstlight.agile.network.firewall import Firewall
 from firstlight.errors import Failed, FirstlightError
+from firstlight.lab.cluster.threads import in_network
 
 Make = Callable[..., Function]
 GATEWAY = "10.213.0.1"
@@ -97,6 +98,22 @@ def test_a_function_that_shares_counters_keeps_networks_that_were_talked_on(
             assert len(set(addresses)) == 1
 
     on_host(main)
+
+
+def test_a_network_is_kept_although_its_last_socket_goes_late(function: Make) -> None:
+    """As on a busy host, whose kernel removes closed sockets after seconds."""
+    hold = function("hold", "600", share_counters=True)
+
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime:
+            async with await runtime.start(hold) as instance:
+                inside = in_network(instance.pid, lambda: socket.socket(type=socket.SOCK_DGRAM))
+            asyncio.get_running_loop().call_later(2.0, inside.close)
+            while returned(runtime) < 1:
+                await asyncio.sleep(0.01)
+            assert inside.fileno() < 0
+
+    on_host(main, 60)
 
 
 async def ask(host: str, port: int) -> bytes:

@@ -28,7 +28,7 @@ from firstlight.errors import Failed
 
 QUARANTINE_SECONDS = 0.05
 """How long a used network rests before it is examined, so that packets in flight arrive."""
-_QUARANTINES = 10
+_RESTS, _RESTS_TO_WASH = 4, 7
 _SHARED_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 
@@ -216,22 +216,24 @@ class Networks:
                 await self._end_connections(network.address)
         except Failed:
             return False
-        answer = await self._looked(network)
+        answer = await self._looked(network, _RESTS_TO_WASH)
         if answer is None or answer.digest != network.digest:
             return False
         network.counters, network.quick = answer.counters, answer.quick
         return True
 
-    async def _looked(self, network: Network) -> Answer | None:
-        """The digests of a namespace that has rested."""
-        for _ in range(_QUARANTINES):
-            await asyncio.sleep(QUARANTINE_SECONDS)
+    async def _looked(self, network: Network, rests: int = _RESTS) -> Answer | None:
+        """The digests of a namespace that has rested, each time twice as long. A closed socket is
+        in it until the kernel's next grace period has ended, on a busy host for seconds.
+        """
+        for times in range(rests):
+            await asyncio.sleep(QUARANTINE_SECONDS * 2**times)
             try:
                 self._check_open()
                 answer = await self._parts.ask(Request(Verb.CHECK), network.descriptor)
             except Failed:
                 return None
-            if answer.error != errno.EBUSY:  # a socket is removed some time after its close
+            if answer.error != errno.EBUSY:
                 return None if answer.error else answer
         return None
 
