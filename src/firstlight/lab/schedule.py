@@ -1,9 +1,9 @@
 """Decides the order of a run's batches, and when to stop.
 
 Without a budget a run has a fixed number of repetitions. With one it ends when the time is used up:
-first every point is measured once, those with few instances first; after ``LEAST`` repetitions of
-each, every further one goes to the point whose median is known least well, by its relative 95 %
-interval.
+first every point is measured once, those with few instances first, then once traced; after
+``LEAST`` repetitions of each, every further one goes to the point whose median is known least well,
+by its relative 95 % interval.
 """
 
 import random
@@ -102,7 +102,7 @@ class Schedule:
             self._rounds[number] += 1
         self._order.shuffle(batches)
         if self.budget is not None and not self._took:
-            batches.sort(key=lambda batch: work(batch.case))
+            batches = _once_each_first(batches)
         return [batch for batch in batches if not self._is_done(batch)]
 
     def _of(self, case: Case, repetition: int) -> Iterator[Batch]:
@@ -169,6 +169,17 @@ class Schedule:
         return False
 
 
+def _once_each_first(batches: Sequence[Batch]) -> list[Batch]:
+    """Each case once, then once traced, then again: those that take little before others."""
+    count: Counter[tuple[int, bool]] = Counter()
+    places: list[tuple[int, bool, int, int]] = []
+    for batch in batches:
+        key = (id(batch.case), batch.traced)
+        places.append((count[key], batch.traced, work(batch.case), len(places)))
+        count[key] += 1
+    return [batches[place[-1]] for place in sorted(places)]
+
+
 Done = Counter[tuple[frozenset[tuple[str, object]], int, bool]]
 
 
@@ -182,5 +193,6 @@ def _done(samples: Sequence[Sample]) -> Done:
 
 
 def work(case: Case) -> int:
-    """The relative duration of one of its batches, roughly."""
-    return case.instances + 4
+    """The relative duration of one of its batches, roughly: those in the background start too."""
+    background = case.point.get("background", 0)
+    return case.instances + (background if isinstance(background, int) else 0) + 4

@@ -3,6 +3,7 @@
 import random
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import islice
 
 import pytest
 from hypothesis import given
@@ -91,6 +92,23 @@ def test_the_first_batch_is_measured_however_small_the_budget() -> None:
     schedule = machine.schedule(1e-4)
     machine.now = 1.0  # making the workspace took longer
     assert sum(machine.measure(schedule).values()) == 1
+
+
+def test_a_budget_begins_with_the_fewest_instances_in_the_background_too() -> None:
+    points: list[Point] = [{"background": each, "instances": 1} for each in (1000, 0, 500, 10)]
+    cases = [Case(point, Nothing()) for point in points]
+    schedule = Schedule(cases, 1, lambda _: False, None, budget=60.0, clock=lambda: 0.0)
+    batches = schedule.batches()
+    assert [next(batches).point["background"] for _ in points] == [0, 10, 500, 1000]
+
+
+def test_a_budget_begins_with_each_point_once_and_then_traced() -> None:
+    cases = [Case({"runtime": name, "instances": 1}, Nothing()) for name in "abc"]
+    schedule = Schedule(cases, 1, lambda _: True, None, budget=60.0, clock=lambda: 0.0)
+    first = list(islice(schedule.batches(), 9))
+    for part, traced in (first[:3], False), (first[3:6], True), (first[6:], False):
+        assert {batch.point["runtime"] for batch in part} == set("abc")
+        assert all(batch.traced == traced for batch in part)
 
 
 def test_a_point_that_is_asked_for_twice_is_measured_once() -> None:
