@@ -4,8 +4,10 @@ Each target gets valid input, damaged in ways that Hypothesis draws: ``make fuzz
 each.
 """
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable, Iterable
@@ -21,11 +23,15 @@ from msgspec import structs
 from rich.console import Console
 
 from firstlight import store
+from firstlight.agile import config, protocol
+from firstlight.agile.functions import images as layout_images
+from firstlight.agile.functions.errors import NotAnArchive
 from firstlight.analysis import Analysis, gate, provision, sides
 from firstlight.analysis import compare as comparing
-from firstlight.errors import FirstlightError
+from firstlight.errors import Failed, FirstlightError
 from firstlight.lab.cni import conf, known, needs
 from firstlight.lab.experiments import Experiment, catalogue
+from firstlight.lab.guests import catalogue as guests
 from firstlight.lab.guests import images
 from firstlight.lab.watch.programs import Program, labels_of, role
 from firstlight.model import Ending, EndPoint, Header, Point, Sample, Setting, Stamps, Step
@@ -175,6 +181,102 @@ def test_kernels_and_disks(tmp_path_factory: pytest.TempPathFactory, random: Ran
     for identify in (images.kernel, images.disk):
         refuses(lambda: identify(file))  # noqa: B023
     shutil.rmtree(directory)
+
+
+EXAMPLE = re.sub(
+    r"(?m)^# (?=\[|listen|credentials|otlp|service|share)",
+    "",
+    (Path(__file__).parents[2] / "conf/agile/firstlight.toml").read_text(),
+)
+WORDS = (
+    "-1", "0", "1.5", '""', '"x"', "nan", "inf", "true", "[]", "{}", "[[]]", '"\\u0000"', "9" * 400,
+    "1e400", '["/"]', '"::1/64"', '"10.0.0.0/33"', "1979-05-27", '"http://[::"', '"http://h:99999"',
+    '"unix:"', '"a:b"', '"127.0.0.1:99999"', '"udp/70000"', "[" * 2000,
+)  # fmt: skip
+
+
+@fuzzed
+@given(damages)
+def test_configurations_of_the_runtime(
+    tmp_path_factory: pytest.TempPathFactory, random: Random
+) -> None:
+    file = tmp_path_factory.mktemp("configuration") / "firstlight.toml"
+    lines = EXAMPLE.splitlines()
+    keys = [place for place, line in enumerate(lines) if re.match(r"\w+ *=", line)]
+    for place in random.sample(keys, random.randint(1, 3)):
+        lines[place] = f"{lines[place].partition('=')[0]}= {random.choice(WORDS)}"
+    content = "\n".join(lines).encode()
+    file.write_bytes(content if random.random() < 0.7 else damaged(EXAMPLE.encode(), random))
+    refuses(lambda: config.load(file))
+    shutil.rmtree(file.parent)
+
+
+GUEST = {
+    "name": "mine", "kind": "linux", "sums": {"kernel": "a"}, "filesystem": "erofs",
+    "program": "/x", "arguments": "{ip}", "ready": "x",
+}  # fmt: skip
+
+
+@fuzzed
+@given(damages)
+def test_guests(tmp_path_factory: pytest.TempPathFactory, random: Random) -> None:
+    directory = tmp_path_factory.mktemp("guests")
+    file = directory / "mine" / guests._ENTRY
+    file.parent.mkdir()
+    content = mistaken(GUEST, random)
+    file.write_bytes(content if random.random() < 0.7 else damaged(content, random))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FIRSTLIGHT_GUESTS", str(directory))
+        refuses(lambda: list(map(guests.guest, guests.entries())))
+        refuses(lambda: guests.find("mine"))
+    shutil.rmtree(directory)
+
+
+@fuzzed
+@given(damages)
+def test_layouts_of_images(tmp_path_factory: pytest.TempPathFactory, random: Random) -> None:
+    layout = tmp_path_factory.mktemp("layout")
+    (layout / "sha256").mkdir()
+
+    def written(document: object) -> str:
+        chance = random.random()
+        content = mistaken(document, random) if chance < 0.3 else json.dumps(document).encode()
+        content = damaged(content, random) if 0.3 < chance < 0.5 else content
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        for file in layout_images.blob(layout, digest), layout / "index.json":
+            file.write_bytes(content)
+        return digest
+
+    layer = f"sha256:{'0' * 64}"
+    configuration = written({
+        "architecture": "amd64", "os": "linux", "config": {"Env": ["A=b"], "Cmd": ["x"]},
+        "rootfs": {"type": "layers", "diff_ids": [layer]},
+    })  # fmt: skip
+    manifest = written({
+        "config": {"mediaType": "a", "digest": configuration, "size": 1},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer,
+                    "size": 1}],
+    })  # fmt: skip
+    written({"manifests": [{"mediaType": "x", "digest": manifest, "size": 1}]})
+    refuses(lambda: layout_images._checked("source", layout, layout))
+    shutil.rmtree(layout)
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b'{"x":' + b"[" * 100_000, b'{"x":"\xe5"}'])
+def test_documents_that_are_nested_too_deeply_or_no_text(tmp_path: Path, text: bytes) -> None:
+    with pytest.raises(Failed):
+        protocol.request(text)
+    entry = tmp_path / guests._ENTRY
+    entry.write_bytes(text)
+    with pytest.raises(Failed, match="cannot read the guest"):
+        guests._entry(entry)
+    file = tmp_path / "firstlight.toml"
+    file.write_bytes(b"name = " + text)
+    with pytest.raises(Failed, match="is invalid"):
+        config.load(file)
+    (tmp_path / "index.json").write_bytes(text)
+    with pytest.raises(NotAnArchive):
+        layout_images._checked("source", tmp_path, tmp_path)
 
 
 CALLS = (

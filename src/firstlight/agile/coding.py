@@ -26,6 +26,8 @@ def decode(text: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         return decoder.decode(text)
     except msgspec.ValidationError:
         raise
+    except RecursionError as error:
+        raise msgspec.DecodeError(str(error)) from error
     except msgspec.DecodeError:
         if rb"\ud" not in text.lower():
             raise

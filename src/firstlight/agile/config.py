@@ -366,7 +366,7 @@ def load(path: Path) -> Config:
         return msgspec.convert(written, Config)
     except OSError as error:
         raise Failed(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (ValueError, msgspec.ValidationError) as error:  # malformed TOML, UTF-8 or value
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:  # of TOML, UTF-8, value
         raise Failed(f"{what}: {_worded(str(error))}", _REMEDY) from error
 
 

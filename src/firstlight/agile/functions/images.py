@@ -182,7 +182,9 @@ def _checked(source: str, layout: Path, blobs: Path) -> Image:
         digest = index.manifests[0].digest
         manifest = _document(blobs, digest, Manifest)
         configuration = _document(blobs, manifest.config.digest, Configuration)
-    except (msgspec.MsgspecError, UnicodeDecodeError, OSError, IndexError) as error:
+    except (
+        msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OSError, IndexError,
+    ) as error:  # fmt: skip
         raise NotAnArchive(
             f"{source} is not an image: {error}",
             "build it again: its manifest or its configuration is wrong",

@@ -238,7 +238,7 @@ class Interpreter:
                 raise await self._died()
             try:
                 report = _reports.decode(message)
-            except (msgspec.MsgspecError, ValueError) as error:
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 raise self._forged(f": {error!r}") from None
             if report.failed is not None:
                 raise ImportFailed(f"cannot import {name}: {report.failed.rstrip()}", self.words)

@@ -129,7 +129,7 @@ async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes)
     requested = time.monotonic_ns()
     try:
         result = await runtime.invoke(function, msgspec.json.decode(event), requested)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         return failure(Answer(payload=b""), "Runtime.UnmarshalError", f"the event: {error}")
     except HandlerFailed as error:
         answer = Answer(

@@ -142,7 +142,7 @@ def remove(name: str) -> None:
 def _entry(file: Path) -> Entry:
     try:
         return msgspec.json.decode(file.read_bytes(), type=Entry)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Failed(
             f"cannot read the guest {file}: {error}",
             f"delete {file.parent} and add the guest again",
