@@ -207,7 +207,8 @@ class Tasks:
             target = given.rootfs / each.target.lstrip("/")
             mount(each.type, each.source, target, each.options)
         words = ["--bundle", container.bundle]
-        await self._spawn(container, container.first, "create", words, [container.name])
+        async with self._runtime.turn():
+            await self._spawn(container, container.first, "create", words, [container.name])
         container.first.status = CREATED
         container.cgroups = usage.of_process(container.first.pid)
         self._save(container)
