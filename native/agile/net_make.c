@@ -13,6 +13,8 @@ enum { LOOPBACK = 1, ETH0 = 2 };
 static const unsigned char HOST_MAC[] = {2, 0x66, 0x6c, 0, 0, 1};
 static const unsigned char INSTANCE_MAC[] = {2, 0x66, 0x6c, 0, 0, 2};
 
+/* Connections in TIME_WAIT, half a KiB each, count in no limit of memory; by default there may be as many
+ * as the host may have. */
 static const struct {
 	const char *path, *text;
 } SETTINGS[] = {
@@ -20,6 +22,7 @@ static const struct {
 	{"/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"},
 	{"/proc/sys/net/ipv4/ping_group_range", "0 2147483647"},
 	{"/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"},
+	{"/proc/sys/net/ipv4/tcp_max_tw_buckets", "8192"},
 };
 
 /* A setting that the kernel does not have, of IPv6 above all, needs no change. */

@@ -116,6 +116,23 @@ def test_a_network_is_kept_although_its_last_socket_goes_late(function: Make) ->
     on_host(main, 60)
 
 
+@pytest.mark.parametrize("network", ["outbound", "none"])
+def test_connections_that_are_over_are_bounded_in_each_network(
+    function: Make, network: str
+) -> None:
+    """No limit counts the kernel's memory for them."""
+    most = Path("/proc/sys/net/ipv4/tcp_max_tw_buckets")
+
+    async def main() -> None:
+        async with (
+            Runtime(Config(name="t1")) as runtime,
+            await runtime.start(function("hold", "600", network=network)) as instance,
+        ):
+            assert in_network(instance.pid, most.read_text) == "8192\n"
+
+    on_host(main)
+
+
 async def ask(host: str, port: int) -> bytes:
     reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 60)
     line = await reader.read(6)
