@@ -14,9 +14,10 @@ typedef __u16 __be16;
 typedef __u32 __be32;
 typedef __u32 __wsum;
 /* clang-format off */
-enum bpf_map_type { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+enum bpf_map_type { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_ARRAY = 2, BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 		    BPF_MAP_TYPE_STACK_TRACE = 7, BPF_MAP_TYPE_RINGBUF = 27 };
 enum { BPF_ANY, BPF_NOEXIST, BPF_EXIST };
+enum { BPF_F_MMAPABLE = 1 << 10 };
 enum { BPF_RB_NO_WAKEUP = 1, BPF_RB_FORCE_WAKEUP = 2, BPF_F_FAST_STACK_CMP = 1 << 9 };
 
 #include <bpf/bpf_helpers.h>
@@ -33,7 +34,6 @@ struct dentry { struct qstr d_name; } KERNEL;
 struct path { struct dentry *dentry; } KERNEL;
 struct super_block { unsigned long s_magic; } KERNEL;
 struct inode {
-	unsigned short i_mode;
 	unsigned long i_ino;
 	struct super_block *i_sb;
 	void *i_private;
@@ -81,7 +81,7 @@ struct pt_regs { unsigned long orig_x0; __u64 regs[31]; } KERNEL;
 #define NARROW(task) ((task)->thread_info.flags & 1 << 22) /* TIF_32BIT */
 #endif
 
-enum { S_IFMT = 0170000, S_IFSOCK = 0140000, AF_NETLINK = 16 };
+enum { AF_NETLINK = 16 };
 enum { NSFS_MAGIC = 0x6e736673, SOCKFS_MAGIC = 0x534f434b, PIPEFS_MAGIC = 0x50495045 };
 enum { SPIN = 1, READ = 2, RT = 8, PERCPU = 16, MUTEX = 32 }; /* include/trace/events/lock.h */
 enum { INTERRUPTIBLE = 1, DEAD = 128, PF_USER_WORKER = 0x4000 }; /* include/linux/sched.h */
@@ -122,12 +122,21 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 26);
 } events SEC(".maps");
+/* The traced threads. A lookup in arrays calls no helper, as one in a hash does. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, TASKS);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct task);
 } tasks SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, BUCKETS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct bucket);
+} buckets SEC(".maps");
 /* What watch waits for: the names of programs as the kernel keeps them, cut to 15 bytes, and enum sign. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -197,8 +206,7 @@ static __always_inline __u32 number_below(struct task_struct *p)
 
 static __always_inline __u32 own_number(void)
 {
-	return home.level ? number_below((void *)bpf_get_current_task())
-			  : (__u32)bpf_get_current_pid_tgid();
+	return NUMBER(bpf_get_current_task_btf());
 }
 
 /* Run once, by the loader itself. */
@@ -215,9 +223,59 @@ int on_ask(void *context)
 	return 0;
 }
 
+static __always_inline struct bucket *bucket_of(__u32 tid)
+{
+	__u32 number = tid % BUCKETS;
+	return bpf_map_lookup_elem(&buckets, &number);
+}
+
+static __always_inline struct task *task_at(__u32 tid, __u32 way)
+{
+	__u32 place = tid % BUCKETS * WAYS + way;
+	return bpf_map_lookup_elem(&tasks, &place);
+}
+
 static __always_inline struct task *traced(__u32 tid)
 {
-	return bpf_map_lookup_elem(&tasks, &tid);
+	struct bucket *bucket = bucket_of(tid);
+	if (!bucket || !tid)
+		return 0;
+#pragma unroll
+	for (__u32 way = 0; way < WAYS; way++)
+		if (bucket->tids[way] == tid)
+			return task_at(tid, way);
+	return 0;
+}
+
+/* Starts to trace a thread, or sets what is known of it. Returns whether there was no room. */
+static __always_inline int keep(__u32 tid, const struct task *from)
+{
+	struct bucket *bucket = bucket_of(tid);
+	struct task *task = traced(tid);
+	if (task) {
+		*task = *from;
+		return 0;
+	}
+#pragma unroll
+	for (__u32 way = 0; bucket && way < WAYS; way++) {
+		if (bucket->tids[way] || __sync_val_compare_and_swap(&bucket->tids[way], 0, TAKEN))
+			continue;
+		task = task_at(tid, way);
+		if (task)
+			*task = *from;
+		__sync_lock_test_and_set(&bucket->tids[way], tid);
+		return 0;
+	}
+	return 1;
+}
+
+static __always_inline void drop(__u32 tid)
+{
+	struct bucket *bucket = bucket_of(tid);
+#pragma unroll
+	for (__u32 way = 0; bucket && tid && way < WAYS; way++)
+		if (bucket->tids[way] == tid)
+			bucket->tids[way] = 0;
 }
 
 /* An event of a thread at that time. */
@@ -284,7 +342,7 @@ static __always_inline int follow_fork(struct task_struct *parent, struct task_s
 		task.root = tid;
 	else
 		return 0;
-	if (bpf_map_update_elem(&tasks, &tid, &task, BPF_ANY)) {
+	if (keep(tid, &task)) {
 		lose(LOST_THREAD);
 		return 0;
 	}
@@ -350,7 +408,7 @@ static __always_inline void begin(struct task_struct *p, __u32 tid, const char *
 	struct task *known = traced(tid);
 	struct task task = new_task(known ? known->root : tid, GROUP(p));
 	struct begin *out = bpf_ringbuf_reserve(&events, sizeof *out, 0);
-	if (!out || (!known && bpf_map_update_elem(&tasks, &tid, &task, BPF_ANY))) {
+	if (!out || (!known && keep(tid, &task))) {
 		lose(out ? LOST_THREAD : LOST_RING);
 		if (out)
 			bpf_ringbuf_discard(out, 0);
@@ -379,10 +437,10 @@ static __always_inline int follow_exec(struct task_struct *p, int old_tid, const
 		old = known ? *known : 0;
 		struct task *from = traced(old);
 		if (from) {
-			if (bpf_map_update_elem(&tasks, &tid, from, BPF_ANY))
+			if (keep(tid, from))
 				lose(LOST_THREAD);
 			instant(EXIT, from, old, tid, 0);
-			bpf_map_delete_elem(&tasks, &old);
+			drop(old);
 		}
 	}
 	struct task *task = traced(tid);
@@ -420,7 +478,7 @@ int BPF_PROG(on_exec, struct task_struct *p, int old_tid, struct linux_binprm *b
 static __always_inline void forget(struct task_struct *p, __u32 tid)
 {
 	__u32 first = p->pid;
-	bpf_map_delete_elem(&tasks, &tid);
+	drop(tid);
 	bpf_map_delete_elem(&numbers, &first);
 }
 
@@ -747,21 +805,19 @@ int on_enter_again(struct raw_enter *context)
 /* Says what the descriptor is: its file system and name, or its socket's family and protocol. */
 static __always_inline void describe(struct wide *out, __u64 fd)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	struct file **slot = BPF_CORE_READ(table, fd), *file = 0;
-	if (fd >= BPF_CORE_READ(table, max_fds))
+	struct file *file = 0;
+	struct fdtable *table = bpf_get_current_task_btf()->files->fdt; /* no helper is called */
+	if (fd >= table->max_fds)
 		return;
-	bpf_probe_read_kernel(&file, sizeof file, slot + fd);
+	bpf_probe_read_kernel(&file, sizeof file, table->fd + fd);
 	struct inode *inode = file ? BPF_CORE_READ(file, f_inode) : 0;
 	if (!inode)
 		return;
 	out->event.magic = BPF_CORE_READ(inode, i_sb, s_magic);
 	const void *name = 0;
-	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) == S_IFSOCK) {
+	if (out->event.magic == SOCKFS_MAGIC) {
 		struct socket *socket = BPF_CORE_READ(file, private_data);
 		struct sock *sock = BPF_CORE_READ(socket, sk);
-		out->event.magic = SOCKFS_MAGIC;
 		out->event.family = BPF_CORE_READ(sock, __sk_common.skc_family);
 		out->event.protocol = BPF_CORE_READ(sock, sk_protocol);
 		return;

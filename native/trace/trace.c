@@ -82,8 +82,9 @@ static int stop(void)
 	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
 	FILE *stacks = create("stacks");
 	int error = !stacks || tracer_drain_all() ||
-		    tracer_write_open((unsigned long long)clock_now()) || tracer_clear("tasks") ||
-		    tracer_clear("numbers") || tracer_write_stacks(stacks);
+		    tracer_write_open((unsigned long long)clock_now()) || tracer_clear("numbers") ||
+		    tracer_write_stacks(stacks);
+	tracer_clear_tasks();
 	error = (stacks && fclose(stacks)) || error;
 	error = fclose(tracer_out.events) || error;
 	error = fclose(tracer_out.texts) || error;

@@ -65,6 +65,15 @@ struct meter {
  * table's lock was not had in time; the return of a call was missed. */
 enum loss { LOST_RING, LOST_THREAD, LOST_RETURN, LOSSES };
 
+/* The numbers of traced threads; 0: free, TAKEN: about to be used. What is known of the thread at
+ * buckets[b].tids[w] is in tasks[b * WAYS + w]. Its bucket is its number modulo
+ * BUCKETS. */
+enum { WAYS = 4, BUCKETS = TASKS / WAYS };
+#define TAKEN 0xffffffffU
+struct bucket {
+	unsigned int tids[WAYS];
+};
+
 /* What is known of one traced thread. */
 struct task {
 	unsigned int root, pid;

@@ -11,6 +11,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -91,6 +92,21 @@ static long long clock_ahead(void)
 	return seconds * CLOCK_SECOND + ns;
 }
 
+/* The maps of that name, which the programs write to at the same time. */
+static struct bucket *buckets;
+static struct task *tasks;
+static unsigned int bucket_count;
+
+static int map_tasks(void)
+{
+	bucket_count = bpf_map__max_entries(bpf_object__find_map_by_name(object, "buckets"));
+	buckets = mmap(NULL, bucket_count * sizeof *buckets, PROT_READ | PROT_WRITE, MAP_SHARED,
+		       tracer_map("buckets"), 0);
+	tasks = mmap(NULL, bucket_count * WAYS * sizeof *tasks, PROT_READ | PROT_WRITE, MAP_SHARED,
+		     tracer_map("tasks"), 0);
+	return buckets == MAP_FAILED || tasks == MAP_FAILED ? tracer_fail("traced threads") : 0;
+}
+
 static int configure(const char *file, struct settings settings, unsigned int ring_size,
 		     int preemptible)
 {
@@ -169,6 +185,8 @@ int tracer_load(const char *file, struct settings settings, unsigned int size, i
 		programs[i] = programs[--last];
 		programs[last] = program;
 	}
+	if (map_tasks())
+		return -tracer_failure.code;
 	taker = take;
 	ring = ring_buffer__new(tracer_map("events"), take_some, NULL, NULL);
 	return ring ? 0 : tracer_fail("ring buffer");
@@ -294,21 +312,76 @@ unsigned long long tracer_take_lost(void)
 unsigned int tracer_tids[TASKS], tracer_task_count;
 struct task tracer_tasks[TASKS];
 
-int tracer_read_tasks(void)
+void tracer_read_tasks(void)
 {
-	unsigned int next;
-	tracer_task_count = TASKS;
-	if (bpf_map_lookup_batch(tracer_map("tasks"), NULL, &next, tracer_tids, tracer_tasks,
-				 &tracer_task_count, NULL) &&
-	    errno != ENOENT)
-		return tracer_fail("tasks");
-	return 0;
+	tracer_task_count = 0;
+	for (size_t place = 0; place < bucket_count * WAYS; place++) {
+		unsigned int tid = __atomic_load_n(&buckets[place / WAYS].tids[place % WAYS],
+						   __ATOMIC_ACQUIRE);
+		if (!tid || tid == TAKEN)
+			continue;
+		tracer_tids[tracer_task_count] = tid;
+		tracer_tasks[tracer_task_count++] = tasks[place];
+	}
+}
+
+void tracer_clear_tasks(void)
+{
+	memset(buckets, 0, bucket_count * sizeof *buckets);
+}
+
+static unsigned int *way_of(unsigned int tid)
+{
+	unsigned int *tids = buckets[tid % bucket_count].tids;
+	for (int way = 0; way < WAYS; way++)
+		if (tids[way] == tid)
+			return &tids[way];
+	return NULL;
+}
+
+static struct task *task_of(const unsigned int *way)
+{
+	return &tasks[way - buckets->tids];
+}
+
+void tracer_forget(unsigned int tid)
+{
+	unsigned int *way = way_of(tid);
+	if (way)
+		__atomic_store_n(way, 0, __ATOMIC_RELEASE);
+}
+
+void tracer_reset(unsigned int tid, const struct task *task)
+{
+	unsigned int *way = way_of(tid);
+	if (way)
+		*task_of(way) = *task;
+}
+
+/* Returns -1 if there is no room. */
+static int keep(unsigned int tid, const struct task *task)
+{
+	unsigned int *tids = buckets[tid % bucket_count].tids;
+	if (way_of(tid)) {
+		tracer_reset(tid, task);
+		return 0;
+	}
+	for (int way = 0; way < WAYS; way++) {
+		unsigned int free_way = 0;
+		if (!__atomic_compare_exchange_n(&tids[way], &free_way, TAKEN, 0, __ATOMIC_ACQ_REL,
+						 __ATOMIC_RELAXED))
+			continue;
+		*task_of(&tids[way]) = *task;
+		__atomic_store_n(&tids[way], tid, __ATOMIC_RELEASE);
+		return 0;
+	}
+	errno = ENOSPC;
+	return -1;
 }
 
 int tracer_write_open(unsigned long long end)
 {
-	if (tracer_read_tasks())
-		return -tracer_failure.code;
+	tracer_read_tasks();
 	for (unsigned int i = 0; i < tracer_task_count; i++) {
 		const struct task *task = &tracer_tasks[i];
 		struct event event = {.root = task->root,
@@ -385,7 +458,7 @@ int tracer_follow(unsigned int pid)
 	while (!error && (entry = readdir(threads))) {
 		unsigned int tid = (unsigned int)strtoul(entry->d_name, NULL, 10);
 		if (tid)
-			error = bpf_map_update_elem(tracer_map("tasks"), &tid, &task, BPF_ANY);
+			error = keep(tid, &task);
 	}
 	closedir(threads);
 	return error ? tracer_fail("follow a process") : 0;

@@ -47,7 +47,7 @@ int tracer_write(void *context, void *data, size_t size);
 
 /* The traced threads at this moment. Threads come and go, and a walk from key to key would start over at
  * each that has ended. */
-int tracer_read_tasks(void);
+void tracer_read_tasks(void);
 extern unsigned int tracer_tids[TASKS], tracer_task_count;
 extern struct task tracer_tasks[TASKS];
 
@@ -55,6 +55,11 @@ extern struct task tracer_tasks[TASKS];
 int tracer_write_open(unsigned long long end);
 int tracer_write_stacks(FILE *file);
 int tracer_clear(const char *name);
+
+void tracer_clear_tasks(void);
+void tracer_forget(unsigned int tid);
+/* Sets what is known of a thread, if it is traced. */
+void tracer_reset(unsigned int tid, const struct task *task);
 
 /* A process that was there before, asleep until something asks it. */
 int tracer_follow(unsigned int pid);

@@ -272,14 +272,9 @@ static int is_stray(unsigned int root)
 	return 0;
 }
 
-static void forget_thread(unsigned int tid)
-{
-	(void)bpf_map_delete_elem(tracer_map("tasks"), &tid); /* or it has ended */
-}
-
 static void add_stray(unsigned int root)
 {
-	forget_thread(root);
+	tracer_forget(root);
 	if (!is_stray(root))
 		strays[stray_count++ % STRAYS] = root;
 }
@@ -297,7 +292,7 @@ static void note_forked(const struct event *event)
 	if (!is_stray(event->root))
 		return;
 	if (forked_count == FORKED) {
-		forget_thread(event->peer);
+		tracer_forget(event->peer);
 		return;
 	}
 	forked[forked_count].root = event->root;
@@ -308,7 +303,7 @@ static void forget_forked(void)
 {
 	for (size_t i = 0; i < forked_count; i++)
 		if (is_stray(forked[i].root))
-			forget_thread(forked[i].tid);
+			tracer_forget(forked[i].tid);
 	forked_count = 0;
 }
 
@@ -400,12 +395,11 @@ static int is_waiting(size_t i, long long at)
 
 /* Forgets what has ended a while ago, or all, and the threads of those trees in which nothing else goes
  * on. Threads of what begins meanwhile are of roots that are not among "old". */
-static int forget(long long at, int all)
+static void forget(long long at, int all)
 {
 	static unsigned int old[BEGINNINGS];
 	size_t kept = 0, count = 0;
-	if (tracer_read_tasks())
-		return -tracer_failure.code;
+	tracer_read_tasks();
 	for (size_t i = 0; i < beginning_count; i++) {
 		int is_old = all || (beginnings[i].ended && at - beginnings[i].ended > LINGER_NS);
 		if (is_old && !is_waiting(i, at)) {
@@ -427,11 +421,9 @@ static int forget(long long at, int all)
 			is_old = old[i] == root;
 		for (size_t i = 0; all && i < daemon_count && !is_old; i++)
 			is_old = daemons[i] == root;
-		if (is_old && bpf_map_delete_elem(tracer_map("tasks"), &tracer_tids[k]) &&
-		    errno != ENOENT)
-			return tracer_fail("tasks");
+		if (is_old)
+			tracer_forget(tracer_tids[k]);
 	}
-	return 0;
 }
 
 static FILE *memory(const char *name)
@@ -493,26 +485,23 @@ static int disarm(void)
 }
 
 /* What a thread was doing when it was last traced says nothing of what it does now. */
-static int forget_states(void)
+static void forget_states(void)
 {
-	if (tracer_read_tasks())
-		return -tracer_failure.code;
+	tracer_read_tasks();
 	for (unsigned int i = 0; i < tracer_task_count; i++) {
 		struct task task = {.root = tracer_tasks[i].root,
 				    .pid = tracer_tasks[i].pid,
 				    .off_stack = -1,
 				    .lock_stack = -1,
 				    .number = -1};
-		if (bpf_map_update_elem(tracer_map("tasks"), &tracer_tids[i], &task, BPF_EXIST) &&
-		    errno != ENOENT)
-			return tracer_fail("tasks");
+		tracer_reset(tracer_tids[i], &task);
 	}
-	return 0;
 }
 
 static int arm(void)
 {
-	if (forget_states() || tracer_attach(0))
+	forget_states();
+	if (tracer_attach(0))
 		return -tracer_failure.code;
 	for (size_t i = 0; i < daemon_count; i++)
 		if (tracer_follow(daemons[i]))
@@ -582,8 +571,7 @@ static int cut(long long at, int whole, int last)
 	for (size_t i = 0; i < beginning_count; i++)
 		if (at - beginnings[i].at > LONGEST_NS) /* it hangs, or serves */
 			end(i, at);
-	if (forget(at, last))
-		return -tracer_failure.code;
+	forget(at, last);
 	if (send_window(at, whole, !last ? GOES_ON : beginning_count ? WAITS : LAST))
 		return -tracer_failure.code;
 	if (last && tracer_clear("stacks"))

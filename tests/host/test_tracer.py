@@ -467,7 +467,8 @@ def altered(
     multiarch = subprocess.check_output(["gcc", "-print-multiarch"], text=True).strip()
     built = directory / "trace.bpf.o"
     subprocess.run(
-        ["clang", "-g", "-O2", "-Wall", "-Werror", "-target", "bpf", f"-D__{machine}__",
+        ["clang", "-g", "-O2", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3",
+         f"-D__{machine}__",
          f"-D__TARGET_ARCH_{'x86' if machine == 'x86_64' else 'arm64'}",
          f"-I/usr/include/{multiarch}", f"-I{directory}", "-c", copy / "trace.bpf.c", "-o", built],
         check=True,
