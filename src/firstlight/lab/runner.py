@@ -90,7 +90,7 @@ def run(plan: Plan, out: Path, progress: Progress = Silent(), *, resume: bool = 
     earlier = _earlier(out, head) if resume else None
     schedule = Schedule(
         cases, plan.seed, traced=lambda case: _is_traced(plan, case), earlier=earlier or (),
-        repetitions=plan.repetitions, budget=plan.budget,
+        repetitions=plan.repetitions, budget=plan.budget, beside=plan.experiment.beside,
     )  # fmt: skip
     warnings = ["This run was interrupted and continued: its parts are of different times."]
     with Writer(out, head, earlier=earlier) as writer:

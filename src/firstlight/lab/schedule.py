@@ -43,6 +43,7 @@ class Schedule:
     ``repetitions`` is the number for each point; with a ``budget``, in seconds, it is None or the
     most. ``traced(case)`` says whether a case is traced as well. ``earlier`` are the samples of an
     interrupted run that this one continues. ``ended`` is called with the samples of each batch.
+    Points that differ in the axis ``beside`` alone are measured one right after the other.
     """
 
     cases: Sequence[Case]
@@ -51,6 +52,7 @@ class Schedule:
     repetitions: int | None
     budget: float | None = None
     earlier: Sequence[Sample] = ()
+    beside: str = ""
     clock: Callable[[], float] = time.monotonic
     _took: dict[int, float] = field(default_factory=dict)
     _known: dict[int, tuple[list[int], list[int]]] = field(default_factory=dict)
@@ -70,7 +72,7 @@ class Schedule:
         for _ in range(least if self.budget is None else min(least, LEAST)):
             yield from self._timely(self._round(range(len(self.cases))))
         while self.budget is not None and (open_ := self._open()):
-            yield from self._timely(self._round([max(open_, key=self._width)]))
+            yield from self._timely(self._round(self._like(max(open_, key=self._width))))
 
     def ended(self, batch: Batch, samples: Sequence[Sample], seconds: float) -> None:
         """Record how long a batch took."""
@@ -96,14 +98,34 @@ class Schedule:
         """One more repetition of some cases, in random order, so that a drift of the machine
         affects all.
         """
-        batches: list[Batch] = []
+        blocks: dict[object, list[Batch]] = {}
         for number in numbers:
-            batches += self._of(self.cases[number], self._rounds[number])
+            for place, batch in enumerate(self._of(self.cases[number], self._rounds[number])):
+                key: object = number, place
+                if self.beside:
+                    key = self._others(number), place // (1 + self.traced(batch.case))
+                blocks.setdefault(key, []).append(batch)
             self._rounds[number] += 1
-        self._order.shuffle(batches)
+        order = list(blocks.values())
+        self._order.shuffle(order)
+        for block in order:
+            self._order.shuffle(block)
+        batches = [batch for block in order for batch in block]
         if self.budget is not None and not self._took:
             batches = _once_each_first(batches)
         return [batch for batch in batches if not self._is_done(batch)]
+
+    def _others(self, number: int) -> frozenset[tuple[str, object]]:
+        """A case's settings but for ``beside``."""
+        point = self.cases[number].point
+        return frozenset((axis, value) for axis, value in point.items() if axis != self.beside)
+
+    def _like(self, number: int) -> list[int]:
+        """The case, and those that are measured beside it."""
+        if not self.beside:
+            return [number]
+        alike = self._others(number)
+        return [each for each in range(len(self.cases)) if self._others(each) == alike]
 
     def _of(self, case: Case, repetition: int) -> Iterator[Batch]:
         """Points with few instances get more batches, for as many samples."""

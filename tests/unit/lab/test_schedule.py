@@ -184,3 +184,28 @@ def test_what_could_not_be_traced_is_not_measured_again() -> None:
     ]  # fmt: skip
     schedule = Schedule([Case(point, Nothing())], 1, lambda _: True, 1, earlier=untraced)
     assert list(schedule.batches()) == []
+
+
+@pytest.mark.parametrize("budget", [None, 200.0])
+def test_what_is_compared_by_pairs_is_measured_side_by_side(budget: float | None) -> None:
+    states = [(storm, state) for storm in ("veth", "mounts") for state in ("met", "mended")]
+    cases = [
+        Case({"storm": storm, "state": state, "instances": 1}, Nothing())
+        for storm, state in states
+    ]  # fmt: skip
+    now = 0.0
+    schedule = Schedule(
+        cases, 1, lambda _: True, None if budget else 4, budget=budget, clock=lambda: now,
+        beside="state",
+    )  # fmt: skip
+    batches = []
+    for number, batch in enumerate(schedule.batches()):
+        now += 1.0
+        batches.append(batch)
+        schedule.ended(batch, [sample(batch, number, MS)], 1.0)
+    assert len(batches) >= 48
+    blocks = [batches[at : at + 4] for at in range(0, len(batches) - 3, 4)]
+    for block in blocks:
+        assert len({batch.point["storm"] for batch in block}) == 1
+        assert len({(batch.point["state"], batch.traced) for batch in block}) == 4
+    assert len({block[0].point["state"] for block in blocks}) == 2

@@ -73,7 +73,8 @@ class Experiment:
     ``--fast``, if not the smallest of ``instances``. ``facts`` are added to those of
     the host. ``presentation`` is how its runs are shown. Phases are ``explained_by`` the kernel's
     events, in traced starts interleaved with the others; or by the components' own telemetry, in
-    all starts, and the kernel adds the causes of single ones.
+    all starts, and the kernel adds the causes of single ones. ``beside`` is an axis whose settings
+    are compared by pairs of starts: they are measured one right after the other.
     """
 
     name: str
@@ -88,3 +89,4 @@ class Experiment:
     facts: Callable[[Options], dict[str, Setting]] = _no_facts
     presentation: Presentation = field(default_factory=Presentation)
     explained_by: Literal["kernel", "components"] = "kernel"
+    beside: str = ""

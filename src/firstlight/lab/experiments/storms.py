@@ -37,5 +37,6 @@ STORMS = Experiment(
     axes=("storm", "state", "instances"),
     cases=_cases,
     instances=(1,),
+    beside="state",
     presentation=Presentation(subject="a start ({series})", view="storms"),
 )
