@@ -1,9 +1,9 @@
 """What of firstlight works on this host: one line of JSON for each step.
 
 Runs inside a host of ``mk/hosts.py``, with the firstlight that is installed beside the interpreter.
-A step is ``ok``, ``refused`` (firstlight says what it lacks) or ``failed``. A slow host is no
-failure: it gets ``SCALE`` times the usual deadlines. With ``SUDO`` firstlight is run by sudo.
-``STEPS`` names the steps to run, if not all.
+A step is ``ok``, ``refused`` (firstlight says what it lacks), ``failed``, or ``partial`` where the
+host's time ends before the step does. A slow host is no failure: it gets ``SCALE`` times the usual
+deadlines. With ``SUDO`` firstlight is run by sudo. ``STEPS`` names the steps to run, if not all.
 """
 
 import json
@@ -147,8 +147,10 @@ def traced_parts() -> Iterator[Outcome]:
             if ready < count:
                 yield "failed", f"{words}; {ready} of {count} ready"
                 return
-            whole = batch == len(PARTS) - 1 and lost < events / 10_000
-            yield ("ok" if whole else "failed"), f"{words} ({time.monotonic() - begun:.0f} s)"
+            outcome = "failed" if lost >= events / 10_000 else "ok"
+            if outcome == "ok" and batch < len(PARTS) - 1:
+                outcome = "partial"
+            yield outcome, f"{words} ({time.monotonic() - begun:.0f} s)"
 
 
 class NotUp(Exception):
