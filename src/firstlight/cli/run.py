@@ -139,8 +139,12 @@ def run(
         return
     first = measured.run.samples[0]
     last = f": {lines[-1]}" if (lines := first.output.strip().splitlines()) else ""
-    say(f"firstlight: no start became ready; the first {first.error}{last}\n"
-        "Hint: firstlight doctor tries to start a container by each runtime")  # fmt: skip
+    hint = (
+        "firstlight doctor tries to start a container by each runtime"
+        if "runtimes" in chosen.options
+        else f"the error of each start is in {directory / 'samples.jsonl'}"
+    )
+    say(f"firstlight: no start became ready; the first {first.error}{last}\nHint: {hint}")
     raise typer.Exit(1)
 
 

@@ -90,6 +90,13 @@ def check(network: Network) -> None:
                 f"{network.source}: {kind} needs a device of the host, which a run cannot use",
                 "measure bridge, ptp, macvlan or ipvlan instead",
             )
+        addresses = plugin.get("ipam")
+        if isinstance(addresses, dict) and addresses.get("type") == "dhcp":
+            raise Unsupported(
+                f"{network.source}: {kind} asks the daemon of the address plugin dhcp, which a run "
+                "does not have",
+                "measure with the address plugin host-local or static",
+            )
         if kind in _KINDS:
             _check_link(_KINDS[kind], f"{network.source}: plugin {kind}")
 

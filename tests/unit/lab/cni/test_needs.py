@@ -64,6 +64,8 @@ def test_a_name_that_no_link_can_have_is_refused(name: str) -> None:
 def test_a_device_of_the_hosts_own_is_refused() -> None:
     with pytest.raises(Unsupported, match="host-device needs a device of the host, which"):
         needs.check(network({"type": "host-device", "device": "eth1"}))
+    with pytest.raises(Unsupported, match="bridge asks the daemon of the address plugin dhcp"):
+        needs.check(network({"type": "bridge", "ipam": {"type": "dhcp"}}))
 
 
 def test_a_kind_of_link_that_the_kernel_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
