@@ -73,6 +73,8 @@ static struct {
 	unsigned long one_in, millionths; /* one_in 0: by the budget */
 	unsigned long windows;
 	long long credit, at, idle, own, call_cost;
+	/* What can be saved: of the time since "second", when the cores had been idle for "second_idle". */
+	long long most, second, second_idle;
 	unsigned long long met;
 	long cores;
 } budget;
@@ -103,17 +105,30 @@ static unsigned long long met(void)
 	return sum;
 }
 
+/* What idle cores have earned is for a node that still has idle cores: of a saturated one, the share alone
+ * is spent. So what is saved is limited by how idle the last second was, and by a second's share. */
+static void limit(long long at, long long idle)
+{
+	long long passed = at - budget.second, free = idle - budget.second_idle;
+	if (passed < CLOCK_SECOND)
+		return;
+	budget.most = budget.cores * (CLOCK_SECOND / 1000000) * (long long)budget.millionths;
+	budget.most += (long long)((double)DEBT_NS * (double)free / (double)passed);
+	budget.second = at;
+	budget.second_idle = idle;
+}
+
 static void earn(long long at)
 {
 	long long idle = idle_time(), own = clock_read(CLOCK_PROCESS_CPUTIME_ID);
 	unsigned long long seen = met();
-	long long most = budget.cores * DEBT_NS;
 	budget.credit += (at - budget.at) * budget.cores / 1000000 * (long long)budget.millionths;
 	if (idle > budget.idle)
 		budget.credit += (idle - budget.idle) / 10;
 	budget.credit -= (long long)(seen - budget.met) * budget.call_cost + own - budget.own;
-	if (budget.credit > most)
-		budget.credit = most;
+	limit(at, idle);
+	if (budget.credit > budget.most)
+		budget.credit = budget.most;
 	budget.at = at;
 	budget.idle = idle;
 	budget.own = own;
@@ -165,8 +180,8 @@ static int open_budget(unsigned long one_in, unsigned long millionths)
 	budget.call_cost = time_calls() - without;
 	tracer_detach(1);
 	budget.call_cost = budget.call_cost > 0 ? budget.call_cost : 0;
-	budget.at = clock_now();
-	budget.idle = idle_time();
+	budget.at = budget.second = clock_now();
+	budget.idle = budget.second_idle = idle_time();
 	budget.own = clock_read(CLOCK_PROCESS_CPUTIME_ID);
 	budget.met = met();
 	return 0;
