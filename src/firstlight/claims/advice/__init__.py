@@ -34,7 +34,7 @@ _LOOKED_AT = 3
 _KNOWN_SHARE = 0.25
 """What a lock's holder does while it runs is divided as its waits are, if these are known for at
 least this share of the time."""
-_FOLLOWED = 30
+_FOLLOWED = 10
 """At most so many starts of a point are followed piece by piece."""
 
 
@@ -106,21 +106,29 @@ class _Starts:
         samples = self.point.traced_samples
         return np.array([by_sample.get(sample.index, 0) for sample in samples], np.float64)
 
+    @cached_property
+    def paths(self) -> pl.DataFrame:
+        """The critical paths of some starts. A ``chain`` is a piece with the waits for a CPU of its
+        thread that follow it at once."""
+        samples = self.point.traced_samples
+        paths = pl.concat(
+            self.analysis.timeline(sample).with_columns(sample=pl.lit(sample.index))
+            for sample in samples[:: -(-len(samples) // _FOLLOWED)]
+        )
+        follows = pl.col("cause") == causes.QUEUED
+        for column, before in (("sample", "sample"), ("tid", "tid"), ("start", "end")):
+            follows &= pl.col(column) == pl.col(before).shift()
+        return paths.with_columns(chain=(~follows.fill_null(value=False)).cum_sum())
+
     def with_queueing(self, pieces: pl.Expr) -> float:
         """How much longer the pieces are with the waits for a CPU that they lead to, a factor."""
-        samples = self.point.traced_samples
-        alone = together = 0
-        for sample in samples[:: -(-len(samples) // _FOLLOWED)]:
-            path = self.analysis.timeline(sample).with_columns(of=pieces)
-            before_end, before_thread, is_of = 0, 0, False
-            for start, end, cause, thread, of in path.select(
-                "start", "end", "cause", "tid", "of"
-            ).iter_rows():
-                follows = start == before_end and thread == before_thread
-                is_of = of or (is_of and follows and cause == causes.QUEUED)
-                alone += (end - start) * of
-                together += (end - start) * is_of
-                before_end, before_thread = end, thread
+        length = pl.col("end") - pl.col("start")
+        chained = pl.col("of").cast(pl.UInt8).cum_max().over("chain")
+        alone, together = (
+            self.paths.with_columns(of=pieces)
+            .select(alone=(length * pl.col("of")).sum(), together=(length * chained).sum())
+            .row(0)
+        )
         return together / alone if alone else 1.0
 
     def queued(self, storm: Storm, pieces: pl.Expr) -> np.ndarray:
