@@ -204,6 +204,8 @@ def test_what_is_compared_by_pairs_is_measured_side_by_side(budget: float | None
         batches.append(batch)
         schedule.ended(batch, [sample(batch, number, MS)], 1.0)
     assert len(batches) >= 48
+    if budget:
+        batches = batches[24:]  # in the first round, each point comes once before any again
     blocks = [batches[at : at + 4] for at in range(0, len(batches) - 3, 4)]
     for block in blocks:
         assert len({batch.point["storm"] for batch in block}) == 1
