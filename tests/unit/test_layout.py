@@ -1,5 +1,6 @@
 """Records that C and Python share: each field is where the other side looks for it."""
 
+import json
 import re
 import struct
 import subprocess
@@ -16,7 +17,9 @@ from firstlight.agile.pods import wire as pods
 from firstlight.agile.python import place
 from firstlight.agile.shim import keeper, sandboxes
 from firstlight.agile.wasm import wire as wasm_wire
+from firstlight.errors import FirstlightError
 from firstlight.lab import load
+from firstlight.lab.cni import conf
 from firstlight.trace import bpf
 
 NATIVE = Path(__file__).parents[2] / "native"
@@ -171,6 +174,11 @@ def test_constants_are_the_same_in_c_and_in_python() -> None:
     assert f"LAUNCH_RUN = {load._RUN}, LAUNCH_STOP = {load._STOP} " in launch
     flags = f"LAUNCH_SEQUENTIAL = {load._SEQUENTIAL}, LAUNCH_INHERIT = {load._INHERIT} "
     assert flags in launch
+    chain = (NATIVE / "cni" / "chain.h").read_text()
+    assert f"CHAIN_PLUGINS = {conf._MOST}," in chain
+    many = {"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "bridge"}] * (conf._MOST + 1)}
+    with pytest.raises(FirstlightError, match="plugins has 17 plugins"):
+        conf.parse(json.dumps(many), "x.conflist")
 
 
 def test_the_load_generator_knows_answers_by_the_protocols_names() -> None:

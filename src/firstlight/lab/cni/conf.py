@@ -14,6 +14,8 @@ VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 Json = dict[str, Any]
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+_MOST = 16
+"""CHAIN_PLUGINS in native/cni/chain.h."""
 _LIST_HINT = "a configuration list has the keys cniVersion, name and plugins"
 
 
@@ -86,6 +88,9 @@ def _network(document: Json, source: str) -> Network:
     if not isinstance(plugins, list) or not plugins:
         raise BadConf(f"{source}: plugins is {_kind(plugins)}; at least one plugin is needed",
                       _LIST_HINT)  # fmt: skip
+    if len(plugins) > _MOST:
+        raise BadConf(f"{source}: plugins has {len(plugins)} plugins",
+                      f"at most {_MOST} are possible")  # fmt: skip
     for place, plugin in enumerate(plugins):
         _check_plugin(plugin, f"{source}: plugin {place}")
     return Network(
