@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from firstlight.errors import Failed
 
 _PART = 65536
 _LINE_MOST = 65536
+_REST_SECONDS = 0.002
 
 
 class Output:
@@ -43,9 +45,18 @@ class Output:
 
     async def end(self, most: int) -> bytes:
         """Read to the end; keeps the last ``most`` bytes."""
-        while part := await self.read():
+        async for part in self.parts():
             self._kept = (self._kept + part)[-most:]
         return self._kept
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """All parts, a flood slowly: it blocks its writer, not the event loop."""
+        size = 0
+        while part := await self.read():
+            yield part
+            size += len(part)
+            if size > _PART:
+                await asyncio.sleep(_REST_SECONDS)
 
     def so_far(self, most: int) -> bytes:
         """What ``end`` kept before it was broken off, and up to ``most`` bytes since."""

@@ -19,7 +19,7 @@ class Drain:
         self._tasks = [loop.create_task(self._read(output)) for output in outputs]
 
     async def _read(self, output: Output) -> None:
-        while part := await output.read():
+        async for part in output.parts():
             self._size += len(part)
             self._kept = (self._kept + part)[-_MOST:]
 
