@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -133,6 +134,9 @@ def test_a_handler_sees_its_context(root: Path) -> None:
             "name": "app.look", "version": "3", "memory": "256", "custom": {"a": "b"},
             "trace": TRACE, "handler": "app.look", "own": None,
         }  # fmt: skip
+        untraced = json.loads((await call(serving, version, b"{}")).payload)["trace"]
+        assert re.fullmatch("Root=1-[0-9a-f]{8}-[0-9a-f]{24};Parent=[0-9a-f]{16};Sampled=0",
+                            untraced)  # fmt: skip
 
     with_serving(root, main)
 

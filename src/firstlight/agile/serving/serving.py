@@ -13,7 +13,7 @@ from firstlight.agile.serving import kept, once
 from firstlight.agile.serving.answer import Answer, Load, Outcome, Throttled
 from firstlight.agile.serving.fleet import Fleet
 from firstlight.agile.serving.runtime_api import Event, Lost
-from firstlight.agile.serving.trace import to_xray
+from firstlight.agile.serving.trace import to_xray, unsampled
 from firstlight.agile.serving.turns import Turns
 from firstlight.agile.serving.written import Written
 from firstlight.errors import Failed
@@ -64,7 +64,7 @@ class Serving:
         """
         arrived, began = time.time_ns(), time.monotonic_ns()
         cause, answer = "node", None
-        trace = to_xray(trace) if trace else None
+        trace = to_xray(trace) if trace else unsampled()
         try:
             async with self._turns.turn(version):
                 answer = await self._answered(
