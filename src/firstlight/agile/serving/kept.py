@@ -210,10 +210,13 @@ async def _forked(
 
 
 def python_definition(version: FunctionVersion) -> Function:
-    """The function by which the interpreter that forks a version's instances is started."""
+    """The function by which the interpreter that forks a version's instances is started.
+
+    It differs between revisions, so that each can end alone.
+    """
     return msgspec.structs.replace(
         definition(version), kind="python", command=(), handler=version.handler,
-        env=environment(version),
+        env={**environment(version), "FIRSTLIGHT_REVISION": str(version.revision)},
         timeout=max(INIT_SECONDS, version.timeout),
     )  # fmt: skip
 
