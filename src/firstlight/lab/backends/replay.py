@@ -126,7 +126,7 @@ class Replay:
                     for number in numbers
                 ]  # fmt: skip
                 costs = _costs(client, functions) if self.waiting is None else None
-                time.sleep(1.5 * config.pools.window)  # it looks four times in a window
+                time.sleep(1.3 * config.pools.window)  # it looks four times in a window
                 with _Idle(config) as idle:
                     yield Prepared(starts, lambda: idle.counts() | _simulated(costs))
 

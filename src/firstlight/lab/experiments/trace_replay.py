@@ -23,7 +23,7 @@ TRACE_REPLAY = Experiment(
     axes=("pool", "instances"),
     cases=_cases,
     instances=(200,),
-    fast_instances=(50,),  # seven minutes of the hour, so that each pool has its turn
+    fast_instances=(25,),  # four minutes of the hour, so that each pool has its turn
     repetitions=3,
     presentation=Presentation(
         subject="a call of a function whose pool is {series}", view="trace-replay"
