@@ -172,9 +172,7 @@ class Firewall:
             await self._make_table()
         self._is_guarded = GUARD in tables or not int(_FORWARD.read_text())
         if GUARD in tables:
-            await self.run(
-                f'add element inet {GUARD} ours {{ "{self._links}*" }}', "join the guard"
-            )
+            await self._join_guard(f"{self._links}*")
         elif self._is_guarded:
             await self.run(_GUARD.format(guard=GUARD, links=self._links), "guard what is forwarded")
             _FORWARD.write_text("1")
@@ -230,6 +228,15 @@ class Firewall:
     async def _tables(self) -> set[str]:
         listing = await self.run("list tables inet", "list tables")
         return {entry["table"]["name"] for entry in listing if "table" in entry}
+
+    async def _join_guard(self, links: str) -> None:
+        try:
+            await self.run(f'add element inet {GUARD} ours {{ "{links}" }}', "join the guard")
+        except Unanswered:
+            raise
+        except Failed:  # nft 1.0.6 takes some names that end in a star for overlapping
+            listing = await self.run(f"list set inet {GUARD} ours", "read the guard")
+            await self.run(_guarded({*_members(listing), links}), "join the guard")
 
     async def _make_table(self) -> None:
         rate, count = self._config.connection_rate, _COUNT
@@ -332,21 +339,23 @@ def remove(table: str, links: str) -> None:
 
 
 def _leave_guard(links: str) -> None:
-    [members] = [
-        entry["set"].get("elem", [])
-        for entry in _run_now(f"list set inet {GUARD} ours", "read the guard")
-        if "set" in entry
-    ]
-    others = ", ".join(f'"{member}"' for member in members if member != links)
+    others = _members(_run_now(f"list set inet {GUARD} ours", "read the guard")) - {links}
     if others:  # nft 1.0.6 deletes no name that ends in a star
-        _run_now(
-            f"flush set inet {GUARD} ours; add element inet {GUARD} ours {{ {others} }}",
-            "leave the guard",
-        )
+        _run_now(_guarded(others), "leave the guard")
         return
     if int(_FORWARD.read_text()) == 1:
         _FORWARD.write_text("0")
     _run_now(f"delete table inet {GUARD}", "remove the guard")
+
+
+def _members(listing: Listing) -> set[str]:
+    [members] = [entry["set"].get("elem", []) for entry in listing if "set" in entry]
+    return set(members)
+
+
+def _guarded(members: set[str]) -> str:
+    names = ", ".join(f'"{member}"' for member in sorted(members))
+    return f"flush set inet {GUARD} ours; add element inet {GUARD} ours {{ {names} }}"
 
 
 def has_table(table: str) -> bool:
