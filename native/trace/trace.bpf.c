@@ -454,6 +454,7 @@ static __always_inline int follow_exec(struct task_struct *p, int old_tid, const
 	if (!task)
 		return 0;
 	task->execution = execution;
+	task->ended = 0; /* as the thread was whose number this one took over */
 	struct pid *pid = BPF_CORE_READ(p, thread_pid);
 	__u32 level = BPF_CORE_READ(pid, level);
 	fill(&exec.event, EXEC, task, tid, clock_now());

@@ -113,7 +113,8 @@ static void limit(long long at, long long idle)
 	if (passed < CLOCK_SECOND)
 		return;
 	budget.most = budget.cores * (CLOCK_SECOND / 1000000) * (long long)budget.millionths;
-	budget.most += (long long)((double)DEBT_NS * (double)free / (double)passed);
+	if (free > 0) /* the kernel's count can go back */
+		budget.most += (long long)((double)DEBT_NS * (double)free / (double)passed);
 	budget.second = at;
 	budget.second_idle = idle;
 }

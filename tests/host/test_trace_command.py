@@ -99,7 +99,8 @@ def test_copies_take_nothing_twice_and_alone_see_what_the_programs_see(tmp_path:
     machine = os.uname().machine
     arch = {"x86_64": "x86", "aarch64": "arm64"}[machine]
     subprocess.run(
-        ["clang", "-g", "-O2", "-target", "bpf", f"-D__TARGET_ARCH_{arch}", f"-D__{machine}__",
+        ["clang", "-g", "-O2", "-target", "bpf", "-mcpu=v3",
+         f"-D__TARGET_ARCH_{arch}", f"-D__{machine}__",
          "-I", native, f"-I/usr/include/{machine}-linux-gnu", "-c", source, "-o", built],
         check=True, timeout=60,
     )  # fmt: skip
