@@ -31,7 +31,7 @@ from firstlight.native import native
 OLD, NEW = "bridge", "firstlight"
 LEAST = {1: 6, 30: 20, 100: 20}
 REPETITIONS = {1: 24, 30: 12, 100: 8}
-BUDGET_SECONDS, LEAST_TURNS, BURST_SECONDS = 200.0, 3, 60.0
+BUDGET_SECONDS, LEAST_TURNS, BURST_SECONDS = 200.0, 4, 60.0
 ADDS, ROUNDS, PAUSE_SECONDS = 120, 3, 0.005
 POOLS = {"full": (0, 250), "refilling": (32, 32)}
 """The marks of a pool that need not be filled meanwhile, and of one that is after each ADD."""

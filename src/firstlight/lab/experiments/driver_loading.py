@@ -26,7 +26,7 @@ DRIVER_LOADING = Experiment(
     cases=_cases,
     options=(*machines.OPTIONS, "clocks"),
     instances=(1, 2, 4, 8, 16),
-    repetitions=3,
+    repetitions=4,
     facts=machines.kinds,
     presentation=Presentation(view="boots", counterpart="the paper's Fig. 4"),
 )

@@ -24,7 +24,7 @@ TRACE_REPLAY = Experiment(
     cases=_cases,
     instances=(200,),
     fast_instances=(25,),  # four minutes of the hour, so that each pool has its turn
-    repetitions=3,
+    repetitions=4,
     presentation=Presentation(
         subject="a call of a function whose pool is {series}", view="trace-replay"
     ),

@@ -27,7 +27,7 @@ UNIKERNEL_SCALE = Experiment(
     cases=_cases,
     options=machines.OPTIONS,
     instances=(1, 2, 4, 8, 16),
-    repetitions=3,
+    repetitions=4,
     facts=machines.kinds,
     presentation=Presentation(view="boots", counterpart="the paper's Fig. 5"),
 )
