@@ -375,8 +375,8 @@ def _document(results: dict[str, dict[str, tuple[str, str, float]]]) -> None:
         "Written by `make test-hosts`, which boots stock kernels of Debian under QEMU's own "
         "emulation (without KVM), each with a root in which firstlight's wheel is installed and no "
         "compiler, and tries the main steps there. *refused*: firstlight says what the host lacks. "
-        "*in part*: no more was reached in the host's time. `podman` is a privileged container "
-        "with this machine's kernel and namespaces of its own; "
+        "*in part*: no more was reached in the host's time. –: not tried. "
+        "`podman` is a privileged container with this machine's kernel and namespaces of its own; "
         "`podman-least` has no more than suffices: "
         f"`{' '.join(LEAST)}`. `sudo` is a user in a privileged container who may run sudo. "
         f"`debian-13-hardened` has one CPU, 1 GiB of memory, no swap, and `{HARDENED}`.",
@@ -386,11 +386,9 @@ def _document(results: dict[str, dict[str, tuple[str, str, float]]]) -> None:
     ]
     notes = []
     for host in HOSTS:
-        if host.name not in results:
-            continue
-        rows = results[host.name]
+        rows = results.get(host.name, {})
         cells = [marks[rows[step][0]] if step in rows else "–" for step in STEPS]
-        kernel = rows.get("kernel", ("", "", 0))[1]
+        kernel = rows.get("kernel", ("", "–", 0))[1]
         lines.append(f"| {host.name} | {kernel} | {host.cgroups} | {' | '.join(cells)} |")
         notes += [
             f"- {host.name}, {STEPS[step]}: {rows[step][1]}"

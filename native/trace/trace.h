@@ -65,9 +65,9 @@ struct meter {
  * table's lock was not had in time; the return of a call was missed. */
 enum loss { LOST_RING, LOST_THREAD, LOST_RETURN, LOSSES };
 
-/* The numbers of traced threads; 0: free, TAKEN: about to be used. What is known of the thread at
- * buckets[b].tids[w] is in tasks[b * WAYS + w]. Its bucket is its number modulo
- * BUCKETS. */
+/* The numbers of traced threads; 0: free, TAKEN: about to be used. A thread's bucket is its number modulo
+ * BUCKETS, and what is known of the one at buckets[b].tids[w] is in tasks[b * WAYS + w]. The fifth of a
+ * bucket is lost. */
 enum { WAYS = 4, BUCKETS = TASKS / WAYS };
 #define TAKEN 0xffffffffU
 struct bucket {

@@ -269,9 +269,9 @@ static int copy_of(int program)
 
 /* A program that is entered while it runs misses an event. Contention misses events of the ring's own lock
  * or of an interrupt, and neither belongs to the traced thread; where a writer of a per-CPU semaphore can be
- * preempted in it, a few others, which cannot be told from those. A timer that was missed only
- * leaves a wait without the name of what ended it. A missed return is counted at
- * the thread's next call; of what else was missed, at most as much counts as the copy missed too. */
+ * preempted in it, a few others, which cannot be told from those. A timer that was missed only leaves a wait
+ * without the name of what ended it. A missed return is counted at the thread's next call; of what else was
+ * missed, at most as much counts as the copy missed too. */
 static void add_misses(void)
 {
 	static unsigned long long before[PROGRAMS];

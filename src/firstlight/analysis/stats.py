@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int32]
 
 FEWEST_BATCHES = 4
-"""With fewer batches a side no difference has p < 0.05, so nothing is ranked by them."""
+"""With fewer batches on each side no difference has p < 0.05, so nothing is ranked by them."""
 
 _LEAST_DRIFT = 0.05
 _NORMAL_MAD = 0.6744897501960817

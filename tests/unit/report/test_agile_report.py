@@ -320,7 +320,7 @@ def test_a_replayed_hour_is_compared_with_the_cheapest_fixed_size_of_no_higher_a
     shown = replayed(list(took))
     assert answer.answer(shown).endswith(
         "In the hour that was played they hold 75 % fewer than pools of fixed 4, the cheapest "
-        "whose P99 is not higher: 1.54 ms against 2.06 ms."
+        "whose P99 was not higher in these calls: 1.54 ms against 2.06 ms."
     )
     assert ("follows", "2.03 ms", "2.06 ms (2.00 ms–2.06 ms)", "–", "100") in tables(shown)[0].rows
     assert answer.answer(replayed(["follows", "fixed 0"])).endswith(

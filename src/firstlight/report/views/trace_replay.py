@@ -57,7 +57,7 @@ def _played(analysis: Analysis) -> str:
     return (
         f"In the hour that was played they hold {percent(abs(less))} "
         f"{'fewer' if less > 0 else 'more'} than pools of {best.point['pool']}, the cheapest whose "
-        f"P99 is not higher: {duration(_tail(best))} against {tail}."
+        f"P99 was not higher in these calls: {duration(_tail(best))} against {tail}."
     )
 
 
