@@ -14,7 +14,10 @@ FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
 RUN = f"{FIRSTLIGHT} run container-creation --runtime runc --instances 1 --repetitions 1 --no-trace"
 NO_CGROUPS = "umount --recursive /sys/fs/cgroup"
 READ_ONLY_RUN = "mount -t tmpfs -o ro none /run"
-NOWHERE = "for at in /tmp /var/tmp; do mount -t tmpfs -o ro none $at; done; cd /proc; unset TMPDIR"
+NOWHERE = (
+    "for at in /tmp /var/tmp; do mount --bind $at $at; mount -o remount,bind,ro $at; done; "
+    "cd /proc; unset TMPDIR"
+)
 PART_OF_PROC = "mount -t proc -o subset=pid proc /proc"
 NO_USER = "cp -a /etc new; rm new/passwd; mount --bind new /etc; unset HOME"
 
