@@ -50,6 +50,8 @@ static bool is_up(const char *name, int *control)
 	       (!ioctl(*control, SIOCGIFFLAGS, &request) && request.ifr_flags & IFF_UP);
 }
 
+enum { LINE_MOST = 256 }; /* of /proc/net/dev, and more */
+
 /* Whether anything but the loopback is up in the current namespace, and whether it has the interface.
  * By /proc, which does not wait for the kernel's network locks as a dump does. */
 static bool has_links(const char *interface, bool *is_attached)
@@ -58,7 +60,8 @@ static bool has_links(const char *interface, bool *is_attached)
 	int control FILE_SCOPE = -1;
 	int file FILE_SCOPE = open("/proc/self/net/dev", O_RDONLY | O_CLOEXEC);
 	ssize_t size = file < 0 ? -1 : read(file, table, sizeof table - 1);
-	bool any = size < 0 || (size_t)size == sizeof table - 1; /* more than a new namespace has */
+	/* A read ends with a whole line: this may be less than all, and is more than a new namespace has. */
+	bool any = size < 0 || (size_t)size > sizeof table - 2 * LINE_MOST;
 	table[size > 0 ? size : 0] = 0;
 	while ((line = strsep(&rest, "\n"))) {
 		char *colon = strchr(line, ':');
