@@ -302,6 +302,9 @@ class Result(Struct, frozen=True, kw_only=True):
     stderr: str = ""
 
 
+HANDLER_ERROR = "Runtime.HandlerError"
+
+
 class HandlerFailed(Failed):
     """A handler that failed to answer its event.
 

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from firstlight.agile import verify
-from firstlight.agile.function import Ended, HandlerFailed
+from firstlight.agile.function import HANDLER_ERROR, Ended, HandlerFailed
 from firstlight.agile.node import kept
 from firstlight.agile.node.kept import KeptFork
 from firstlight.agile.node.process import Keepsake
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 ANSWER_MOST = 8 << 20
 _OUTPUT_MOST = 1 << 16
 _END_SECONDS = 1.0
-_KIND = "Runtime.HandlerError"
 _PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 8  # Linux 6.15
 
 
@@ -102,7 +101,7 @@ class Fork:
             )
         answer = self.parsed(line)
         if answer.ready is None:
-            raise HandlerFailed(_KIND, f"cannot fork {self.name}: {answer.failed}")
+            raise HandlerFailed(HANDLER_ERROR, f"cannot fork {self.name}: {answer.failed}")
 
     async def has_ended(self) -> bool:
         """Whether all that held its end of the socket are gone, as when it was killed.
@@ -194,7 +193,7 @@ class Fork:
             return _lines.decode(line)
         except (ValueError, RecursionError, msgspec.MsgspecError) as error:
             raise HandlerFailed(
-                _KIND, f"{self.name} wrote something other than an answer: {error}",
+                HANDLER_ERROR, f"{self.name} wrote something other than an answer: {error}",
                 "leave descriptor 3 to the runtime",
             ) from None  # fmt: skip
 

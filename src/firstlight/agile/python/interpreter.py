@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from firstlight.agile import seccomp, verify
-from firstlight.agile.function import Function, HandlerFailed, NodeFailed
+from firstlight.agile.function import HANDLER_ERROR, Function, HandlerFailed, NodeFailed
 from firstlight.agile.instance import Instance
 from firstlight.agile.link import is_passing, rights
 from firstlight.agile.node import kept
@@ -42,7 +42,6 @@ _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
 _SHARED = re.compile(
     rb"\n[^\n ]+ ...s [^\n]*"
 )  # begins with the words that are quickest to search for
-_KIND = "Runtime.HandlerError"
 _log = logging.getLogger(__name__)
 
 
@@ -247,7 +246,7 @@ class Interpreter:
                 raise self._forged()
             files += report.files
             if len(files) > _FILES_MOST:
-                raise HandlerFailed(_KIND, f"{name} imports more than {_FILES_MOST} files")
+                raise HandlerFailed(HANDLER_ERROR, f"{name} imports more than {_FILES_MOST} files")
             if report.imported is not None:
                 return files, report.imported
             await asyncio.sleep(0)  # a socket that is never empty would block the loop
@@ -255,7 +254,9 @@ class Interpreter:
     def _forged(self, how: str = "") -> HandlerFailed:
         name = self._function.handler
         return HandlerFailed(
-            _KIND, f"cannot import {name}: its message violates the protocol{how}", self.words
+            HANDLER_ERROR,
+            f"cannot import {name}: its message violates the protocol{how}",
+            self.words,
         )
 
     def _take_sources(self, files: list[str], directories: list[str]) -> None:
@@ -278,7 +279,9 @@ class Interpreter:
                 return ImportFailed(f"importing {name} exceeded the memory limit",
                                     f"the limit is {self._function.memory} bytes")  # fmt: skip
             return ImportFailed(f"importing {name} ended the interpreter: {ended}", self.words)
-        return HandlerFailed(_KIND, f"importing {name} closed its control socket", self.words)
+        return HandlerFailed(
+            HANDLER_ERROR, f"importing {name} closed its control socket", self.words
+        )
 
     async def send(self, message: bytes, descriptors: list[int]) -> None:
         """Send it a request. Raises Failed if it is gone, or does not read."""

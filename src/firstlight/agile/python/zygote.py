@@ -27,6 +27,7 @@ from firstlight.agile import verify
 from firstlight.agile.config import Config
 from firstlight.agile.function import (
     EVENTS_PORT,
+    HANDLER_ERROR,
     Function,
     HandlerFailed,
     NodeFailed,
@@ -198,7 +199,7 @@ class Zygote:
                 "return None, booleans, finite numbers, text, lists or dicts",
             )
         if answer.began is None:
-            raise HandlerFailed("Runtime.HandlerError", f"{handler} failed: {answer.failed}")
+            raise HandlerFailed(HANDLER_ERROR, f"{handler} failed: {answer.failed}")
         try:
             return msgspec.Raw(msgspec.json.encode(answer.result))
         except (UnicodeEncodeError, RecursionError) as error:

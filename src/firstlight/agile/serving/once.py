@@ -6,7 +6,7 @@ import time
 
 import msgspec
 
-from firstlight.agile.function import Ended, Function, HandlerFailed
+from firstlight.agile.function import HANDLER_ERROR, Ended, Function, HandlerFailed
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.output import Output, pipes
 from firstlight.agile.python.drain import Drain
@@ -144,7 +144,7 @@ async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes)
     except ImportFailed as error:
         return failure(Answer(payload=b""), "Runtime.ImportModuleError", error.message)
     except Unconfined as error:
-        return failure(Answer(payload=b""), "Runtime.HandlerError", error.message)
+        return failure(Answer(payload=b""), HANDLER_ERROR, error.message)
     answer = Answer(
         payload=bytes(result.value), log_tail=(result.stdout + result.stderr).encode(),
         cold=not result.warm, init_ns=result.began - requested,

@@ -4,12 +4,11 @@ import math
 
 import msgspec
 
-from firstlight.agile.function import Function, HandlerFailed, Result
+from firstlight.agile.function import HANDLER_ERROR, Function, HandlerFailed, Result
 from firstlight.agile.wasm import wire
 from firstlight.agile.wasm.wire import Outcome, Reply
 
 WORDS_MOST = 500
-_KIND = "Runtime.HandlerError"
 
 
 def encoded(function: Function, event: object) -> bytes:
@@ -19,7 +18,7 @@ def encoded(function: Function, event: object) -> bytes:
         return wire.event(stdin=b"" if event is None else msgspec.json.encode(event))
     event = [] if event is None else event
     if not isinstance(event, list) or not all(type(n) in (int, float) for n in event):
-        raise HandlerFailed(_KIND, f"{name} takes numbers", "write the event as [1, 2]")
+        raise HandlerFailed(HANDLER_ERROR, f"{name} takes numbers", "write the event as [1, 2]")
     return wire.event(event)
 
 
@@ -33,7 +32,7 @@ def result(function: Function, reply: Reply, requested: int, warm: bool) -> Resu
         return _failure(function, reply)
     values = reply.values
     if not all(math.isfinite(value) for value in values):
-        return HandlerFailed(_KIND, f"{name} returned {', '.join(map(str, values))}",
+        return HandlerFailed(HANDLER_ERROR, f"{name} returned {', '.join(map(str, values))}",
                              "JSON has no such number")  # fmt: skip
     value = None if not values else values[0] if len(values) == 1 else values
     return Result(
@@ -47,7 +46,7 @@ def _failure(function: Function, reply: Reply) -> HandlerFailed:
     hint = f"it wrote: {reply.stderr[-WORDS_MOST:]}" if reply.stderr else None
     match reply.outcome:
         case Outcome.REFUSED:
-            kind, what = _KIND, reply.text
+            kind, what = HANDLER_ERROR, reply.text
             hint = "write the event as its arguments, such as [1, 2]"
         case Outcome.LATE:
             kind, what = "Sandbox.Timedout", f"did not answer in {function.timeout} s"
@@ -56,5 +55,7 @@ def _failure(function: Function, reply: Reply) -> HandlerFailed:
         case Outcome.TRAPPED:
             kind, what = "Runtime.Trap", f"trapped: {reply.text}"
         case _:
-            return HandlerFailed(_KIND, f"cannot make an instance of {name}: {reply.text}", hint)
+            return HandlerFailed(
+                HANDLER_ERROR, f"cannot make an instance of {name}: {reply.text}", hint
+            )
     return HandlerFailed(kind, f"{name} {what}", hint, output=reply.stdout + reply.stderr)

@@ -10,7 +10,7 @@ from enum import IntEnum
 from struct import Struct, error
 from typing import NamedTuple
 
-from firstlight.agile.function import HandlerFailed
+from firstlight.agile.function import HANDLER_ERROR, HandlerFailed
 from firstlight.errors import Failed
 
 MESSAGE_MAX = 192 * 1024
@@ -57,7 +57,7 @@ def event(arguments: Sequence[int | float] = (), stdin: bytes = b"") -> bytes:
         elif number in _INTEGERS:
             parts.append(_INTEGER.pack(0, 0, number))
         else:
-            raise HandlerFailed("Runtime.HandlerError", f"{number} does not fit 64 bits")
+            raise HandlerFailed(HANDLER_ERROR, f"{number} does not fit 64 bits")
     return b"".join((*parts, stdin, bytes(-len(stdin) % 8)))
 
 
@@ -66,7 +66,7 @@ def request(identity: int, events: Sequence[bytes]) -> bytes:
     message = b"".join((_REQUEST.pack(identity, len(events), 0), *events))
     if len(message) > MESSAGE_MAX:
         raise HandlerFailed(
-            "Runtime.HandlerError", f"the events are too long for a message: {len(message)} bytes",
+            HANDLER_ERROR, f"the events are too long for a message: {len(message)} bytes",
             f"at most {MESSAGE_MAX}: send fewer at once, or shorter ones",
         )  # fmt: skip
     return message

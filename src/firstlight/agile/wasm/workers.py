@@ -22,7 +22,14 @@ from typing import Protocol
 
 import msgspec
 
-from firstlight.agile.function import Ended, Function, HandlerFailed, NodeFailed, Result
+from firstlight.agile.function import (
+    HANDLER_ERROR,
+    Ended,
+    Function,
+    HandlerFailed,
+    NodeFailed,
+    Result,
+)
 from firstlight.agile.parts.assembled import assemble
 from firstlight.agile.single_flight import shared
 from firstlight.agile.wasm import event as wasm_event
@@ -168,7 +175,7 @@ class Wasm:
                 worker.kill()
                 if isinstance(error, TimeoutError):
                     raise HandlerFailed(
-                        "Runtime.HandlerError",
+                        HANDLER_ERROR,
                         f"compiling {function.rootfs} took more than {seconds} s",
                         "give the function more time or CPUs",
                     ) from None
@@ -260,7 +267,7 @@ class Wasm:
         if ended.status == _REFUSED:
             what, _, remedy = words.partition("\n")
             return HandlerFailed(
-                "Runtime.HandlerError", f"cannot run the module {path}: {what}", remedy or None
+                HANDLER_ERROR, f"cannot run the module {path}: {what}", remedy or None
             )
         if ended.out_of_memory:
             limit = _definition(self.function).memory
