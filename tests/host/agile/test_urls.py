@@ -251,6 +251,8 @@ def test_a_client_that_leaves_ends_its_request(tmp_path: Path) -> None:
 
 def test_each_failure_has_its_status_and_words(tmp_path: Path) -> None:
     async def main(client: httpx.AsyncClient, functions: Functions) -> None:
+        causes: list[str] = []
+        functions._serving.observers.append(lambda outcome: causes.append(outcome.cause))
         assert (await client.get("/")).status_code == 203
         ended = await client.get("/exit")
         assert ended.status_code == 502
@@ -274,6 +276,7 @@ def test_each_failure_has_its_status_and_words(tmp_path: Path) -> None:
         assert unknown.status_code == 404
         await functions.reserve("site", 0)
         assert (await client.get("/")).status_code == 429
+        assert [cause for cause in causes if cause] == ["exit", "timeout", "throttled"]
 
     import msgspec
 

@@ -48,7 +48,7 @@ class _Unreached(Failed):
     """An instance had ended before a connection to it was made."""
 
 
-class _Short(Exception):
+class _Short(httpx.LocalProtocolError):
     """A request has less content than it says, since it asks for another protocol."""
 
 
@@ -116,7 +116,7 @@ class _Proxy:
             await exchange.refuse(429, error)
         except Failed as error:
             await exchange.refuse(502, error)
-        except (httpx.LocalProtocolError, _Short) as error:
+        except httpx.LocalProtocolError as error:
             failed = Failed(
                 f"the request to {name} cannot be passed on: {error}", "mend its client"
             )

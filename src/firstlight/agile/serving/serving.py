@@ -6,6 +6,7 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from firstlight.agile.function import NodeFailed
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.python.interpreter import ImportFailed
 from firstlight.agile.runtime import Runtime
@@ -74,6 +75,9 @@ class Serving:
             return answer
         except Throttled:
             cause = "throttled"
+            raise
+        except NodeFailed:
+            cause = "lost"
             raise
         finally:
             if answer is None:
@@ -178,9 +182,12 @@ class Serving:
                 server = self._web(version)
                 instance, cold = await server.take()
                 taken = time.monotonic_ns()
+                cause = ""
                 try:
                     yield instance
-                    cause = ""
+                except Exception as error:
+                    cause = server.cause(error)
+                    raise
                 finally:
                     server.give(instance)
         except Throttled:

@@ -124,6 +124,13 @@ class Web:
         self._drained: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
+    @staticmethod
+    def cause(error: Exception) -> str:
+        """Why a request failed, as in ``Outcome``; empty if its client is at fault."""
+        if isinstance(error, httpx.LocalProtocolError):
+            return ""
+        return "timeout" if isinstance(error, httpx.TimeoutException) else "exit"
+
     @property
     def idle(self) -> int:
         """How many instances have no request."""
