@@ -153,7 +153,7 @@ class Queue:
         """Answer an event; postpone or give up one that fails."""
         attempts = event.attempts + 1
         if attempts > self._config.retries + _ENDS_MOST:
-            await self._bury(event, attempts - 1, "the node ended each time while it was answered")
+            await self._bury(event, attempts - 1, "its instance was ended from outside each time")
             return
         # Counted before the attempt: an event that ends the process must not be retried for ever.
         await asyncio.to_thread(self._store.postpone, event.id, attempts, event.due)

@@ -577,8 +577,8 @@ class Instances:
 def _how(event: Event, function: Function | None) -> Ended:
     """How an instance ended.
 
-    The first process of a PID namespace cannot kill itself by SIGKILL; in a reused sandbox an
-    instance is not the first.
+    The first process of a PID namespace can send itself no SIGKILL, though it can have the kernel
+    do so (RLIMIT_CPU); in a reused sandbox an instance is not the first.
     """
     limits = wire.OUT_OF_MEMORY | wire.TIMED_OUT
     is_first = function is not None and function.reuse != "sandbox"
