@@ -144,6 +144,7 @@ def busy(directory: Path, *options: str) -> list[Mark]:
             start(directory, f"w{turn}")  # its first one loads what it needs
             assert process.stdout is not None
             process.stdout.readline()
+            throughput(directory, 2 * (turn + TURNS))  # spends what idle cores had earned
             before, began = cpu_seconds(process.pid), time.monotonic()
             rate, seconds = throughput(directory, 2 * turn + 1)
             shares.append((cpu_seconds(process.pid) - before) / (time.monotonic() - began))
