@@ -8,7 +8,7 @@ section 3.8. Without groups each value is a batch of its own. The unit of every 
 unit of the values.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations, islice
 from math import ceil, comb, log, sqrt
@@ -174,8 +174,10 @@ def ratio_interval(
         bounds = Interval(ratio, top.low / bottom.high, top.high / bottom.low)
     else:
         bounds = interval(ratio, above / below, level=level)
-    p = permutation_test(a, b, q=q, groups_a=groups_a, groups_b=groups_b, seed=seed)
-    return bounds if p <= 1 - level else _including(1, bounds)
+    return _judged(
+        bounds, 1, level,
+        lambda: permutation_test(a, b, q=q, groups_a=groups_a, groups_b=groups_b, seed=seed),
+    )  # fmt: skip
 
 
 def difference_interval(
@@ -197,8 +199,10 @@ def difference_interval(
         for place, (side, groups) in enumerate(((a, groups_a), (b, groups_b)))
     ]
     bounds = interval(_quantile(a, 0.5) - _quantile(b, 0.5), draws[0] - draws[1])
-    p = permutation_test(a, b, groups_a=groups_a, groups_b=groups_b, seed=seed)
-    return bounds if p <= 0.05 else _including(0, bounds)
+    return _judged(
+        bounds, 0, 0.95,
+        lambda: permutation_test(a, b, groups_a=groups_a, groups_b=groups_b, seed=seed),
+    )  # fmt: skip
 
 
 def permutation_test(
@@ -342,8 +346,11 @@ def _bounded(
     return interval(value, draws, level=level)
 
 
-def _including(point: float, bounds: Interval) -> Interval:
-    return Interval(bounds.value, min(bounds.low, point), max(bounds.high, point))
+def _judged(bounds: Interval, equal: float, level: float, test: Callable[[], float]) -> Interval:
+    """The bounds; with ``equal`` inside, unless the test tells the sides apart."""
+    if bounds.low <= equal <= bounds.high or test() <= 1 - level:
+        return bounds
+    return Interval(bounds.value, min(bounds.low, equal), max(bounds.high, equal))
 
 
 def _batch_quantiles(values: ArrayLike, q: float, groups: ArrayLike | None) -> Floats:

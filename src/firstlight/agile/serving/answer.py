@@ -55,8 +55,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     """The outcome of a request. Times in ns: ``arrived`` of the epoch, the others durations.
 
     ``start_ns`` is the time until a handler received it, None if none did. ``cause`` is empty, an
-    answer's, ``throttled``, ``lost`` or
-    ``node``. ``steps`` are those of the answer.
+    answer's, ``throttled``, ``lost`` or ``node``. ``steps`` are those of the answer.
     """
 
     version: FunctionVersion
