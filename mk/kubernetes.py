@@ -124,7 +124,8 @@ def main() -> int:
     if wanted and not _has_room(wanted):
         return 2
     failed = 0
-    until = time.monotonic() + float(os.environ.get("BUILD_SECONDS", "1e9"))
+    limit = os.environ.get("BUILD_SECONDS")
+    until = time.monotonic() + float(limit) if limit else None
     if wanted:
         done = subprocess.run([HERE / "go.sh"], check=True, stdout=subprocess.PIPE, text=True)
         for number, binary in enumerate(wanted, 1):
@@ -169,7 +170,7 @@ def _has_room(wanted: list[Binary]) -> bool:
     return False
 
 
-def _built(binary: Binary, go: str, place: str, until: float) -> bool:
+def _built(binary: Binary, go: str, place: str, until: float | None) -> bool:
     """Build a binary, with a line before and after."""
     print(f"kubernetes: {place} {binary.name} {binary.version}: building", flush=True)
     begun = time.monotonic()
@@ -196,12 +197,15 @@ def _built(binary: Binary, go: str, place: str, until: float) -> bool:
     return False
 
 
-def _run(words: list[str | Path], environment: dict[str, str], until: float) -> tuple[int, str]:
+def _run(
+    words: list[str | Path], environment: dict[str, str], until: float | None
+) -> tuple[int, str]:
     """A program's exit status and errors. It ends, with its children, at the limit and with us."""
+    left = None if until is None else max(0.0, until - time.monotonic())
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True, process_group=0)  # fmt: skip
     try:
-        _, errors = process.communicate(timeout=max(0.0, until - time.monotonic()))
+        _, errors = process.communicate(timeout=left)
     except subprocess.TimeoutExpired:
         errors = "it takes longer than BUILD_SECONDS allows"
     finally:
