@@ -44,6 +44,7 @@ STEPS = {
     "doctor": "doctor", "main_job": "main job", "untraced": "without tracer", "trace": "trace",
     "runtime": "runtime", "limits": "limits", "many": "100 traced, 100 at once", "clean": "clean",
 }  # fmt: skip
+MARKS = {"ok": "✓", "refused": "refused", "failed": "✗", "partial": "in part"}
 EMULATOR = "trixie"
 """The root whose QEMU boots all: Debian 12's emulates an AVX2 instruction wrongly."""
 SETUP = {
@@ -146,7 +147,7 @@ def main(names: list[str]) -> int:
         arm64.check()
     [wheel] = Path("dist").glob("firstlight-*manylinux*x86_64.whl")
     CACHE.mkdir(parents=True, exist_ok=True)
-    results = json.loads(kept.read_text()) if (kept := CACHE / "results.json").exists() else {}
+    results = _documented(DOCUMENT.read_text())
     failed = False
     for host in chosen:
         if terminated.is_set():
@@ -165,8 +166,7 @@ def main(names: list[str]) -> int:
         failed |= not outcomes <= {"ok", "refused"}
         is_part = host.chosen or terminated.is_set()
         results[host.name] = {**results.get(host.name, {}), **rows} if is_part else rows
-        kept.write_text(json.dumps(results))
-        _document(results)
+        DOCUMENT.write_text(_document(results))
     return int(failed)
 
 
@@ -367,8 +367,23 @@ sleep 60
 """
 
 
-def _document(results: dict[str, dict[str, tuple[str, str, float]]]) -> None:
-    marks = {"ok": "✓", "refused": "refused", "failed": "✗", "partial": "in part"}
+def _documented(text: str) -> dict[str, dict[str, tuple[str, str, float]]]:
+    """What the document says of each host."""
+    outcomes = {mark: outcome for outcome, mark in MARKS.items()}
+    words = dict(re.findall(r"^- (\S+, [^:]+): (.*)$", text, re.M))
+    results = {}
+    for name, kernel, cells in re.findall(r"^\| (\S+) \| (\S+) \| [^|]+ \| (.*) \|$", text, re.M):
+        rows = {
+            step: (outcomes[cell], words.get(f"{name}, {STEPS[step]}", ""), 0.0)
+            for step, cell in zip(STEPS, cells.split(" | "), strict=True)
+            if cell in outcomes
+        }
+        if rows:
+            results[name] = rows | {"kernel": ("ok", kernel, 0.0)}
+    return results
+
+
+def _document(results: dict[str, dict[str, tuple[str, str, float]]]) -> str:
     lines = [
         "# Other hosts",
         "",
@@ -387,7 +402,7 @@ def _document(results: dict[str, dict[str, tuple[str, str, float]]]) -> None:
     notes = []
     for host in HOSTS:
         rows = results.get(host.name, {})
-        cells = [marks[rows[step][0]] if step in rows else "–" for step in STEPS]
+        cells = [MARKS[rows[step][0]] if step in rows else "–" for step in STEPS]
         kernel = rows.get("kernel", ("", "–", 0))[1]
         lines.append(f"| {host.name} | {kernel} | {host.cgroups} | {' | '.join(cells)} |")
         notes += [
@@ -396,7 +411,7 @@ def _document(results: dict[str, dict[str, tuple[str, str, float]]]) -> None:
             if step in rows and (rows[step][0] != "ok" or step == "many")
         ]
     lines += ["", *notes] if notes else []
-    DOCUMENT.write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
