@@ -108,7 +108,6 @@ static int set_limit(int top, uint32_t cgroup, const char *file, const char *tex
 	return !must && (failed == -ENOENT || failed == -EOPNOTSUPP) ? 0 : failed;
 }
 
-/* tops are those of cpu, memory and pids on version 1. */
 static int set_cgroup_limits(const struct house *house, uint32_t cgroup,
 			     const struct limits *limits)
 {

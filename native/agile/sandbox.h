@@ -18,7 +18,7 @@ struct progress {
 /* What every child of one node has in common. */
 struct house {
 	int blank; /* mount namespace of sandboxes that have no function yet */
-	int tops[TOPS_MAX], top_count;
+	int tops[TOPS_MAX], top_count; /* on version 1 those of cpu, memory and pids */
 	bool unified; /* cgroups of version 2 */
 	dev_t pipes; /* the device of anonymous pipes */
 	char socket[108]; /* where clients connect: an instance gets no such stream */

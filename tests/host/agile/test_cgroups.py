@@ -1,14 +1,16 @@
-"""Cgroups of version 2, with the one controller that a hybrid host leaves to it."""
+"""Cgroups of version 1, and of 2 with the one controller that a hybrid host leaves to it."""
 
 import asyncio
+import itertools
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.support.agile_host import on_host
 
+from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.parts import cgroups
 from firstlight.agile.parts.cgroups import Cgroups, Limits
 from firstlight.errors import Failed
@@ -95,3 +97,40 @@ def test_what_is_in_them_ends_with_the_runtime(unified: Path) -> None:
     groups.close()
     assert sleeper.wait() == -9
     assert not (unified / TOP).exists()
+
+
+def test_limits_hold_in_whatever_order_version_1_is_mounted(
+    function: Callable[..., Function], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unified, mounted = cgroups._hierarchies()
+    if unified:
+        pytest.skip("needs cgroups of version 1")
+    files = {"cpu": "cpu.cfs_quota_us", "memory": "memory.limit_in_bytes", "pids": "pids.max"}
+    hold = function("hold", "600", reuse="sandbox", memory=32 << 20, pids=8, cpus=0.5)
+
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime, await runtime.start(hold) as instance:
+            paths: dict[str, str] = {}
+            for line in Path(f"/proc/{instance.pid}/cgroup").read_text().splitlines():
+                _, controllers, path = line.split(":")
+                paths |= dict.fromkeys(controllers.split(","), path[1:])
+            limits = [(mounted[controller] / paths[controller] / file).read_text().strip()
+                      for controller, file in files.items()]  # fmt: skip
+        assert limits == ["50000", str(32 << 20), "9"]  # PID 1 of the sandbox is a process too
+
+    for order in itertools.permutations(mounted):
+        chosen = False, {controller: mounted[controller] for controller in order}
+        monkeypatch.setattr(cgroups, "_hierarchies", lambda chosen=chosen: chosen)
+        on_host(main)
+
+
+def test_node_gets_a_top_for_each_controller_where_some_are_mounted_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, other = Path("/cpu"), Path("/memory,pids")
+    monkeypatch.setattr(
+        cgroups, "_hierarchies", lambda: (False, {"pids": other, "memory": other, "cpu": one})
+    )
+    groups = Cgroups("top")
+    assert groups.tops == (other / "top", one / "top")
+    assert groups.tops_by_controller == (one / "top", other / "top", other / "top")

@@ -97,9 +97,8 @@ class Instances:
             if self._node is None:
                 node = Node(self._config, self._on_event, self._rich, self._lost)
                 with ExitStack() as opened:
-                    tops = [
-                        os.open(top, os.O_RDONLY | os.O_DIRECTORY) for top in self._cgroups.tops
-                    ]
+                    tops = [os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+                            for top in self._cgroups.tops_by_controller]  # fmt: skip
                     for top in tops:
                         opened.callback(os.close, top)
                     state = await node.open(tops, self._cgroups.unified, self._stay)

@@ -64,6 +64,16 @@ class Cgroups:
         """The runtime's top cgroup in each hierarchy."""
         return self._tops
 
+    @property
+    def tops_by_controller(self) -> tuple[Path, ...]:
+        """As the node takes them: that of version 2, or one for each of CONTROLLERS, in this order.
+
+        Controllers that are mounted together have the same one.
+        """
+        if self.unified:
+            return self._tops
+        return tuple(self._hierarchies[controller] / self._name for controller in CONTROLLERS)
+
     def check(self) -> None:
         """Raise Failed if a top cgroup exists: it belongs to something else."""
         for top in self._tops:
