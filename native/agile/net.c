@@ -141,17 +141,23 @@ static int serve_wash(int used, const char **step)
 	return error ? error : net_wash(step);
 }
 
+/* Makes the bridge, or sets up the one that is there: then the answer is -EEXIST. */
 static int serve_host(const struct net_request *request, const char **step)
 {
 	*step = "create a bridge";
-	int error = rtnl_bridge_add(&host, request->link, request->index);
+	int made = rtnl_bridge_add(&host, request->link, request->index);
+	int index = made ? (int)if_nametoindex(request->link) : request->index;
+	if ((made && made != -EEXIST) || !index)
+		return made;
+	*step = "set it up";
+	int error = rtnl_link_up(&host, index);
 	if (error)
 		return error;
 	*step = "add an address to it";
-	error = rtnl_address_add(&host, request->index, rtnl_ip4(request->address));
-	if (error || !(request->flags & NET_IPV6))
-		return error;
-	return rtnl_address_add(&host, request->index, rtnl_ip6(request->address6));
+	error = rtnl_address_add(&host, index, rtnl_ip4(request->address));
+	if ((!error || error == -EEXIST) && request->flags & NET_IPV6)
+		error = rtnl_address_add(&host, index, rtnl_ip6(request->address6));
+	return error && error != -EEXIST ? error : made;
 }
 
 static int serve_localnet(const void *body, size_t size, const char **step)

@@ -178,7 +178,30 @@ def test_two_stacks(tmp_path: Path) -> None:
         assert "mtu 1400" in host.sh("ip link show eth0", net="two")
         serving(host, "two", second, 80)
         assert reaches(host, "one", second, 80)
-        assert host.plugin("CHECK", "two", {**CONF, "prevResult": answer}) == {}
+        conf = {**CONF, "prevResult": answer}
+        assert host.plugin("CHECK", "two", conf) == {}
+        host.sh("ip -6 route del default", net="two")
+        assert "IPv6 default route" in host.plugin("CHECK", "two", conf)["msg"]
+        answer["ips"][1]["address"] = "fd00:10:244::ff/128"
+        assert "prevResult" in host.plugin("CHECK", "two", conf)["msg"]
+
+
+@pytest.mark.parametrize("change", ["link del fppods", "addr flush dev fppods",
+                                    "link set fppods down"])  # fmt: skip
+def test_a_gateway_that_another_program_took_away_is_made_again(
+    tmp_path: Path, change: str
+) -> None:
+    with pod_host(tmp_path) as host:
+        host.configure(more='range6 = "fd00:10:244::/112"', pool=1)
+        host.start()
+        host.sh(f"ip {change}")
+        pods = ["a", "b", "c"]
+        addresses = [host.add(pod) for pod in pods]
+        shown = host.sh("ip -br addr show fppods")
+        assert "10.244.0.1/32" in shown
+        assert "fd00:10:244::1/128" in shown
+        serving(host, pods[-1], addresses[-1], 80)
+        assert reaches(host, "", addresses[-1], 80)
 
 
 def test_check_sees_what_was_changed(host: PodHost) -> None:
@@ -191,6 +214,11 @@ def test_check_sees_what_was_changed(host: PodHost) -> None:
     wrong = json.loads(json.dumps(conf))
     wrong["prevResult"]["ips"][0]["address"] = "10.244.0.250/32"
     assert host.plugin("CHECK", "a", wrong)["code"] == 102
+    link = answer["interfaces"][0]["name"]
+    host.sh(f"ip link set {link} down")
+    assert "the host's end" in host.plugin("CHECK", "a", conf)["msg"]
+    host.sh(f"ip link set {link} up")
+    until(lambda: host.plugin("CHECK", "a", conf) == {})
     for change in ("ip route del default", "ip link set eth0 down", "ip link del eth0"):
         host.sh(change, net="a")
         assert host.plugin("CHECK", "a", conf)["code"] == 102

@@ -65,6 +65,15 @@ class PodNetworks:
 
     async def open(self) -> None:
         """Make the host's side, or take over an existing one. Raises Failed."""
+        await self._open_gateway()
+        for path in _FORWARD if self.range6 else _FORWARD[:1]:
+            if Path(path).read_text().strip() == "0":
+                Path(path).write_text("1")
+        await firewall.replace(self._host, self.table, self._rules)
+        await self._open_others()
+        self._watch.open()
+
+    async def _open_gateway(self) -> None:
         request = self._request(Verb.HOST, 0)._replace(
             address=self.range[1], link=self.anchor,
             address6=self.range6[1] if self.range6 else _NO_IPV6,
@@ -72,12 +81,6 @@ class PodNetworks:
         answer = await self._host.ask(request)
         if answer.error != errno.EEXIST:
             answer.check(f"make the link {self.anchor} for the gateway {self.range[1]}")
-        for path in _FORWARD if self.range6 else _FORWARD[:1]:
-            if Path(path).read_text().strip() == "0":
-                Path(path).write_text("1")
-        await firewall.replace(self._host, self.table, self._rules)
-        await self._open_others()
-        self._watch.open()
 
     async def show_to(self, others: Iterable[str]) -> None:
         """Do not masquerade pods' traffic to other nodes' ranges. Raises Failed."""
@@ -107,7 +110,7 @@ class PodNetworks:
         return (await self._linked(Verb.FILL, namespace, interface))[0]
 
     async def _linked(self, verb: Verb, descriptor: int, interface: str) -> tuple[int, Answer]:
-        until = time.monotonic() + GONE_SECONDS
+        until, is_mended = time.monotonic() + GONE_SECONDS, False
         while True:
             number = await self.addresses.take("pod", until)
             try:
@@ -118,10 +121,14 @@ class PodNetworks:
                     self.addresses.leave(number)
                     continue
                 answer.check(f"make the network of {self.range[number]}")
-            except BaseException:
+            except BaseException as error:
                 self.addresses.leave(number)
-                raise
-            return number, answer
+                if is_mended or not isinstance(error, Failed):
+                    raise
+            else:
+                return number, answer
+            is_mended = True
+            await self._open_gateway()  # another program may have removed it, or set it down
 
     def _request(self, verb: Verb, number: int) -> Request:
         return Request(
