@@ -163,11 +163,11 @@ static int del(struct call *call)
 	return bad ? bad : call_uncover(call);
 }
 
-static bool has_ip(const cJSON *previous, const struct in_addr *address)
+static bool has_ip(const cJSON *previous, int family, const void *address)
 {
-	char text[INET_ADDRSTRLEN];
+	char text[INET6_ADDRSTRLEN];
 	const cJSON *ip;
-	inet_ntop(AF_INET, address, text, sizeof text);
+	inet_ntop(family, address, text, sizeof text);
 	size_t length = strlen(text);
 	cJSON_ArrayForEach(ip, cJSON_GetObjectItemCaseSensitive(previous, "ips"))
 	{
@@ -192,7 +192,8 @@ static int check(struct call *call)
 	bad = bad ? bad : call_agent(call, true, -1, &answer, &none);
 	if (bad)
 		return bad;
-	if (!has_ip(previous, &answer.address))
+	if (!has_ip(previous, AF_INET, &answer.address) ||
+	    (answer.flags & AGENT_IPV6 && !has_ip(previous, AF_INET6, &answer.address6)))
 		return CALL_FAIL(call, CALL_WRONG, 0, "prevResult does not have the pod's address");
 	return call_check(call, &answer);
 }

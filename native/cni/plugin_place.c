@@ -167,12 +167,28 @@ static bool has_line(const char *path, const char *first, const char *second)
 	return any;
 }
 
-static bool has_address6(const char *interface, const struct in6_addr *address)
+enum { HEX6 = 33 }; /* an IPv6 address as /proc writes it */
+
+static void print6(const struct in6_addr *address, char text[HEX6])
 {
-	char text[33];
 	for (size_t i = 0; i < sizeof address->s6_addr; i++)
 		snprintf(text + 2 * i, 3, "%02x", address->s6_addr[i]);
-	return has_line("/proc/thread-self/net/if_inet6", text, interface);
+}
+
+static int check6(struct call *call, const struct agent_answer *expected)
+{
+	const char *interface = call->request.attachment.interface;
+	char text[HEX6], route[3 * HEX6];
+	print6(&expected->address6, text);
+	if (!has_line("/proc/thread-self/net/if_inet6", text, interface))
+		return CALL_FAIL(call, CALL_WRONG, 0, "interface %s does not have its IPv6 address",
+				 interface);
+	print6(&expected->gateway6, text);
+	snprintf(route, sizeof route, "%032d 00 %s ", 0, text); /* from anywhere, by the gateway */
+	if (!has_line("/proc/thread-self/net/ipv6_route", route, interface))
+		return CALL_FAIL(call, CALL_WRONG, 0, "the IPv6 default route by %s is gone",
+				 interface);
+	return 0;
 }
 
 int call_check(struct call *call, const struct agent_answer *expected)
@@ -187,6 +203,8 @@ int call_check(struct call *call, const struct agent_answer *expected)
 		return CALL_FAIL(call, CALL_WRONG, errno, "interface %s", interface);
 	if (!(request.ifr_flags & IFF_UP))
 		return CALL_FAIL(call, CALL_WRONG, 0, "interface %s is down", interface);
+	if (!(request.ifr_flags & IFF_RUNNING))
+		return CALL_FAIL(call, CALL_WRONG, 0, "the host's end of %s is down", interface);
 	inet_ntop(AF_INET, &expected->address, text, sizeof text);
 	if (ioctl(file, SIOCGIFADDR, &request) ||
 	    address->sin_addr.s_addr != expected->address.s_addr)
@@ -195,10 +213,7 @@ int call_check(struct call *call, const struct agent_answer *expected)
 	snprintf(route, sizeof route, "%s\t00000000\t%08X", interface, expected->gateway.s_addr);
 	if (!has_line("/proc/thread-self/net/route", route, ""))
 		return CALL_FAIL(call, CALL_WRONG, 0, "the default route by %s is gone", interface);
-	if (expected->flags & AGENT_IPV6 && !has_address6(interface, &expected->address6))
-		return CALL_FAIL(call, CALL_WRONG, 0, "interface %s does not have its IPv6 address",
-				 interface);
-	return 0;
+	return expected->flags & AGENT_IPV6 ? check6(call, expected) : 0;
 }
 
 int call_delete(struct call *call)
