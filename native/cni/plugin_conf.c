@@ -92,6 +92,17 @@ static int load_attachment(struct call *call)
 	return bad ? bad : load_args(call);
 }
 
+/* A member that is null is none, as in plugins that read a structure. */
+static void drop_nulls(cJSON *object)
+{
+	cJSON *member = object->child, *next;
+	for (; member; member = next) {
+		next = member->next;
+		if (cJSON_IsNull(member))
+			cJSON_Delete(cJSON_DetachItemViaPointer(object, member));
+	}
+}
+
 /* A member that is a string; NULL if it is not there. */
 static int text_member(struct call *call, const char *key, const char **text)
 {
@@ -134,6 +145,21 @@ static int load_way(struct call *call)
 	return CALL_FAIL(call, CALL_BAD_CONF, 0, "namespace is %s: use auto, replace or fill", way);
 }
 
+/* Who asks for an address must not get another one instead. */
+static int refuse_wishes(struct call *call)
+{
+	static const char *const WISHES[] = {"ips", "mac"};
+	const cJSON *wishes = cJSON_GetObjectItemCaseSensitive(call->conf, "runtimeConfig");
+	for (size_t i = 0; i < sizeof WISHES / sizeof *WISHES; i++)
+		if (cJSON_GetObjectItemCaseSensitive(wishes, WISHES[i]))
+			return CALL_FAIL(
+				call, CALL_BAD_CONF, 0,
+				"runtimeConfig.%s: addresses are the agent's; leave out the "
+				"capability %s",
+				WISHES[i], WISHES[i]);
+	return 0;
+}
+
 static int load_conf(struct call *call)
 {
 	const cJSON *seconds = cJSON_GetObjectItemCaseSensitive(call->conf, "seconds");
@@ -158,9 +184,11 @@ static int load_conf(struct call *call)
 		return CALL_FAIL(call, CALL_BAD_CONF, 0, "dns is not an object");
 	if (previous && !cJSON_IsObject(previous))
 		return CALL_FAIL(call, CALL_BAD_CONF, 0, "prevResult is not an object");
-	if (cJSON_HasObjectItem(call->conf, "ipam"))
+	if (cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(call->conf, "ipam")))
 		return CALL_FAIL(call, CALL_BAD_CONF, 0,
 				 "ipam is not used: addresses are the agent's; leave it out");
+	if (!strcmp(call->command, "ADD") && refuse_wishes(call))
+		return -EINVAL;
 	if (previous && !strcmp(call->command, "ADD"))
 		return CALL_FAIL(call, CALL_BAD_CONF, 0,
 				 "it is not the first plugin of its list: put it first");
@@ -188,6 +216,7 @@ static int read_conf(struct call *call)
 		call->conf = cJSON_ParseWithLengthOpts(text, length + 1, NULL, true);
 	if (!cJSON_IsObject(call->conf))
 		return CALL_FAIL(call, CALL_BAD_JSON, 0, "the configuration is not a JSON object");
+	drop_nulls(call->conf);
 	return 0;
 }
 

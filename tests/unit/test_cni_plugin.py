@@ -84,7 +84,7 @@ def test_another_version_is_refused(plugin: Path, version: str | None) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("cniVersion", 1), ("name", 1), ("name", ""), ("name", "-a"), ("name", "a/b"), ("name", None),
+    [("cniVersion", 1), ("name", 1), ("name", ""), ("name", "-a"), ("name", "a/b"),
      ("name", "x" * 128), ("socket", 1), ("socket", "relative"), ("socket", "/" + "x" * 107),
      ("namespace", "swap"), ("namespace", 1), ("seconds", "1"), ("seconds", 0), ("seconds", -1),
      ("seconds", 1e9), ("dns", []), ("prevResult", []), ("ipam", {"type": "host-local"})],
@@ -118,6 +118,26 @@ def test_a_wrong_namespace_is_named(plugin: Path, namespace: str | None) -> None
         answer = call(plugin, conf, CNI_COMMAND=command, CNI_NETNS=namespace)
         assert answer["code"] == 4
         assert "CNI_NETNS" in answer["msg"]
+
+
+def test_what_is_null_is_as_good_as_absent(plugin: Path) -> None:
+    keys = ("socket", "namespace", "seconds", "dns", "prevResult", "ipam", "runtimeConfig")
+    conf = CONF | dict.fromkeys(keys) | {"cni.dev/valid-attachments": None}
+    assert call(plugin, conf | {"ipam": {}}) == {}
+    for command in ("ADD", "CHECK"):
+        answer = call(plugin, conf, CNI_COMMAND=command, CNI_NETNS="/nowhere")
+        assert "CNI_NETNS" in answer["msg"] or "CHECK needs prevResult" in answer["msg"]
+    assert "name" in call(plugin, conf | {"name": None})["msg"]
+    assert call(plugin, conf | {"cniVersion": None})["code"] == 1
+
+
+@pytest.mark.parametrize("wish", [{"ips": ["10.0.0.5/24"]}, {"mac": "02:00:00:00:00:01"}])
+def test_a_wish_for_an_address_is_refused(plugin: Path, wish: dict[str, Any]) -> None:
+    conf = CONF | {"runtimeConfig": {"portMappings": [], **wish}}
+    answer = call(plugin, conf, CNI_COMMAND="ADD", CNI_NETNS="/nowhere")
+    assert answer["code"] == 7
+    assert f"runtimeConfig.{next(iter(wish))}" in answer["msg"]
+    assert call(plugin, conf) == {}
 
 
 def test_it_is_the_first_of_its_list(plugin: Path) -> None:
