@@ -3,6 +3,7 @@
 Each verb imports what it needs when it runs, to keep ``--help`` and the runtime's verbs quick.
 """
 
+import codecs
 import errno
 import io
 import os
@@ -30,7 +31,7 @@ from firstlight.cli import (
     trace,
     watch,
 )
-from firstlight.cli.output import examples, say
+from firstlight.cli.output import examples, in_any_locale, say
 from firstlight.errors import FirstlightError, describe
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
@@ -92,8 +93,10 @@ def main() -> None:
     # Where our parent ignored it, no child would have a status.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _open_standard_streams()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names can have any bytes
+    codecs.register_error("firstlight", in_any_locale)
+    for stream in sys.stdout, sys.stderr:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="firstlight")
     try:
         _run_verb()
     except FirstlightError as error:

@@ -19,6 +19,11 @@ RUNS = Path("runs")
 _CONTROLS = {
     code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if code != ord("\n")
 }
+_ASCII = dict(
+    zip("\xa0–×÷·→←█▌✓✗µ“”", ' -x/.><#|+xu""', strict=True),
+    **{"\u2212": "-", "±": "+-", "≤": "<=", "≥": ">=", "…": "..."},
+)
+"""What stands for our own signs where the locale has none."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -69,6 +74,16 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def say(text: str) -> None:
     """Write a line to stderr."""
     sys.stderr.write(text.translate(_CONTROLS) + "\n")
+
+
+def in_any_locale(error: UnicodeError) -> tuple[str | bytes, int]:
+    """How a codec writes what the locale lacks: our signs in ASCII, others as JSON does."""
+    import json
+
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_ASCII.get(sign) or json.dumps(sign)[1:-1] for sign in text), error.end
 
 
 def stdout() -> "Console":

@@ -90,3 +90,19 @@ def test_an_interrupt_is_exit_status_130(monkeypatch: pytest.MonkeyPatch, *, wra
 def test_the_list_of_experiments_as_json_is_all_of_the_output() -> None:
     done = subprocess.run([FIRSTLIGHT, "list", "--json"], capture_output=True, timeout=60)
     assert json.loads(done.stdout)[0]["name"] == "container-creation"
+
+
+def test_signs_that_the_locale_lacks_are_written_in_ascii() -> None:
+    """Of the width that tables reckon with, where one sign will do; and as JSON can read them."""
+    text = '█ 4\xa0% (1–2) × µs · → ± "é\udcff\U0001f600"'
+    code = (
+        "import sys\nfrom firstlight.cli import main\n"
+        f"main.app = lambda **_: [print({text!a}, file=f) for f in (sys.stdout, sys.stderr)]\n"
+        "main.main()"
+    )
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=60, env=environment
+    )
+    assert done.stdout == b'# 4 % (1-2) x us . > +- "\\u00e9\\udcff\\ud83d\\ude00"\n'
+    assert done.stderr == done.stdout
