@@ -248,8 +248,9 @@ def test_functions_survive_a_restart_and_what_was_half_made_does_not(tmp_path: P
 
 FAILS = """
 import os, sys, time
+print("imported", end="")
 def main(event):
-    print("asked for", event, flush=True)
+    print("asked for", event, end="")
     if event == "raise":
         raise LookupError("no such cow")
     if event == "silent":
@@ -293,7 +294,14 @@ def test_a_failure_of_a_fork_has_the_words_and_the_log_of_a_failure(tmp_path: Pa
             assert words in error["errorMessage"]
             assert ("stackTrace" in error) == (event in ("raise", "silent"))
             assert error["errorMessage"].endswith(": asked for leave") == (event == "leave")
-            assert f"asked for {event}".encode() in answer.log_tail
+            assert answer.log_tail == f"asked for {event}".encode()
+        answer, _ = await functions.invoke("f", b'["\\ud83d",\n1e400]', request_id="r")
+        assert answer.log_tail == rb"asked for ['\ud83d', inf]"
+        dies = zipped(app="import os\nprint('my last words')\nos._exit(5)\n")
+        await functions.add("dies", ZipSource(data=dies), SLOW)
+        answer, _ = await functions.invoke("dies", b"{}", request_id="r")
+        assert b"ended the interpreter: exit status 5: my last words" in answer.payload
+        assert answer.log_tail == b"my last words"
         given = msgspec.structs.replace(SLOW, handler="app:later")
         with pytest.raises(Failed, match="later is asynchronous"):
             await functions.add("g", ZipSource(data=zipped(app=FAILS)), given, tries=True)

@@ -15,9 +15,10 @@ TALKS = {
     "both": "import os\nfor _ in range(99): os.write(1, b'x' * 9999); os.write(2, b'y' * 9999)",
 }
 DIES = {
-    "exits": ("import os; os.write(2, b'my last words'); os._exit(3)", "exit status 3"),
+    "exits": ("import os; os.write(2, b'my last words'); os._exit(3)",
+              "exit status 3: my last words"),
     "faults": ("import ctypes, os; os.write(2, b'my last words'); ctypes.string_at(0)",
-               "killed by SIGSEGV"),
+               "killed by SIGSEGV: my last words"),
     "aborts": ("import os; os.write(2, b'my last words'); os.abort()", "killed by SIG"),
     "stops": ("import sys; print('my last words', flush=True); sys.exit(4)", "SystemExit: 4"),
     "long": ("print('my last words', flush=True); raise ValueError('y' * 500_000)", "yyyy"),

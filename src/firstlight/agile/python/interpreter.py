@@ -36,6 +36,8 @@ _FILES_MOST = 1 << 16  # the number of files that a handler imports
 _FILES_LEAST = 64  # for an interpreter that imports, and receives a fork's descriptors
 _END_SECONDS = 5.0
 _SETTLE_SECONDS = _SEND_SECONDS = 10.0
+# Unbuffered: forks would inherit what an import printed, and lose what they print before a crash.
+_ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
 # Libraries that start threads on import cannot be forked; these start one per CPU by default.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
@@ -46,7 +48,11 @@ _log = logging.getLogger(__name__)
 
 
 class ImportFailed(Failed):
-    """A handler cannot be imported from its root by any interpreter."""
+    """A handler cannot be imported from its root by any interpreter, whose output this was."""
+
+    def __init__(self, message: str, hint: str | None = None, output: str = "") -> None:
+        super().__init__(message, hint)
+        self.output = output
 
 
 class _Report(msgspec.Struct, frozen=True):
@@ -178,7 +184,7 @@ class Interpreter:
             async with asyncio.timeout(seconds):
                 files, directories = await self._report()
         except TimeoutError:
-            raise ImportFailed(f"importing {name} took more than {seconds} s", self.words) from None
+            raise self._failed(f"importing {name} took more than {seconds} s") from None
         assert self.home
         if others := self._groups.processes(self.home) - {self.pid}:
             names = ", ".join(sorted(filter(None, map(_name, others))))
@@ -240,7 +246,7 @@ class Interpreter:
             except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 raise self._forged(f": {error!r}") from None
             if report.failed is not None:
-                raise ImportFailed(f"cannot import {name}: {report.failed.rstrip()}", self.words)
+                raise self._failed(f"cannot import {name}: {report.failed.rstrip()}")
             named = [*report.files, *(report.imported or ())]
             if any("\0" in path for path in named) or not (report.files or report.imported):
                 raise self._forged()
@@ -250,6 +256,9 @@ class Interpreter:
             if report.imported is not None:
                 return files, report.imported
             await asyncio.sleep(0)  # a socket that is never empty would block the loop
+
+    def _failed(self, message: str) -> ImportFailed:
+        return ImportFailed(message, self.words, self._drain.text)
 
     def _forged(self, how: str = "") -> HandlerFailed:
         name = self._function.handler
@@ -278,7 +287,9 @@ class Interpreter:
             if ended.out_of_memory:
                 return ImportFailed(f"importing {name} exceeded the memory limit",
                                     f"the limit is {self._function.memory} bytes")  # fmt: skip
-            return ImportFailed(f"importing {name} ended the interpreter: {ended}", self.words)
+            line = self._drain.text.rpartition("\n")[2].strip()
+            how = f"{ended}: {line}" if line else str(ended)
+            return self._failed(f"importing {name} ended the interpreter: {how}")
         return HandlerFailed(
             HANDLER_ERROR, f"importing {name} closed its control socket", self.words
         )
@@ -326,7 +337,7 @@ async def start(function: Function, instances: Instances, groups: Cgroups) -> In
     code = files("firstlight.agile.python").joinpath("zygote_main.py").read_text()
     process = msgspec.structs.replace(
         function, command=(INTERPRETER, "-c", code, function.handler, *serves), network="none",
-        env={"PYTHONDONTWRITEBYTECODE": "1", **_ONE_THREAD, **function.env},
+        env={**_ENVIRONMENT, **_ONE_THREAD, **function.env},
         files=max(function.files, _FILES_LEAST), pids=limits(function).pids,
     )  # fmt: skip
     tree = await asyncio.to_thread(instances.root, process)

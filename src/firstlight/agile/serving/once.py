@@ -128,7 +128,7 @@ async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes)
     function = handler_definition(version)
     requested = time.monotonic_ns()
     try:
-        result = await runtime.invoke(function, msgspec.json.decode(event), requested)
+        result = await runtime.invoke(function, _value(version, event), requested)
     except (msgspec.DecodeError, RecursionError) as error:
         return failure(Answer(payload=b""), "Runtime.UnmarshalError", f"the event: {error}")
     except HandlerFailed as error:
@@ -142,7 +142,8 @@ async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes)
             text = with_last_line(text, error.output.encode())
         return failure(answer, error.kind, text, error.trace)
     except ImportFailed as error:
-        return failure(Answer(payload=b""), "Runtime.ImportModuleError", error.message)
+        answer = Answer(payload=b"", log_tail=error.output.encode())
+        return failure(answer, "Runtime.ImportModuleError", error.message)
     except Unconfined as error:
         return failure(Answer(payload=b""), HANDLER_ERROR, error.message)
     answer = Answer(
@@ -151,6 +152,13 @@ async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes)
         duration_ns=result.finished - result.began,
     )  # fmt: skip
     return too_long(answer) if len(answer.payload) > PAYLOAD_MAX else answer
+
+
+def _value(version: FunctionVersion, event: bytes) -> object:
+    """An event as a handler is called with it; one of Python parses it itself, as one line."""
+    if version.kind == "wasm":
+        return msgspec.json.decode(event)
+    return msgspec.Raw(event.replace(b"\n", b" "))
 
 
 def _file(data: bytes) -> int:
