@@ -13,6 +13,7 @@ import pytest
 from tests.support.lambda_host import ENDPOINT, Boto, boto, with_functions, zipped
 
 from firstlight.agile.functions.catalogue import Functions
+from firstlight.agile.functions.records import Settings
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 ARN = "arn:aws:lambda:us-east-1:000000000000:function:"
@@ -364,6 +365,9 @@ def test_each_failure_of_a_handler_has_its_own_words(tmp_path: Path) -> None:
                 response = await client.post(url, content=event, headers=headers)
                 assert response.status_code == 413
                 assert response.headers["x-amzn-errortype"] == "RequestTooLargeException"
+            await functions.update("f", given=Settings(handler="app.main"))
+            response = await client.post(url, content=rb'"half a pair: \ud83d"')
+            assert response.content.startswith(rb'{"got": "half a pair: \ud83d"')
             response = await client.post(url, content=b"{")
             assert response.headers["x-amzn-errortype"] == "InvalidRequestContentException"
             assert await functions.waiting() == 0

@@ -21,6 +21,7 @@ _ARN = re.compile(
     r"([A-Za-z0-9_-]{1,64})(?::(\$LATEST|[A-Za-z0-9_-]{1,128}))?"
 )
 _MARKER = re.compile(r"([$A-Za-z0-9_-]{0,128}):([0-9]{1,9})")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 Shape = TypeVar("Shape")
 
 
@@ -60,10 +61,15 @@ def client_context(encoded: str | None) -> bytes | None:
 
 
 def check_json(text: bytes) -> None:
-    """Raise Bad if it is not JSON."""
+    """Raise Bad if it is not JSON. An escape of half a surrogate pair is, and SDKs send it for text
+    that was cut between the two.
+    """
     try:
         text.decode()
-        msgspec.json.decode(text, type=msgspec.Raw)
+        try:
+            msgspec.json.decode(text, type=msgspec.Raw)
+        except msgspec.DecodeError:
+            msgspec.json.decode(_SURROGATE.sub(rb"\\u0000", text), type=msgspec.Raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Bad(400, "InvalidRequestContentException",
                    f"Could not parse request body into json: {error}") from error  # fmt: skip
