@@ -27,7 +27,8 @@ CASES = {
         "ls -ln /data; cat /data/f /one /all/key; touch /no; id; grep Groups /proc/self/status",
         {"volumeMounts": [{"name": "t", "mountPath": "/data", "subPath": "sub"},
                           {"name": "s", "mountPath": "/one", "subPath": "key"},
-                          {"name": "s", "mountPath": "/all"}],
+                          {"name": "s", "mountPath": "/all", "readOnly": True,
+                           "recursiveReadOnly": "Enabled"}],
          "securityContext": {"readOnlyRootFilesystem": True, "runAsUser": 1234}},
         {"initContainers": [{"name": "before", "volumeMounts": _T, "script":
                              "mkdir /t/sub; echo file > /t/sub/f; touch -t 202001010000 /t/sub/f"}],

@@ -1,10 +1,12 @@
 """containerd's shim: what it makes, what survives its server, what is left."""
 
+import json
 import os
 import select
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -307,6 +309,15 @@ def test_what_is_left_of_a_container_is_deleted_by_the_program(
     assert answer.exit_status == 128 + signal.SIGKILL
     with pytest.raises(Refusal):
         call(containerd, server, "State", messages.StateResponse, "c")
+
+
+def test_the_program_says_which_mounts_the_runtime_can_make() -> None:
+    """Otherwise containerd ends at a recursive read-only one, and the kubelet refuses its pod."""
+    program = native("containerd-shim-firstlight-v1")
+    info = subprocess.run([program, "-info"], check=True, capture_output=True).stdout
+    features = json.loads(info[info.index(b"{") :])
+    assert "rro" in features["mountOptions"]
+    assert "user" not in features["linux"].get("namespaces", ())
 
 
 @pytest.mark.parametrize("frame", [b"\xff" * 64, b"\0\0\0\4\0\0\0\1\1\0\xff\xff\xff\xff"])
