@@ -19,6 +19,8 @@ _SHOWN = 12
 """As many points are shown, the latest ones."""
 _SHOWN_AFTER = 0.03
 """The share of the work after which the time that the rest takes is known well enough to tell."""
+_WARM_UP = 5.0
+"""Seconds in which the first batches take longer than later ones: tell at a tenth of the work."""
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Progress:
             get_renderable=self._render,
         )  # fmt: skip
         self._is_live = sys.stderr.isatty()
-        self._begun = time.monotonic()
+        self._begun = self._first = time.monotonic()
         self._is_shown = budget is not None
         if budget is not None:
             takes = _roughly(budget) if budget >= 90 else f"{budget:.0f} s"
@@ -70,10 +72,13 @@ class Progress:
         """Show the batch that starts, and how long the run takes."""
         traced = ", traced" if batch.traced else ""
         self._bar.update(self._task, completed=min(done, 1.0), batch=_name(batch) + traced)
-        if done >= _SHOWN_AFTER and not self._is_shown:
+        now = time.monotonic()
+        if not done:
+            self._first = now
+        spent = now - self._first
+        if done >= (0.1 if spent < _WARM_UP else _SHOWN_AFTER) and not self._is_shown:
             self._is_shown = True
-            spent = time.monotonic() - self._begun
-            say(f"this takes about {_roughly(spent / done)}")
+            say(f"this takes about {_roughly(self._first - self._begun + spent / done)}")
 
     def end(self, batch: "Batch", samples: Sequence["Sample"]) -> None:
         """Add the batch's untraced starts to the figures."""

@@ -1,0 +1,36 @@
+"""How long a run takes is told from its batches, not from its set-up or its first starts."""
+
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from firstlight.cli import progress
+from firstlight.lab.schedule import Batch
+
+BATCH = cast(Batch, SimpleNamespace(traced=False, point={"instances": 1}))
+
+
+@pytest.mark.parametrize(
+    ("set_up", "batches", "words"),
+    [
+        (4.0, [0.1] * 40, "10 s"),
+        (4.0, [0.2, 1.0] + [0.1] * 46, "20 s"),  # 10 s in fact
+        (4.0, [40.0] * 40, "27 min"),
+    ],
+)
+def test_a_run_says_how_long_it_takes(
+    set_up: float,
+    batches: list[float],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    shown = progress.Progress("floor", budget=None)
+    now[0] += set_up
+    for number, seconds in enumerate(batches):
+        shown.begin(BATCH, number / len(batches))
+        now[0] += seconds
+    assert capsys.readouterr().err == f"this takes about {words}\n"
