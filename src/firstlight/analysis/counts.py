@@ -89,11 +89,15 @@ def _parts(spans: pl.DataFrame) -> Iterator[pl.DataFrame]:
         yield forks.filter(pl.col("name") == name).select(
             "sample", pl.lit(count).alias("count"), unit
         )
-    program = pl.col("detail").str.extract(r"([^/]*)$")
-    program = (
-        pl.when(program.str.contains(r"^(\d+|exe)$")).then(pl.lit("itself")).otherwise(program)
+    programs = (
+        spans.filter(pl.col("kind") == "exec")
+        .sort("start")
+        .with_columns(program=pl.col("detail").str.extract(r"([^/]*)$"))
     )
-    yield spans.filter(pl.col("kind") == "exec").select("sample", _named(PROGRAM, program), unit)
+    program = pl.col("program")
+    is_itself = program.str.contains(r"^(\d+|exe)$") | (program == program.first().over("sample"))
+    named = pl.when(is_itself).then(pl.lit("itself")).otherwise(program)
+    yield programs.select("sample", _named(PROGRAM, named), unit)
     yield from _waits(spans, calls)
 
 

@@ -25,7 +25,7 @@ def test_a_start_is_counted_up_to_its_end_point(tmp_path: Path) -> None:
         "bytes read": 5000,
         "bytes written": 32,
         "processes": 1,
-        "exec runc": 1,
+        "exec itself": 1,
         "RCU wait synchronize_rcu_expedited (namespace_unlock)": 1,
     }
 
@@ -108,6 +108,19 @@ def test_equal_runs_are_the_same(tmp_path: Path) -> None:
     verdict = gate.compare(a, b)
     assert verdict.outcome == "same"
     assert verdict.points[0].varying == ("call kill",)
+
+
+def test_a_runtime_may_have_another_file_name(tmp_path: Path) -> None:
+    """What it executes besides itself counts by name."""
+    old, new = (
+        [("exec", "exec", file, "", at, at, None) for at, file in
+         ((1, f"/opt/{name}"), (2, "/proc/self/exe"), (3, f"/opt/{name}"), (4, "/bin/true"))]
+        for name in ("runc-1.2", "runc-1.3")
+    )  # fmt: skip
+    a, b = (run_of(tmp_path / name, [rows] * 9) for name, rows in (("a", old), ("b", new)))
+    assert gate.compare(a, b).outcome == "same"
+    values = dict(counts.counts(a).filter(pl.col("sample") == 0).select("count", "value").rows())
+    assert values == {"exec itself": 3, "exec true": 1}
 
 
 def test_too_few_starts_are_refused(tmp_path: Path) -> None:
