@@ -132,7 +132,9 @@ def labels_of(bundle: str, document: object = None) -> dict[str, str]:
             text = annotations.get(key)
             if isinstance(text, str) and text:
                 labels.setdefault(label, text)
-    engine = next((name for name, key in _KEYS.items() if key in annotations), "")
+    engine = _MANAGERS.get(str(annotations.get("io.container.manager"))) or next(
+        (name for name, key in _KEYS.items() if key in annotations), ""
+    )
     return _crio_names(annotations) | labels | ({"engine": engine} if engine else {})
 
 
@@ -155,11 +157,6 @@ def own_program(document: object) -> str | None:
     return None if has_own else str(words[0])
 
 
-def manager(document: object) -> str:
-    """The engine that made a bundle with this config.json, by its name: ``libpod``, ``cri-o``."""
-    return str(_annotations(document).get("io.container.manager", ""))
-
-
 def _annotations(document: object) -> dict[str, object]:
     annotations = document.get("annotations") if isinstance(document, dict) else None
     return annotations if isinstance(annotations, dict) else {}
@@ -174,7 +171,9 @@ def _crio_names(annotations: dict[str, object]) -> dict[str, str]:
 
 
 _KEYS = {"containerd": "io.kubernetes.cri.sandbox-id", "cri-o": "io.kubernetes.cri-o.SandboxID"}
-"""An annotation of each engine's own."""
+"""An annotation of each engine's own. Podman gives CRI-O's to the containers of its pods."""
+
+_MANAGERS = {"libpod": "podman", "cri-o": "cri-o"}
 
 _ANNOTATIONS = {
     "pod": ("io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name"),

@@ -10,7 +10,6 @@ from firstlight.lab.watch.programs import (
     Program,
     Role,
     labels_of,
-    manager,
     own_program,
     role,
 )
@@ -140,6 +139,4 @@ def _take(start: Start, program: Program, role_: Role) -> None:
 def _engine(program: Program) -> str:
     if program.name.startswith("containerd-shim"):
         return "docker" if "moby" in program.arguments else "containerd"
-    if program.name in MONITORS:
-        return "cri-o" if manager(program.config) == "cri-o" else "podman"
-    return program.name
+    return "podman" if program.name in MONITORS else program.name

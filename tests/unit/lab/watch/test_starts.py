@@ -151,8 +151,19 @@ def test_crio_names_its_pods_and_containers_in_one_word(tmp_path: Path) -> None:
     }
     labels = labels_of(str(tmp_path), {"annotations": annotations})
     assert labels == {
-        "pod": "shop-1", "namespace": "web", "container": "nginx", "image": "localhost/tiny:1"
+        "engine": "cri-o", "pod": "shop-1", "namespace": "web", "container": "nginx",
+        "image": "localhost/tiny:1",
     }  # fmt: skip
+
+
+def test_podmans_pods_are_podmans_though_their_annotations_are_those_of_crio() -> None:
+    config = {"annotations": {"io.container.manager": "libpod",
+                              "io.kubernetes.cri-o.SandboxID": "pod"}}  # fmt: skip
+    words = ("conmon", "-c", "id", "-n", "web", "-b", "/b")
+    monitor = Program(10, 10, 1, "/usr/bin/conmon", words, {}, config)
+    created = Program(10, 11, 2, "/usr/bin/runc", ("runc", "create", "-b", "/b", "id"), {}, config)
+    [start] = join([monitor, created], [Executed((12, 11), 3)])
+    assert (start.labels["engine"], start.labels["container"]) == ("podman", "web")
 
 
 def runtime(words: str, at: int, pid: int = 10, **linux: object) -> Program:
