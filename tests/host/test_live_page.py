@@ -83,6 +83,7 @@ def test_a_page_without_phases_says_why() -> None:
 def test_it_never_scrolls_sideways(width: int) -> None:
     board = Board("here")
     board.add(start(0, name="namespace/" + "a-very-long-name-" * 20))
+    board.add(start(1, None, error="not executed: " + "/a/very/long/path" * 20))
     with opened(board, width) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
