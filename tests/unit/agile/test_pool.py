@@ -336,3 +336,25 @@ def test_requests_that_wait_for_a_shelf_on_close_get_an_error() -> None:
                 await asyncio.wait_for(each, 60)
 
     asyncio.run(main())
+
+
+def test_a_shelf_makes_the_part_of_a_start_whose_turn_came_with_the_one_before() -> None:
+    """The node asks for it as soon as it has the other, before the filler has gone on."""
+
+    async def main() -> None:
+        put, both = list[int](), asyncio.Event()
+
+        async def one() -> None:
+            put.append(1)
+            if len(put) == 1:
+                asyncio.get_running_loop().call_soon(shelf.want, 1)
+            else:
+                both.set()
+
+        shelf = Shelf("part", PoolSize(low=0, high=0), one, LoadGate(), lambda: None)
+        shelf.want(1)
+        async with asyncio.timeout(10):
+            await both.wait()
+        await shelf.close()
+
+    asyncio.run(main())

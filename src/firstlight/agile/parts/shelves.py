@@ -159,12 +159,9 @@ class Shelf:
                 began = time.monotonic()
                 many = min(_AT_ONCE, max(1, self._waiting))
                 results = await asyncio.gather(
-                    *(self._put() for _ in range(many)), return_exceptions=True
+                    *(self._put_one() for _ in range(many)), return_exceptions=True
                 )
                 failures = [r for r in results if isinstance(r, BaseException)]
-                self.made += many - len(failures)
-                for _ in range(many - len(failures)):
-                    self.added()
                 self._seconds += time.monotonic() - began
                 if failures:
                     self._fail(failures[0])
@@ -173,6 +170,12 @@ class Shelf:
                     await asyncio.sleep(max(0.0, began + many / self.size.rate - time.monotonic()))
             self._demand.settle()
             self._filled.set()
+
+    async def _put_one(self) -> None:
+        await self._put()
+        # At once: a start that takes it lets the node ask for the next, which this must not answer.
+        self.made += 1
+        self.added()
 
     def _fail(self, error: BaseException) -> None:
         self.failures += 1
