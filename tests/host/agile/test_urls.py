@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import pytest
 from tests.support import lambda_host
-from tests.support.lambda_host import ENDPOINT, with_functions, zipped
+from tests.support.lambda_host import ENDPOINT, PORT, with_functions, zipped
 
 from firstlight.agile import config, logs
 from firstlight.agile.functions.catalogue import Functions
@@ -31,6 +31,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Own", "yes")
+        self.send_header("Set-Cookie", "session=secret")
         self.end_headers()
         self.wfile.write(body)
     def do_GET(self):
@@ -115,6 +116,21 @@ def test_requests_reach_one_instance_with_their_headers(tmp_path: Path) -> None:
         others = await asyncio.gather(*(client.get("/") for _ in range(8)))
         assert {other.json()["pid"] for other in others} == {seen["pid"]}
         assert functions.running("site") == 0
+
+    with_site(tmp_path, main)
+
+
+def test_a_request_has_nothing_of_another_client_s_and_nothing_added(tmp_path: Path) -> None:
+    async def main(client: httpx.AsyncClient, functions: Functions) -> None:
+        assert (await client.get("/")).headers["set-cookie"] == "session=secret"
+        reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
+        writer.write(b"GET /function/site/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        seen = json.loads((await reader.read()).partition(b"\r\n\r\n")[2])
+        writer.close()
+        assert {name.lower() for name in seen["headers"]} == {
+            "host", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host",
+            "x-forwarded-prefix",
+        }  # fmt: skip
 
     with_site(tmp_path, main)
 

@@ -154,12 +154,13 @@ class _Exchange:
         path = b"/" + raw.removeprefix(f"{PREFIX}/".encode()).partition(b"/")[2]
         if self._scope["query_string"]:
             path += b"?" + self._scope["query_string"]
-        request = instance.client.build_request(
-            self._scope["method"], instance.client.base_url.copy_with(raw_path=path),
+        request = httpx.Request(
+            self._scope["method"], instance.url.copy_with(raw_path=path),
             headers=self._headers(), content=self._body() if self._has_body else None,
+            extensions=instance.extensions,
         )  # fmt: skip
         try:
-            response = await instance.client.send(request, stream=True)
+            response = await instance.transport.handle_async_request(request)
         except (
             httpx.LocalProtocolError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout
         ):  # fmt: skip

@@ -36,11 +36,11 @@ class WebInstance:
         self.version, self.instance, self._log = version, instance, log
         self.requests = 0
         self.expiry: asyncio.TimerHandle | None = None
-        seconds = version.timeout
-        self.client = httpx.AsyncClient(
-            base_url=f"http://{instance.address}:{version.port}", limits=_LIMITS, trust_env=False,
-            timeout=httpx.Timeout(seconds, connect=_CONNECT_SECONDS), follow_redirects=False,
-        )  # fmt: skip
+        self.url = httpx.URL(f"http://{instance.address}:{version.port}")
+        timeout = httpx.Timeout(version.timeout, connect=_CONNECT_SECONDS)
+        self.extensions = {"timeout": timeout.as_dict()}
+        # Not a client: that keeps one user's cookies for the next, and adds headers.
+        self.transport = httpx.AsyncHTTPTransport(limits=_LIMITS, trust_env=False)
         instance.ended.add_done_callback(lambda _: log.close())
         self._pidfd = -1
         with suppress(OSError):
@@ -96,7 +96,7 @@ class WebInstance:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
-        await self.client.aclose()
+        await self.transport.aclose()
         await self.instance.stop()
 
 
