@@ -258,6 +258,10 @@ def test_an_end_while_there_is_no_server_is_known_to_the_next(
     os.kill(pid, signal.SIGKILL)
     os.kill(first, signal.SIGKILL)
     assert wait(containerd, server, "c") == 128 + signal.SIGKILL
+    # containerd, restarted, deletes a container that has no process, and loses its exit status
+    named = messages.TaskRequest(id="c")
+    listed = containerd.ask(server.task, "Pids", named, messages.PidsResponse)
+    assert [process.pid for process in listed.processes] == [pid]
     assert not stale.exists()
     directory.rmdir()
 

@@ -249,7 +249,10 @@ class Service:
     async def _pids(self, call: Call) -> Message:
         if pod := self._pods.all.get((call.namespace, call.request.id)):
             return messages.PidsResponse(processes=[messages.ProcessInfo(pid=pod.record.pid)])
-        pids = usage.processes(self._container(call).cgroups)
+        container = self._container(call)
+        pids = usage.processes(container.cgroups)
+        if container.first.status == tasks.STOPPED and not pids:
+            pids = [container.first.pid]  # containerd, restarted, takes none for a leak
         return messages.PidsResponse(processes=[messages.ProcessInfo(pid=pid) for pid in pids])
 
     async def _pause(self, call: Call) -> Message:
