@@ -336,7 +336,7 @@ static void settle(int self)
 		tell(&news, NULL);
 		_exit(127);
 	}
-	/* PID 1 would tell of those before. */
+	/* Hides PID 1, which would tell of earlier instances. */
 	if (mount(NULL, "/proc", NULL, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC,
 		  "hidepid=2"))
 		fail(STEP_PROC, -errno);

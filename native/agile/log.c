@@ -101,7 +101,7 @@ static bool is_much(void)
 	return all > most_of_all || count > LOGS_MAX;
 }
 
-/* Whole logs first; of those that are written, what is before the newest. */
+/* Removes the logs of ended instances first, then the older halves of the others. */
 static void make_room(void)
 {
 	for (size_t i = 0; i < count && is_much();)

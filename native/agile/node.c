@@ -66,8 +66,8 @@ void node_unwatch(int *descriptor)
 	descriptor_close(descriptor);
 }
 
-/* Before anything else is opened: a standard stream that was closed would be taken by it. READY, our
- * starter's, moves away from what a waiting sandbox keeps its own in. */
+/* Called before anything else is opened, which would get the number of a closed standard stream.
+ * READY, the starter's, moves away from the numbers that a waiting sandbox uses. */
 static int open_standard(void)
 {
 	int opened, ready = fcntl(READY, F_DUPFD_CLOEXEC, FIRST_RESERVED + RESERVED);

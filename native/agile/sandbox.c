@@ -329,7 +329,7 @@ static int set_capabilities(uint64_t keep)
 	return memcmp(wanted, have, sizeof wanted) ? -EPERM : 0;
 }
 
-/* Of those that there are: some hosts keep some from us. */
+/* Of those that this process has: a host may withhold some. */
 int sandbox_keep_capabilities(uint64_t keep)
 {
 	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};

@@ -25,7 +25,7 @@ __attribute__((format(printf, 3, 4))) static int fail(struct wasm_outcome_view *
 	return -1;
 }
 
-/* What an instance's run came to, if not to a return. Deletes the error, or the trap. */
+/* How a run ended that did not return. Deletes the error, or the trap. */
 static int explain(struct wasm_outcome_view *outcome, enum wasm_outcome otherwise,
 		   wasmtime_error_t *error, wasm_trap_t *trap)
 {

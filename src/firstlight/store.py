@@ -149,7 +149,7 @@ class Writer:
 
 
 def check_empty(path: Path) -> None:
-    """Raise FirstlightError where a run cannot be written to: there is something."""
+    """Raise FirstlightError if a directory has files already: a run needs an empty one."""
     with suppress(FileNotFoundError, NotADirectoryError):
         if any(path.iterdir()):
             raise FirstlightError(f"{path} is not empty", "choose another directory with --out")

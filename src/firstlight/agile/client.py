@@ -206,8 +206,8 @@ class Client:
         while identity in self._up:
             self._receive()
         if identity not in self._ended:
-            raise Failed(f"it is not known how instance {identity} ended",
-                         f"wait before {_ENDED_MOST} others end; and once only")  # fmt: skip
+            raise Failed(f"the end of instance {identity} is not known",
+                         f"wait only once, and before {_ENDED_MOST} others have ended")  # fmt: skip
         return self._ended.pop(identity)
 
     def prepare(self, function: Function, sandboxes: int = 0) -> None:

@@ -90,7 +90,7 @@ def _options(
 def main() -> None:
     """Run a verb. An error becomes a message, a hint and an exit status."""
     signal.signal(signal.SIGTERM, _terminate)
-    # Where our parent ignored it, no child would have a status.
+    # If the parent ignored it, the exit status of a child would be lost.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _open_standard_streams()
     codecs.register_error("firstlight", in_any_locale)

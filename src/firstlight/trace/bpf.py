@@ -186,7 +186,7 @@ class Call(NamedTuple):
 
 @cache
 def calls() -> dict[int, Call]:
-    """The system calls that are reported, or ignored by name, by number."""
+    """The system calls whose names the tracer knows, by number."""
     listing = subprocess.run([native("trace"), "--calls"], capture_output=True, text=True).stdout
     words = (line.split() for line in listing.splitlines())
     return {int(number): Call(name, subject) for number, name, subject in words}

@@ -220,7 +220,7 @@ class Store:
         )
 
     def hasten(self, now: float, latest: float) -> None:
-        """Make events due now that are due after ``latest``."""
+        """Make the events that are due after ``latest`` due now."""
         with self._transaction() as base:
             base.execute("UPDATE events SET due=? WHERE due>?", (now, latest))
 

@@ -81,7 +81,7 @@ class Item(Struct, frozen=True):
     descriptors: list[int]
 
     def drop(self) -> None:
-        """Whether its process has ended."""
+        """Forget it, here and at the node."""
         self.keepsake.drop()
         for descriptor in self.descriptors:
             os.close(descriptor)

@@ -38,7 +38,7 @@ class Hypervisor:
 
     @property
     def is_firecracker(self) -> bool:
-        """Whether it is QEMU or Firecracker."""
+        """Whether the hypervisor is Firecracker, not QEMU."""
         return "firecracker" in Path(self.binary).name
 
     @property

@@ -43,7 +43,7 @@ class Window:
     """The starts that ended in one window, and their spans.
 
     ``lost`` is the number of events that the tracer lost. Only a start that is ``traced`` has
-    spans: of the others no more than forks, executions and exits were followed.
+    spans: for the others, only forks, executions and exits were followed.
     """
 
     starts: list[Start]

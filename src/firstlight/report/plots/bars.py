@@ -35,9 +35,9 @@ def stacked(
 
     With a single number of instances, there is a bar per series.
 
-    ``values`` have ``series``, ``instances``, ``part``, ``where`` and ``opacity`` (its shade),
-    ``ms`` (a bar's sum to the latency that ``total`` words; ``wall`` words this one), ``share``
-    of the bar, and ``rank``, the part's place from the ground. ``end`` names the end point.
+    ``values`` have ``series``, ``instances``, ``part``, ``where``, ``opacity`` (the shade), ``ms``
+    with ``wall`` as its text (a bar's add up to the latency, whose text is ``total``), ``share`` of
+    the bar, and ``rank``, the part's place from the ground. ``end`` names the end point.
     """
     series = list(dict.fromkeys(str(row["series"]) for row in values))
     counts = sorted({row["instances"] for row in values})
