@@ -63,6 +63,7 @@ class Runtime:
         open_standard()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        os.umask(0o022)  # instances, which are other users, enter directories that are made here
         runs = is_running(self.config)
         self.journal.open(adopt=runs)
         try:

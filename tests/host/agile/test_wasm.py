@@ -513,3 +513,14 @@ def test_a_client_that_does_not_read_holds_nobody(made: Make) -> None:
             assert answers == [n + 1 for n in range(100)]
 
     with_runtime(main)
+
+
+def test_a_worker_enters_its_root_whatever_the_umask(made: Make) -> None:
+    async def main(runtime: Runtime) -> None:
+        assert await value(runtime, made(MODULE, "next"), 41) == 42
+
+    before = os.umask(0o077)
+    try:
+        with_runtime(main)
+    finally:
+        os.umask(before)

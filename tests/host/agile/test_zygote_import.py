@@ -76,6 +76,18 @@ def test_an_interpreter_that_dies_is_reported_at_once_with_its_output(root: Path
     with_handlers(root, main)
 
 
+def test_a_directory_that_the_interpreter_may_not_enter_is_named(root: Path) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
+        with pytest.raises(Failed, match="may not execute /usr/bin/python3, or not enter /srv"):
+            await runtime.invoke(function("main", "app_plain"), 1)
+
+    (root / "srv").chmod(0o700)
+    try:
+        with_handlers(root, main)
+    finally:
+        (root / "srv").chmod(0o755)
+
+
 def test_what_an_import_may_not_leave_is_refused_by_name(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         for module, (_, expected) in LEAVES.items():

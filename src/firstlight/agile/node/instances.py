@@ -253,7 +253,7 @@ class Instances:
 
     async def _request(
         self, entry: Registered, streams: list[int], env: dict[str, str], requested: int,
-        flags: int = 0,
+        flags: int = 0, process: Function | None = None,
     ) -> Answer:  # fmt: skip
         starter = self._connection()
         answer = await starter.start(entry.number, entry.version, streams, env, requested, flags)
@@ -268,7 +268,7 @@ class Instances:
             self._stock.not_used(entry)
         if answer.error == errno.EIO and answer.step in (Step.NETWORK, Step.CGROUP):
             raise self._stock.explain(entry.function)
-        raise refused(answer, entry.function)
+        raise refused(answer, process or entry.function)
 
     def _connection(self) -> Starter:
         if self._starter is None or not self._starter.is_open:
@@ -315,7 +315,7 @@ class Instances:
                 os.close(words)
             requested = time.monotonic_ns()
             answer = await self._request(
-                entry, list(streams), process.env, requested, wire.DETACHED
+                entry, list(streams), process.env, requested, wire.DETACHED, process
             )
         except BaseException:
             await self._forget_only(entry)
