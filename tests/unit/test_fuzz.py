@@ -172,12 +172,20 @@ def _disk() -> bytes:
     return bytes(sector).ljust(8 * 512, b"\0") + bytes(volume)
 
 
+def _gpt() -> bytes:
+    first = bytearray(_disk()[:512])
+    first[0x1C2] = 0xEE
+    second = b"EFI PART".ljust(72, b"\0") + struct.pack("<QII", 2, 128, 128)
+    entry = struct.pack("<16s16x2Q", b"a kind", 34, 40).ljust(128, b"\0")
+    return (bytes(first) + second.ljust(512, b"\0") + entry).ljust(41 * 512, b"\0")
+
+
 @fuzzed
 @given(damages)
 def test_kernels_and_disks(tmp_path_factory: pytest.TempPathFactory, random: Random) -> None:
     directory = tmp_path_factory.mktemp("image")
     file = directory / "image"
-    file.write_bytes(damaged(random.choice((_bzimage(), _elf(), _disk())), random))
+    file.write_bytes(damaged(random.choice((_bzimage(), _elf(), _disk(), _gpt())), random))
     for identify in (images.kernel, images.disk):
         refuses(lambda: identify(file))  # noqa: B023
     shutil.rmtree(directory)

@@ -13,6 +13,7 @@ SECTOR = 512
 _BYTES_ENOUGH = 256 << 10  # enough to identify a volume's file system: ZFS writes its label last
 _MACHINES = {3: "i386", 21: "ppc64", 22: "s390x", 40: "arm", 183: "aarch64", 243: "riscv"}
 _X86_64 = 62
+_GPT = 0xEE
 _CONTAINERS = (
     ("qcow2", 0, b"QFI\xfb"), ("VMDK", 0, b"KDMV"), ("VMDK", 0, b"COWD"),
     ("VMDK", 0, b"# Disk DescriptorFile"), ("VDI", 0x40, b"\x7f\x10\xda\xbe"),
@@ -70,18 +71,18 @@ def disk(file: Path) -> Disk:
         sector = stream.read(SECTOR)
         stream.seek(max(size - SECTOR, 0))
         if container := _container(sector, stream.read(SECTOR)):
+            guess = (
+                "-f vpc " if container == "VHD" else ""
+            )  # a footer alone is not known to qemu-img
             raise Failed(
                 f"image {file} is in {container} format",
-                f"convert it: qemu-img convert -O raw {shlex.quote(str(file))} disk.raw",
+                f"convert it: qemu-img convert {guess}-O raw {shlex.quote(str(file))} disk.raw",
             )
         partitioned = sector[510:] == b"\x55\xaa"
         starts = {0: 0}
-        for number in range(1, 5) if partitioned else ():
-            entry = 0x1AE + 16 * number
-            start, sectors = struct.unpack_from("<II", sector, entry + 8)
-            if sectors and sector[entry + 4]:
-                _whole("image", file, (start + sectors) * SECTOR, size)
-                starts[number] = start * SECTOR
+        for number, start, end in _partitions(file, stream, size) if partitioned else ():
+            _whole("image", file, max(start, end) * SECTOR, size)
+            starts[number] = start * SECTOR
         volumes = []
         for number, start in starts.items():
             stream.seek(start)
@@ -91,6 +92,25 @@ def disk(file: Path) -> Disk:
                 _whole("image", file, start + length, size)
                 volumes.append(Volume(filesystem, start, number))
     return Disk(tuple(volumes), boots=partitioned and any(sector[:3]))
+
+
+def _partitions(file: Path, stream: BinaryIO, size: int) -> Iterator[tuple[int, int, int]]:
+    """The number, first sector and end of each partition of an MBR, or of the GPT behind one."""
+    stream.seek(0)
+    first, second = stream.read(SECTOR), stream.read(SECTOR)
+    if _GPT in first[0x1C2:0x1FE:16] and second[:8] == b"EFI PART":
+        table, count, step = struct.unpack_from("<QII", second.ljust(SECTOR, b"\0"), 72)
+        _whole("image", file, table * SECTOR + count * step, size)
+        stream.seek(table * SECTOR)
+        for number in range(1, count + 1) if step >= 48 else ():
+            kind, start, last = struct.unpack_from("<16s16x2Q", stream.read(step))
+            if any(kind):
+                yield number, start, last + 1
+        return
+    for number in range(1, 5):
+        kind, start, sectors = struct.unpack_from("<4xB3x2I", first, 0x1AE + 16 * number)
+        if sectors and kind:
+            yield number, start, start + sectors
 
 
 def _container(first: bytes, last: bytes) -> str | None:
