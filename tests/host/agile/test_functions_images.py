@@ -239,6 +239,8 @@ def test_a_layer_is_applied_upon_those_below(tmp_path: Path) -> None:
         member("etc/.wh.gone"),
         member("var/.wh..wh..opq"),
         member("var/new", b"new"),
+        member("fresh/.wh..wh..opq"),
+        member("late", b"x", mtime=1 << 62),
         member("linked", type=tarfile.LNKTYPE, linkname="etc/kept"),
         member("through/it", b"through"),
         member("su", b"x", mode=0o6777),
@@ -265,6 +267,7 @@ def test_a_layer_is_applied_upon_those_below(tmp_path: Path) -> None:
         assert [name for name in ("proc", "tmp") if (root / name).is_symlink()] == []
         assert not (root / "etc/gone").exists()
         assert sorted(path.name for path in (root / "var").iterdir()) == ["new"]
+        assert list((root / "fresh").iterdir()) == []
         assert (root / "linked").read_bytes() == b"kept"
         assert (root / "real/it").read_bytes() == b"through"  # as the link leads inside
         assert (root / "su").stat().st_mode & 0o7777 == 0o755
@@ -311,6 +314,15 @@ WRONG: dict[str, tuple[Callable[[Layout], ImageSource], type[BadCode], str]] = {
         lambda layout: layout.image(small(member("a/../../x"))), errors.ClimbsOut, "leads out"),
     "a hard link that climbs out": (
         lambda layout: layout.image(small(link("../etc/shadow"))), errors.ClimbsOut, "leads out"),
+    "a path that is too long": (
+        lambda layout: layout.image(small(member("d/" * 501 + "x"))), errors.NotAnArchive,
+        "too long or too deep"),
+    "a white-out of its own directory": (
+        lambda layout: layout.image(small(member("etc/.wh."))), errors.NotAnArchive,
+        "names nothing"),
+    "a white-out of the directory above": (
+        lambda layout: layout.image(small(member("etc/.wh..."))), errors.NotAnArchive,
+        "names nothing"),
     "a hard link to what is not there": (
         lambda layout: layout.image(small(link("etc/shadow"))), errors.NotAnArchive, "missing"),
     "a device node": (

@@ -238,6 +238,8 @@ def test_what_the_node_does_not_have_is_refused_and_not_left_out(tmp_path: Path)
             refused = await call("create_alias", FunctionName="f", Name="live",
                                  FunctionVersion="1", RoutingConfig=weights)  # fmt: skip
             assert refused["$error"] == "InvalidParameterValueException"
+            refused = await call("create_function", **create("g") | {"Code": {"ZipFile": b""}})
+            assert "ZipFile is empty" in refused["message"]
             made = await call("create_function", **create("g"), Layers=[], VpcConfig={},
                               DeadLetterConfig={}, FileSystemConfigs=[])  # fmt: skip
             assert made["EphemeralStorage"] == {"Size": 512}

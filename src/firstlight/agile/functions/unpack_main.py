@@ -37,7 +37,8 @@ _FILTER = 2
 _PART, _BLOCK = 1 << 20, 512
 _MEMORY = 2 << 30
 _WINDOW_MAX = 1 << 27
-_NAME_MOST = 4096
+_NAME_MOST, _DEPTH_MOST = 4000, 500  # of a path below the root
+_LATEST = float(1 << 33)  # seconds that every file system can store
 _GO = 0
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -125,8 +126,10 @@ class Tree:
     def path(self, name: str, what: str = "path") -> str:
         """A member's name as a path below the working directory. Raises Refused."""
         parts = [part for part in name.split("/") if part not in ("", ".")]
-        if ".." in parts or "\0" in name or len(name) > _NAME_MOST:
+        if ".." in parts or "\0" in name:
             raise Refused("climbs", f"the {what} {name[:200]!r} leads out of it")
+        if len(os.fsencode(name)) > _NAME_MOST or len(parts) > _DEPTH_MOST:
+            raise Refused("format", f"the {what} {name[:200]!r}… is too long or too deep")
         return "/".join(parts)
 
     def count(self, size: int, entry: bool = True) -> None:
@@ -167,6 +170,7 @@ class Tree:
                 while data:
                     data = data[os.write(descriptor, data) :]
             os.fchmod(descriptor, 0o755 if mode & 0o111 else 0o644)
+            when = min(max(0.0, when), _LATEST)
             os.utime(descriptor, (when, when))
         finally:
             os.close(descriptor)
@@ -181,7 +185,10 @@ class Tree:
         directory, name = os.path.split(path)
         if not name.startswith(".wh."):
             return False
+        if name in (".wh.", ".wh..", ".wh..."):
+            raise Refused("format", f"the white-out {path!r} names nothing that a layer can have")
         if name == ".wh..wh..opq":
+            self.directory(directory)  # the layer may have no entry of its own for it
             self._clear(directory or ".")
         elif not name.startswith(".wh..wh."):
             gone = os.path.join(directory, name.removeprefix(".wh."))
@@ -263,7 +270,7 @@ def _zip(tree: Tree, blob: BinaryIO, into: str) -> None:
             mode = member.external_attr >> 16
             kind = stat.S_IFMT(mode)
             place = os.path.join(into, path) if path else into
-            if member.is_dir():
+            if not path or member.filename.endswith("/"):  # is_dir fails for an empty name
                 tree.directory(place)
             elif kind in (stat.S_IFCHR, stat.S_IFBLK):
                 raise Refused("device", f"it has the device node {member.filename}")

@@ -78,6 +78,8 @@ class CodeShape(_Shape, frozen=True):
             raise Invalid(
                 "the request has no code, or two sources of it", "give ZipFile or ImageUri"
             )
+        if self.zip_file == b"":
+            raise Invalid("ZipFile is empty", "give the bytes of a zip file")
         if self.zip_file is not None:
             return ZipSource(data=self.zip_file)
         uri = str(self.image_uri)
