@@ -43,8 +43,8 @@ IMAGES = {
     "functions": Image(
         (
             "awslambdaric",
+            "h11",
             "httptools",
-            "httpx",
             "kubernetes",
             "msgspec",
             "prometheus-client",

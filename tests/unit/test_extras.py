@@ -6,7 +6,7 @@ import sys
 import pytest
 
 EXTRAS = (
-    "wasmtime", "httptools", "httpx", "prometheus_client", "starlette", "uvicorn", "zstandard",
+    "wasmtime", "h11", "httptools", "prometheus_client", "starlette", "uvicorn", "zstandard",
     "awslambdaric", "boto3", "botocore", "opentelemetry", "grpc", "kubernetes",
 )  # fmt: skip
 

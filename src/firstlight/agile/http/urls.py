@@ -5,10 +5,11 @@ not passed on (RFC 9110, 7.6.1). ``X-Forwarded-…`` describe the client's conne
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-import httpx
+import h11
 import msgspec
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
@@ -18,6 +19,7 @@ from firstlight.agile.functions.errors import NotFound
 from firstlight.agile.http import access, websockets
 from firstlight.agile.serving import Serving, Throttled
 from firstlight.agile.serving.answer import timed_out
+from firstlight.agile.serving.upstream import Broken, Exchange, Headers, Late, Unreached
 from firstlight.agile.serving.web import WebInstance
 from firstlight.errors import Failed
 
@@ -28,7 +30,8 @@ _ONE_HOP = {
 }  # fmt: skip
 _END_SECONDS = 1.0
 """How long a broken connection waits for the news that the instance has ended."""
-_Headers = list[tuple[bytes, bytes]]
+
+_log = logging.getLogger(__name__)
 
 
 def routes(functions: Functions, serving: Serving) -> list[BaseRoute]:
@@ -44,11 +47,11 @@ class _NoServer(Failed):
     """A function that does not serve HTTP."""
 
 
-class _Unreached(Failed):
+class _Missed(Failed):
     """An instance had ended before a connection to it was made."""
 
 
-class _Short(httpx.LocalProtocolError):
+class _Short(h11.LocalProtocolError):
     """A request has less content than it says, since it asks for another protocol."""
 
 
@@ -107,7 +110,7 @@ class _Proxy:
                 try:
                     async with self._serving.web(version) as instance:
                         await exchange.through(instance)
-                except _Unreached:  # it had ended, and has nothing of the request
+                except _Missed:  # it had ended, and has nothing of the request
                     async with self._serving.web(version) as instance:
                         await exchange.through(instance)
         except (NotFound, _NoServer) as error:
@@ -116,16 +119,17 @@ class _Proxy:
             await exchange.refuse(429, error)
         except Failed as error:
             await exchange.refuse(502, error)
-        except httpx.LocalProtocolError as error:
+        except h11.LocalProtocolError as error:
             failed = Failed(
                 f"the request to {name} cannot be passed on: {error}", "mend its client"
             )
             await exchange.refuse(400, failed)
-        except httpx.TimeoutException:
+        except Late:
             await exchange.refuse(504, Failed(timed_out(version.timeout), "raise its timeout"))
-        except httpx.TransportError as error:
-            failed = Failed(f"{name} closed the connection: {error or type(error).__name__}")
-            await exchange.refuse(502, failed)
+        except Unreached as error:
+            await exchange.refuse(502, Failed(f"{name} accepts no connection: {error}"))
+        except Broken as error:
+            await exchange.refuse(502, Failed(f"{name} closed the connection: {error}"))
 
 
 class _Exchange:
@@ -149,59 +153,56 @@ class _Exchange:
             pass
 
     async def through(self, instance: WebInstance) -> None:
-        """Have an instance answer the request. Raises httpx.TransportError, Failed."""
+        """Have an instance answer the request. Raises Broken, Late, Unreached, Failed,
+        h11.LocalProtocolError.
+        """
         raw: bytes = self._scope["raw_path"].split(b"?")[0]
         path = b"/" + raw.removeprefix(f"{PREFIX}/".encode()).partition(b"/")[2]
         if self._scope["query_string"]:
             path += b"?" + self._scope["query_string"]
-        request = httpx.Request(
-            self._scope["method"], instance.url.copy_with(raw_path=path),
-            headers=self._headers(), content=self._body() if self._has_body else None,
-            extensions=instance.extensions,
-        )  # fmt: skip
+        headers = self._headers(instance.upstream.host)
+        request = h11.Request(method=self._scope["method"], target=path, headers=headers)
+        body = self._body() if self._has_body else None
         try:
-            response = await instance.transport.handle_async_request(request)
-        except (
-            httpx.LocalProtocolError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout
-        ):  # fmt: skip
-            raise
-        except httpx.TransportError as error:
+            answer = await instance.upstream.ask(request, body)
+        except (Broken, Unreached) as error:
             await asyncio.wait((instance.instance.ended,), timeout=_END_SECONDS)
             if instance.is_up:
                 raise
             ended = await instance.ended()
-            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-                raise _Unreached(ended.message, ended.hint) from None
+            if isinstance(error, Unreached):
+                raise _Missed(ended.message, ended.hint) from None
             raise ended from None
         try:
-            if response.status_code == 101:
-                await self._switch(response)
+            if answer.status == 101:
+                await self._switch(answer)
                 return
-            headers = [each for each in _passed(response.headers.raw) if each[0].lower() != b"date"]
-            await self._start(response.status_code, headers)  # the server adds its own
-            async for part in response.aiter_raw():
+            headers = [each for each in _passed(answer.headers) if each[0] != b"date"]
+            await self._start(answer.status, headers)  # the server adds its own
+            async for part in answer.parts():
                 await self._send({"type": "http.response.body", "body": part, "more_body": True})
             await self._send({"type": "http.response.body", "body": b""})
         finally:
-            await response.aclose()
+            await answer.close()
 
-    async def _switch(self, response: httpx.Response) -> None:
+    async def _switch(self, answer: Exchange) -> None:
         if not self.asks_websocket:
             raise Failed(f"{self.name} switches to a protocol that nobody asked for")
-        client = websockets.switched(self._scope, response)
+        client = websockets.switched(self._scope, answer.headers)
         self.is_websocket = self._begun = True
-        await websockets.lead(client, response)
+        await websockets.lead(client, answer)
 
     async def refuse(self, status: int, error: Failed) -> None:
-        """Answer with an error, or abort an answer that has begun."""
+        """Answer with an error; an answer that has begun is cut off, as the server then does."""
         if self._begun:
-            raise error
+            _log.warning("%s", error.message)
+            return
         body = msgspec.json.encode({"message": error.message, "hint": error.hint})
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await self._start(status, headers)
         await self._send({"type": "http.response.body", "body": body})
 
-    async def _start(self, status: int, headers: _Headers) -> None:
+    async def _start(self, status: int, headers: Headers) -> None:
         self._begun = True
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
@@ -219,13 +220,17 @@ class _Exchange:
         if left > 0:
             raise _Short(f"its content lacks {left} bytes")
 
-    def _headers(self) -> _Headers:
+    def _headers(self, server: bytes) -> Headers:
         headers = [
             (name, value) for name, value in _passed(self._scope["headers"])
             if not name.startswith(b"x-forwarded-")
         ]  # fmt: skip
         client = self._scope.get("client")
         host = next((value for name, value in headers if name == b"host"), b"")
+        if not host:
+            headers = [(b"host", server), *(each for each in headers if each[0] != b"host")]
+        if self._has_body and b"content-length" not in dict(headers):
+            headers += [(b"transfer-encoding", b"chunked")]
         if self.asks_websocket:
             headers += [(b"connection", b"Upgrade"), (b"upgrade", b"websocket")]
         return [
@@ -237,7 +242,7 @@ class _Exchange:
         ]
 
 
-def _passed(headers: _Headers) -> _Headers:
+def _passed(headers: Headers) -> Headers:
     """The end-to-end headers: neither hop-by-hop nor named by Connection."""
     lowered = [(name.lower(), value) for name, value in headers]
     named = {

@@ -2,12 +2,12 @@
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-import httpx
 from starlette.types import Scope
 
 from firstlight.agile.http.connection import SWITCH, Switched
+from firstlight.agile.serving.upstream import Exchange, Headers
 from firstlight.errors import Failed
 
 if TYPE_CHECKING:
@@ -16,13 +16,6 @@ if TYPE_CHECKING:
 IDLE_SECONDS = 600.0
 """For so long nothing may come either way."""
 _PART = 64 << 10
-
-
-class _Stream(Protocol):
-    """The connection of an answer 101 in httpx: httpcore's AsyncNetworkStream."""
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes: ...
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None: ...
 
 
 def asked(scope: Scope) -> bool:
@@ -35,18 +28,17 @@ def asked(scope: Scope) -> bool:
     return b"upgrade" in listed[b"connection"] and b"websocket" in listed[b"upgrade"]
 
 
-def switched(scope: Scope, response: httpx.Response) -> Switched:
+def switched(scope: Scope, headers: Headers) -> Switched:
     """The client's connection, after a function has accepted it. Raises Failed."""
     switch: Callable[[bytes], Switched | None] = scope["extensions"][SWITCH]
-    client = switch(_head(response))
+    client = switch(_head(headers))
     if client is None:
         raise Failed("a WebSocket was asked for beside other requests", "use a connection for it")
     return client
 
 
-async def lead(client: Switched, response: httpx.Response) -> None:
+async def lead(client: Switched, instance: Exchange) -> None:
     """Pass on bytes both ways until a side closes, or both are silent for too long."""
-    instance: _Stream = response.extensions["network_stream"]
     try:
         with suppress(TimeoutError):
             async with asyncio.timeout(IDLE_SECONDS) as limit:
@@ -55,7 +47,7 @@ async def lead(client: Switched, response: httpx.Response) -> None:
         client.close()
 
 
-async def _both(client: Switched, instance: _Stream, limit: asyncio.Timeout) -> None:
+async def _both(client: Switched, instance: Exchange, limit: asyncio.Timeout) -> None:
     loop = asyncio.get_running_loop()
 
     def moved() -> None:
@@ -80,7 +72,7 @@ async def _both(client: Switched, instance: _Stream, limit: asyncio.Timeout) -> 
         await asyncio.gather(*ways, return_exceptions=True)  # a connection that breaks ends it too
 
 
-def _head(response: httpx.Response) -> bytes:
+def _head(headers: Headers) -> bytes:
     lines = [b"HTTP/1.1 101 Switching Protocols"]
-    lines += [name + b": " + value for name, value in response.headers.raw]
+    lines += [name + b": " + value for name, value in headers]
     return b"\r\n".join(lines) + b"\r\n\r\n"

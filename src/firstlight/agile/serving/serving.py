@@ -201,7 +201,7 @@ class Serving:
             ))  # fmt: skip
 
     def _web(self, version: FunctionVersion) -> "Web":
-        from firstlight.agile.serving.web import Web  # httpx is not installed everywhere
+        from firstlight.agile.serving.web import Web  # h11 is not installed everywhere
 
         key = version.name, version.version
         server = self._webs.get(key)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-import httpx
+import h11
 import msgspec
 
 from firstlight.agile.function import Function, NodeFailed
@@ -18,15 +18,14 @@ from firstlight.agile.serving import once
 from firstlight.agile.serving.answer import ending, last_line, timed_out
 from firstlight.agile.serving.log import Log, start_logged
 from firstlight.agile.serving.starts import Starts, stopping
+from firstlight.agile.serving.upstream import CONNECT_SECONDS, Late, Upstream
 from firstlight.errors import Failed
 
 _START_SECONDS = 10.0
 _LOOK_SECONDS = 1.0
-_CONNECT_SECONDS = 5.0
 _DRAIN_SECONDS = 900.0
 """How long the requests of a version that was replaced or removed may go on."""
 _FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS = 0.001, 0.05
-_LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=64)
 
 
 class WebInstance:
@@ -36,11 +35,7 @@ class WebInstance:
         self.version, self.instance, self._log = version, instance, log
         self.requests = 0
         self.expiry: asyncio.TimerHandle | None = None
-        self.url = httpx.URL(f"http://{instance.address}:{version.port}")
-        timeout = httpx.Timeout(version.timeout, connect=_CONNECT_SECONDS)
-        self.extensions = {"timeout": timeout.as_dict()}
-        # Not a client: that keeps one user's cookies for the next, and adds headers.
-        self.transport = httpx.AsyncHTTPTransport(limits=_LIMITS, trust_env=False)
+        self.upstream = Upstream(str(instance.address), version.port, version.timeout)
         instance.ended.add_done_callback(lambda _: log.close())
         self._pidfd = -1
         with suppress(OSError):
@@ -65,7 +60,7 @@ class WebInstance:
         until, pause = time.monotonic() + seconds, _FIRST_LOOK_SECONDS
         while self.is_up:
             with suppress(OSError, TimeoutError):
-                async with asyncio.timeout(_CONNECT_SECONDS):
+                async with asyncio.timeout(CONNECT_SECONDS):
                     _, writer = await asyncio.open_connection(address, port)
                 writer.close()
                 return
@@ -96,7 +91,7 @@ class WebInstance:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
-        await self.transport.aclose()
+        self.upstream.close()
         await self.instance.stop()
 
 
@@ -127,9 +122,9 @@ class Web:
     @staticmethod
     def cause(error: Exception) -> str:
         """Why a request failed, as in ``Outcome``; empty if its client is at fault."""
-        if isinstance(error, httpx.LocalProtocolError):
+        if isinstance(error, h11.LocalProtocolError):
             return ""
-        return "timeout" if isinstance(error, httpx.TimeoutException) else "exit"
+        return "timeout" if isinstance(error, Late) else "exit"
 
     @property
     def idle(self) -> int:

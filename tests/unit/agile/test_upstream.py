@@ -1,0 +1,137 @@
+"""Requests to a server, over sockets of this process."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import h11
+import pytest
+
+from firstlight.agile.serving.upstream import Broken, Late, Unreached, Upstream
+
+_Server = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+_PART = bytes(1 << 16)
+_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+def _served(server: _Server, ask: Callable[[Upstream], Awaitable[None]], seconds: float) -> None:
+    async def main() -> None:
+        listener = await asyncio.start_server(server, "127.0.0.1", 0)
+        upstream = Upstream("127.0.0.1", listener.sockets[0].getsockname()[1], seconds)
+        async with asyncio.timeout(20), listener:
+            await ask(upstream)
+            upstream.close()
+
+    asyncio.run(main())
+
+
+async def _answered(
+    upstream: Upstream, method: str = "GET", body: AsyncIterator[bytes] | None = None
+) -> tuple[int, int]:
+    """The status, and the bytes of the content."""
+    headers = [("Host", "a"), *([("Transfer-Encoding", "chunked")] if body else [])]
+    request = h11.Request(method=method, target="/", headers=headers)
+    answer = await upstream.ask(request, body)
+    try:
+        return answer.status, sum([len(part) async for part in answer.parts()])
+    finally:
+        await answer.close()
+
+
+async def _body(parts: int, then: Exception | None = None) -> AsyncIterator[bytes]:
+    for _ in range(parts):
+        yield _PART
+    if then:
+        raise then
+
+
+def test_an_answer_is_streamed_while_the_request_is() -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while not (data := await reader.read(1 << 16)).endswith(b"0\r\n\r\n"):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def ask(upstream: Upstream) -> None:
+        status, size = await _answered(upstream, "POST", _body(256))
+        assert status == 200
+        assert size > 255 << 16
+
+    _served(echo, ask, 5)
+
+
+def test_an_answer_to_the_head_arrives_although_the_rest_is_not_read() -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nno!")
+        writer.close()  # with a reset, since there is more to read
+
+    async def ask(upstream: Upstream) -> None:
+        for _ in range(20):
+            assert await _answered(upstream, "POST", _body(64)) == (413, 3)
+
+    _served(refuse, ask, 5)
+
+
+def test_what_may_be_repeated_is_sent_again_when_a_kept_connection_ends() -> None:
+    connections = 0
+
+    async def one_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(_ANSWER)
+        await reader.read(1)
+        writer.close()
+
+    async def ask(upstream: Upstream) -> None:
+        assert await _answered(upstream) == await _answered(upstream) == (200, 2)
+        assert connections == 2
+        with pytest.raises(Broken):
+            await _answered(upstream, "DELETE")
+        assert connections == 2
+
+    _served(one_answer, ask, 5)
+
+
+def test_each_failure_has_its_kind() -> None:
+    async def fails(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"PUT"):
+            await reader.read()
+        if head.startswith(b"PATCH"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok")
+        if head.startswith(b"TRACE"):
+            writer.write(b"no HTTP\r\n\r\n")
+        writer.close()
+
+    async def ask(upstream: Upstream) -> None:
+        for method in ("GET", "PATCH", "TRACE"):
+            with pytest.raises(Broken):
+                await _answered(upstream, method)
+        with pytest.raises(Late):
+            await _answered(upstream, "PUT")
+        with pytest.raises(Late):
+            await _answered(upstream, "PUT", _body(1))
+        with pytest.raises(LookupError, match="the client left"):
+            await _answered(upstream, "PUT", _body(1, LookupError("the client left")))
+
+    _served(fails, ask, 0.1)
+    with pytest.raises(Unreached, match="failed"):
+        asyncio.run(_answered(Upstream("127.0.0.1", 1, 1)))
+
+
+def test_a_client_is_not_waited_for_on_the_server_s_time() -> None:
+    async def whole(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"0\r\n\r\n")
+        writer.write(_ANSWER)
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.sleep(0.3)
+
+    async def ask(upstream: Upstream) -> None:
+        assert await _answered(upstream, "POST", slow()) == (200, 2)
+
+    _served(whole, ask, 0.1)
