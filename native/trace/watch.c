@@ -603,6 +603,19 @@ static int cut(long long at, int whole, int last)
 	return !whole && next && arm() ? -tracer_failure.code : next;
 }
 
+/* At the end of the requests. What goes on then is not reported: how it ends is not known. */
+static int finish(int is_open, int whole, int attached)
+{
+	if (attached ? disarm() : tracer_drain_all())
+		return -tracer_failure.code;
+	long long at = clock_now();
+	if (!is_open && !is_news)
+		return 0;
+	if (whole && tracer_write_open((unsigned long long)at))
+		return -tracer_failure.code;
+	return send_window(at, whole, GOES_ON);
+}
+
 int tracer_watch(unsigned long one_in, unsigned long millionths, char **names, int count)
 {
 	struct pollfd ready[] = {{.fd = STDIN_FILENO, .events = POLLIN},
@@ -621,7 +634,7 @@ int tracer_watch(unsigned long one_in, unsigned long millionths, char **names, i
 		if (ready[0].revents) {
 			int end = take_request(attached);
 			if (end)
-				return end < 0 ? end : 0;
+				return end < 0 ? end : finish(is_open, is_open && whole, attached);
 		}
 		if (tracer_drain())
 			return -tracer_failure.code;

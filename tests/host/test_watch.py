@@ -85,6 +85,20 @@ def test_starts_of_others_are_found_by_name_and_kept_as_a_run(bundle: Path, tmp_
     assert "Where do the starts" in report.stdout
 
 
+@pytest.mark.parametrize("words", [("--sample", 1), ("--budget", 0)])
+def test_what_started_just_before_it_stops_is_shown(
+    bundle: Path, tmp_path: Path, words: tuple[object, ...]
+) -> None:
+    prefix = f"w{uuid.uuid4().hex[:8]}-"
+    with watching(*words) as watch:
+        for index in range(3):
+            run(bundle, tmp_path / "state", f"{prefix}{index}")
+        watch.process.terminate()
+        seen = watch.starts(prefix, 3)
+        assert watch.process.wait(SECONDS) == 0
+    assert [record["error"] for record in seen] == [None] * 3
+
+
 def test_a_start_is_a_span_below_that_of_who_asked_for_it(bundle: Path, tmp_path: Path) -> None:
     name = f"w{uuid.uuid4().hex[:8]}-0"
     with receiver() as (collector, spans):

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
+    from firstlight.lab.watch.follow import Window
     from firstlight.report.live.seen import Seen
 
 
 NEEDED = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_SYSLOG", "CAP_DAC_READ_SEARCH")
 """For the tracer, for other users' bundles, and for the kernel's own names of its functions."""
 
-_STOP_SECONDS = 30
+_STOP_SECONDS, _REST_SECONDS = 30, 15
 _GENTLE = 5
 """How nice the analysis of starts is to the node's own work."""
 
@@ -111,13 +112,23 @@ def watch(
         limits = Limits(total=max_size << 20, days=max_age)
         samples = stack.enter_context(Keeper(out, limits)) if out else Samples()
         say(f"watching {', '.join((*programs.RUNTIMES, *others))}: {len(names)} program names")
-        while _wait(follower.descriptor, stop, until):
-            began = time.process_time_ns()
-            for start, spans in samples.add(follower.read()):
+
+        def report(window: "Window") -> None:
+            for start, spans in samples.add(window):
                 shown = seen(start, spans)
                 for take in takers:
                     take(shown)
+
+        while _wait(follower.descriptor, stop, until):
+            began = time.process_time_ns()
+            report(follower.read())
             follower.answer(time.process_time_ns() - began)
+        until = time.monotonic() + _REST_SECONDS
+        for window in follower.rest():
+            report(window)
+            if time.monotonic() > until:
+                say("the last starts are not shown: this machine is too busy to analyse them")
+                break
     if out:
         say(f"runs: {out}\nfull report: firstlight report {out}/watch-* --html report.html")
 

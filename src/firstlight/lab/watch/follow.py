@@ -121,7 +121,18 @@ class Follower:
 
     def read(self) -> Window:
         """Read the next window. Raises Failed if the tracer has ended."""
-        words, descriptors = self._receive()
+        return self._window(*self._receive())
+
+    def rest(self) -> Iterator[Window]:
+        """End the tracer, and read the windows that have not been read, up to this moment's."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._looked = math.inf  # it takes no more daemons
+        while (received := self._receive())[0]:
+            yield self._window(*received)
+
+    def _window(self, words: list[str], descriptors: list[int]) -> Window:
         try:
             if len(words) != 5 or words[0] != "window" or len(descriptors) != _FILES:
                 raise self._failure()
