@@ -208,7 +208,7 @@ def _summarise(instances: Instances) -> pl.DataFrame:
 def _cut(instances: Instances, *, every_call: bool = False) -> _Pieces:
     """Cut each thread's time wherever its phase, shade, cause or ownership changes.
 
-    And at ``every_call`` of its process.
+    Or, on the critical path alone, at ``every_call`` of its process: the rest is then cut less.
     """
     line, calls = instances.line, instances.calls
     begins, owned = _walk(instances)
@@ -219,6 +219,9 @@ def _cut(instances: Instances, *, every_call: bool = False) -> _Pieces:
     died = np.minimum(instances.exit, ends[sample])
     alive_from = line.at(threads, np.clip(born[threads], line.origin, ends[sample][threads] + 1))
     alive_to = line.at(threads, np.maximum(died[threads], line.origin))
+    followed = [(owned.starts, owned.ends)]
+    if not every_call:
+        followed.append((alive_from, alive_to))
     own_calls = Intervals(
         line.at(calls.thread, calls.starts), line.at(calls.thread, calls.ends), calls.codes
     )
@@ -231,7 +234,8 @@ def _cut(instances: Instances, *, every_call: bool = False) -> _Pieces:
     edges = [
         own_calls.starts, own_calls.ends, owned.starts, owned.ends, alive_from, alive_to,
         *(edge for each in waits for edge in (each.starts, each.ends)),
-        _process_edges(instances, threads, every_call=every_call), *_own_edges(instances, guests),
+        *(_process_edges(instances, *each, every_call=every_call) for each in followed),
+        *_own_edges(instances, guests),
     ]  # fmt: skip
     every = distinct(np.concatenate(edges))
     thread = line.segment(every)
@@ -317,18 +321,28 @@ def _walk(instances: Instances) -> tuple[Integers, Intervals]:
     return np.array(begins, np.int64), Intervals(starts, ends, table[:, 0])
 
 
-def _process_edges(instances: Instances, threads: Integers, *, every_call: bool) -> Integers:
-    """Where the phase between calls changes in each thread's process, or at ``every_call``."""
+def _process_edges(
+    instances: Instances, begin: Integers, end: Integers, *, every_call: bool
+) -> Integers:
+    """Where the phase between calls changes in a thread's process, or at ``every_call``: in
+    stretches of threads, given on the line, and once behind each.
+
+    Stretches, because a program of many threads has calls times threads edges.
+    """
     processes, line = instances.processes, instances.line
-    chosen = np.arange(len(processes.starts))
+    chosen = processes.starts
     if not every_call:
-        chosen = np.flatnonzero(processes.gaps != processes.gaps_after)
-    edges = np.searchsorted(chosen, processes.bounds)
-    process = instances.process[threads]
-    low, high = edges[process], edges[process + 1]
-    count = high - low
+        chosen = chosen[processes.gaps != processes.gaps_after]
+    thread = line.segment(begin)
+    process = instances.process[thread]
+    shift = (process - thread) * line.length
+    low = np.searchsorted(chosen, begin + shift)
+    last = np.searchsorted(chosen, (process + 1) * line.length)
+    high = np.minimum(np.searchsorted(chosen, end + shift, side="right") + 1, last)
+    count = np.maximum(high - low, 0)
     place = np.repeat(low - (np.cumsum(count) - count), count) + np.arange(count.sum())
-    return line.at(np.repeat(threads, count), line.times(processes.starts[chosen[place]]))
+    edges: Integers = chosen[place] - np.repeat(shift, count)
+    return edges
 
 
 def _own_edges(instances: Instances, guests: dict[int, list[boot.Stretch]]) -> Iterator[Integers]:

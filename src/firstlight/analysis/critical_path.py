@@ -52,9 +52,13 @@ class Thread:
 
 def walk(threads: dict[int, Thread], last: Thread, begin: int, end: int) -> int:
     """Give each thread its part of the critical path; returns when the path begins."""
+    enders: dict[int, list[Thread]] = {}
+    for each in threads.values():
+        if each.ended is not None:
+            enders.setdefault(each.pid, []).append(each)
     thread, at = last, end
     while at > begin:
-        when, before = _before(threads, thread, at)
+        when, before = _before(threads, enders, thread, at)
         when = max(when, begin) if when < at else begin  # a reused thread id must not make a loop
         thread.owned.append((when, at))
         at = when
@@ -64,25 +68,36 @@ def walk(threads: dict[int, Thread], last: Thread, begin: int, end: int) -> int:
     return at
 
 
-def _before(threads: dict[int, Thread], thread: Thread, at: int) -> tuple[int, Thread | None]:
-    """How far back a thread owns the time before ``at``, and which thread owns it before that."""
+def _before(
+    threads: dict[int, Thread], enders: dict[int, list[Thread]], thread: Thread, at: int
+) -> tuple[int, Thread | None]:
+    """How far back a thread owns the time before ``at``, and which thread owns it before that.
+
+    ``enders`` are the threads that ended their process, by process.
+    """
     place = bisect_left(thread.wakes, (at, -1)) - 1
     while place >= 0:
         when, tid = thread.wakes[place]
         waker = threads.get(tid)
         if waker and waker is not thread and waker.birth < when:
-            worker = _worker(threads, thread, waker, when)
+            worker = _worker(threads, enders, thread, waker, when)
             if worker is not thread:
                 return when, worker
         place -= 1
     parent = threads.get(thread.parent or 0)
     if parent and parent.pid == thread.pid:
-        worker = _worker(threads, thread, parent, thread.birth)
+        worker = _worker(threads, enders, thread, parent, thread.birth)
         parent = parent if worker is thread else worker
     return thread.birth, parent
 
 
-def _worker(threads: dict[int, Thread], wakee: Thread, waker: Thread, when: int) -> Thread:
+def _worker(
+    threads: dict[int, Thread],
+    enders: dict[int, list[Thread]],
+    wakee: Thread,
+    waker: Thread,
+    when: int,
+) -> Thread:
     """Whose work a wake-up or a birth ended: the waker's, unless it is a polling monitor.
 
     A language run-time may have a thread that sleeps and polls (Go's sysmon). When it wakes another
@@ -90,8 +105,8 @@ def _worker(threads: dict[int, Thread], wakee: Thread, waker: Thread, when: int)
     as its process ends does so for the thread that ended the process; one that wakes another as it
     ends itself is no monitor.
     """
-    for thread in threads.values():
-        if thread.pid == waker.pid and thread.ended is not None and thread.ended <= when:
+    for thread in enders.get(waker.pid, ()):
+        if thread.ended is not None and thread.ended <= when:
             return thread
     if waker.pid != wakee.pid or waker.ends_by(when):
         return waker

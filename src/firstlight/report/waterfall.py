@@ -91,15 +91,23 @@ def _waits(timeline: pl.DataFrame, spans: pl.DataFrame) -> Table:
     table.add_column("times", justify="right")
     table.add_column("phase", no_wrap=True, width=13)
     table.add_column("kernel functions, innermost first", overflow="fold")
-    waits = spans.filter(pl.col("kind").is_in(["blocked", "lock"])).select(
-        "tid", "stack", from_="start", to="end"
-    )
+    pieces = timeline.with_columns(took=pl.col("end") - pl.col("start")).sort("start")
+    inside = []
+    for kind in ("lock", "blocked"):
+        waits = (
+            spans.filter(pl.col("kind") == kind)
+            .select(pl.col("tid").cast(pl.Int64), "stack", from_="start", to="end")
+            .sort("from_")
+        )
+        # Each piece's latest wait: all of a thread's would be millions for thousands of each.
+        latest = pieces.join_asof(
+            waits, left_on="start", right_on="from_", by="tid", check_sortedness=False
+        )
+        inside.append(latest.filter(pl.col("to") >= pl.col("end")))
     longest = (
-        timeline.with_columns(took=pl.col("end") - pl.col("start"))
-        .join(waits.cast({"tid": pl.Int64}), on="tid")
-        .filter((pl.col("from_") <= pl.col("start")) & (pl.col("to") >= pl.col("end")))
-        .sort("took", descending=True)
+        pl.concat(inside)
         .unique(["start", "tid"], keep="first", maintain_order=True)
+        .sort("took", descending=True, maintain_order=True)
         .with_columns(pl.col("stack").cast(pl.String).str.split(";").list.head(_FRAMES))
         .group_by("phase", "stack", maintain_order=True)
         .agg(pl.col("took").sum(), times=pl.len())

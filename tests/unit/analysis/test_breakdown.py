@@ -3,6 +3,7 @@
 Over 500 lines: every rule of the division is seen on the same made-up start.
 """
 
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -549,3 +550,25 @@ def test_many_batches_are_divided_as_each_is_alone(monkeypatch: pytest.MonkeyPat
     ]
     assert len(alone) > 1
     assert pl.concat(alone).equals(whole)
+
+
+def test_a_program_of_many_threads_needs_memory_for_its_own_calls_only() -> None:
+    """Not for each call in each thread."""
+    rows = start_of_root()
+    for number in range(1000):
+        tid, at = 1000 + number, 100 * number + 10
+        rows += [
+            fork(at, tid, name="thread"),
+            *(call("openat", "/etc/passwd", at + 10 * k, at + 10 * k + 5, tid, pid=ROOT)
+              for k in range(1, 6)),
+            span("exit", at + 70, tid=tid, pid=ROOT),
+        ]  # fmt: skip
+    held, start = run(rows, sample(200_000)), sample(200_000)
+    tracemalloc.start()
+    try:
+        for result in timeline(held, start), breakdown(held):
+            assert len(result)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 << 20

@@ -1,5 +1,7 @@
 """Whose work an end point waited for, where a language's run-time makes it hard to tell."""
 
+from typing import Any
+
 from firstlight.analysis.critical_path import Spans, Thread, walk
 
 MAIN, MONITOR, OTHER, CHILD = 1, 2, 3, 9
@@ -49,3 +51,19 @@ def test_a_parent_that_had_slept_is_no_monitor_if_none_else_was_busy() -> None:
     parent = Thread(MAIN, MAIN, waits=slept[0], sleeps=slept, idle=slept)
     made = Thread(OTHER, MAIN, MAIN, 100)
     assert path([parent, made], OTHER, 150) == [(0, 100, MAIN), (100, 150, OTHER)]
+
+
+def test_the_path_does_not_look_at_every_thread_for_each_wake_up() -> None:
+    class Counted(dict[int, Thread]):
+        looks = 0
+
+        def values(self) -> Any:
+            self.looks += 1
+            return super().values()
+
+    main = Thread(MAIN, MAIN, wakes=[(10 * at + 9, MAIN + at) for at in range(1, 50)])
+    made = [Thread(MAIN + at, MAIN, MAIN, 10 * at, exit=10 * at + 9) for at in range(1, 50)]
+    threads = Counted({each.tid: each for each in (main, *made)})
+    walk(threads, main, 0, 500)
+    assert sum(len(each.owned) for each in threads.values()) == 99
+    assert threads.looks <= 2

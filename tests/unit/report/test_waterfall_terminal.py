@@ -1,4 +1,5 @@
 from io import StringIO
+from time import process_time
 
 import polars as pl
 from rich.console import Console
@@ -38,3 +39,17 @@ def test_waits_at_one_place_are_one_row_with_their_number() -> None:
 
 def test_no_waits_have_no_table() -> None:
     assert "slowest kernel waits" not in shown(timeline((0, 4)), spans())
+
+
+def test_the_waits_of_a_long_command_are_found_in_little_time() -> None:
+    def spent(count: int) -> float:
+        """CPU time for a thread with ``count`` waits."""
+        parts = [(place, place + 1) for place in range(count)]
+        waits = spans(*((start, end, "rcu_sync_enter;attach") for start, end in parts))
+        pieces = timeline(*parts)
+        begin = process_time()
+        assert f"{count}.00 {count} cgroup rcu_sync_enter" in shown(pieces, waits)
+        return process_time() - begin
+
+    spent(10)
+    assert spent(6000) < 20 * spent(600)  # 100 times, if each piece met each wait
