@@ -83,16 +83,24 @@ class Cgroups:
 
     def open(self, adopt: bool = False) -> None:
         """Make the top cgroups; with ``adopt``, existing ones are taken over. Raises Failed."""
+        made: list[Path] = []
         for top in self._tops if not adopt else ():
-            root = Path(str(top).removesuffix(self._name))
+            level = root = Path(str(top).removesuffix(self._name))
             try:
                 top.parent.mkdir(parents=True, exist_ok=True)
                 top.mkdir()
+                made.append(top)
                 if self.unified:
                     for level in (root, *(root / part for part in _levels(self._name))):
                         _write(level / "cgroup.subtree_control", _ENABLED)
             except OSError as error:
-                raise Failed(f"cannot make the cgroup {top}: {error.strerror}") from error
+                for each in made:
+                    each.rmdir()
+                hint = None
+                if error.errno == errno.EBUSY:
+                    hint = (f"move the processes of {level} into a cgroup below it: while "
+                            "it has some, it gives no controllers")  # fmt: skip
+                raise Failed(f"cannot make the cgroup {top}: {error.strerror}", hint) from error
 
     def adopt(self, number: int, doors: bool = False) -> Cgroup:
         """An earlier runtime's cgroup, by its name. With ``doors``, raises OSError."""
