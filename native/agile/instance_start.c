@@ -103,8 +103,11 @@ void instance_cloned(int index)
 {
 	struct instance *instance = &node.instances[index];
 	instance_hash(index);
-	if (node_watch(instance->control, ON_INSTANCE, index, EPOLLIN))
-		kill(instance->pid, SIGKILL); /* its end is told as any */
+	int failed = node_watch(instance->control, ON_INSTANCE, index, EPOLLIN);
+	if (!failed)
+		return;
+	node.progress[index].error = -failed;
+	kill(instance->pid, SIGKILL); /* its end is told as any */
 }
 
 pid_t instance_clone(uint64_t spaces, uint32_t cgroup)

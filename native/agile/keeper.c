@@ -33,7 +33,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { STACK = 64 * 1024, TEXT = 8192 };
+enum { STACK = 64 * 1024, TEXT = 8192, PAUSE = 10 /* ms */ };
 
 /* What differs after any packet, and after most calls that failed; what a listening socket may make; and
  * of what only root can change, what is quick to read. Links, addresses, routes, rules and neighbours
@@ -230,9 +230,15 @@ static bool is_renewed(void)
 	       tmp_is_renewed() && !unshare(CLONE_NEWIPC) && pids_begin_again();
 }
 
+/* It takes memory of the cgroup, which may have none to spare. */
 static void tell(const struct news *news, const int *descriptor)
 {
-	if (socket_send(keeper.control, news, sizeof *news, descriptor, descriptor ? 1 : 0))
+	int failed;
+	while ((failed = socket_send(keeper.control, news, sizeof *news, descriptor,
+				     descriptor ? 1 : 0)) == -ENOBUFS ||
+	       failed == -ENOMEM)
+		(void)poll(NULL, 0, PAUSE);
+	if (failed)
 		_exit(0); /* the node is gone */
 }
 
@@ -322,15 +328,31 @@ static void receive(struct progress *slots)
 	(void)mounts_changed(); /* by ourselves */
 }
 
+/* A kernel without CONFIG_CHECKPOINT_RESTORE has no ns_last_pid. */
+static int open_own(int self)
+{
+	keeper.proc = openat(self, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (keeper.proc < 0)
+		return -errno;
+	keeper.last_pid = openat(keeper.proc, "sys/kernel/ns_last_pid", O_RDWR | O_CLOEXEC);
+	if (keeper.last_pid < 0 && errno != ENOENT)
+		return -errno;
+	keeper.home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+	if (keeper.home < 0)
+		return -errno;
+	keeper.null = open("/null", O_RDWR | O_CLOEXEC); /* of the blank root */
+	if (keeper.null < 0)
+		return -errno;
+	keeper.out_of_memory = sandbox_open_out_of_memory(keeper.house, keeper.place.cgroup);
+	return keeper.out_of_memory < 0 ? -errno : 0;
+}
+
 static void settle(int self)
 {
 	struct place *place = &keeper.place;
-	keeper.proc = openat(self, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	keeper.last_pid = openat(keeper.proc, "sys/kernel/ns_last_pid", O_RDWR | O_CLOEXEC);
-	keeper.home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-	keeper.null = open("/null", O_RDWR | O_CLOEXEC); /* of the blank root */
-	if (keeper.proc < 0 || keeper.home < 0 || keeper.null < 0)
-		fail(STEP_FUNCTION, -errno);
+	int failed = open_own(self);
+	if (failed)
+		fail(STEP_FUNCTION, failed);
 	if (sandbox_settle(keeper.house, place, keeper.progress)) {
 		struct news news = {.kind = NEWS_ENDED};
 		tell(&news, NULL);
@@ -343,13 +365,12 @@ static void settle(int self)
 	keeper.mounts = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
 	if (keeper.mounts < 0)
 		fail(STEP_PROC, -errno);
-	keeper.out_of_memory = sandbox_open_out_of_memory(keeper.house, place->cgroup);
 	keeper.processes = sandbox_open_processes(keeper.house, place->cgroup);
 	descriptor_close(&place->tree);
 	descriptor_close(&place->network);
 	descriptor_close(&place->hosts);
 	look_at_tmp(&keeper.tmp, &keeper.tmp_use);
-	int failed = sandbox_keep_capabilities(rights_kept);
+	failed = sandbox_keep_capabilities(rights_kept);
 	if (failed)
 		fail(STEP_CAPABILITIES, failed);
 }

@@ -225,6 +225,10 @@ static void read_one(void)
 		lose();
 		return;
 	}
+	if (size == -EMSGSIZE) { /* its words are whole: no descriptor was left for its own */
+		done(&order.head, -EMFILE);
+		return;
+	}
 	if (size < (ssize_t)sizeof order.head) {
 		memset(&order.head, 0, sizeof order.head);
 		done(&order.head, -EPROTO);

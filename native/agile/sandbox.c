@@ -440,7 +440,7 @@ static int take_words(int file, struct few_words *few, struct words *head, char 
 	struct stat status;
 	ssize_t size = pread(file, few, sizeof *few, 0);
 	if (size < (ssize_t)sizeof *head)
-		return -EPROTO;
+		return size < 0 ? -errno : -EPROTO;
 	*head = few->head;
 	*strings = few->strings;
 	if (head->size > WORDS_MAX || head->argc > ARGUMENTS_MAX ||

@@ -19,6 +19,7 @@ from tests.support.agile_host import (
     on_host,
     pids_hierarchy,
     serve,
+    stopped,
     streams,
 )
 from tests.support.pod_host import PodHost, host
@@ -150,6 +151,29 @@ def test_without_a_descriptor_a_start_says_so_and_the_next_is_served(function: M
                             starts(client, inward)
                     assert client.running() == []  # what needs none is served
                 assert starts(client, hold) == 0
+
+    on_host(main)
+
+
+def test_a_part_that_the_node_cannot_take_is_told_and_made_again(function: Make) -> None:
+    async def main() -> None:
+        inward = function("hold", "0", network="internal")
+        async with Runtime(Config(name="t5")) as runtime:
+            await runtime._instances.registered(inward)
+            await runtime.prepare(function("hold", "0", network="none"))
+            with stopped(runtime._networks._parts.pid):
+                start = asyncio.create_task(runtime.start(inward))
+                while not any(pool.misses for pool in runtime.pools()):
+                    await asyncio.sleep(0)
+                with no_descriptor_left(runtime.node):
+                    os.kill(runtime._networks._parts.pid, signal.SIGCONT)
+                    with pytest.raises(Failed, match="can take no network internal: Too many"):
+                        await start
+                    with pytest.raises(Failed, match="Too many open files"):
+                        await runtime._instances.registered(function("hold", "1"))
+            for _ in range(2):
+                async with await runtime.start(inward) as instance:
+                    assert (await instance.ended).status == 0
 
     on_host(main)
 

@@ -472,6 +472,8 @@ class Instances:
                 self._stock.want(event)
             case EventVerb.WAITING:
                 self._sandboxes.counted()
+            case EventVerb.DONE:
+                self._stock.refused(event.id - wire.PART_REFUSED, event.error)
 
     def _started(self, event: Event) -> None:
         if event.id in self._using:

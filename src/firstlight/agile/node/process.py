@@ -124,9 +124,15 @@ class Node:
         await self._do(OrderVerb.FORGET, count=number)
 
     def add(self, part: wire.Part, descriptor: int = -1) -> None:
-        """Put a part on its shelf."""
-        body = wire.PART.pack(*part)
-        self._send(wire.order(OrderVerb.PART, body), [descriptor] if descriptor >= 0 else [])
+        """Put a new part on its shelf. Only a refusal is answered: by an event."""
+        message = wire.order(
+            OrderVerb.PART, wire.PART.pack(*part), id=wire.PART_REFUSED + part.place
+        )
+        self._send(message, [descriptor] if descriptor >= 0 else [])
+
+    def give_back(self, part: wire.Part) -> None:
+        """Put a used part back on its shelf."""
+        self._send(wire.order(OrderVerb.PART, wire.PART.pack(*part)))
 
     def withdraw(self, index: int) -> None:
         """Take back a part that no instance uses."""
@@ -289,6 +295,8 @@ class Node:
             self._on_client(descriptor)
 
     def _done(self, event: Event) -> None:
+        if event.id >= wire.PART_REFUSED:
+            self._tell(event)
         future = self._pending.pop(event.id, None)
         if future is None or future.done():
             return

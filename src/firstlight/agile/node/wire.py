@@ -221,6 +221,10 @@ def answer(message: bytes) -> Answer:
     return Answer._make([*fields[:12], dict(sorted(named.items(), key=lambda pair: pair[1]))])
 
 
+PART_REFUSED = 1 << 48
+"""Beyond all others: with a part's index, the id of the order that puts it on its shelf."""
+
+
 def order(
     verb: OrderVerb, body: bytes = b"", flags: int = 0, id: int = 0, count: int = 0, length: int = 0
 ) -> bytes:

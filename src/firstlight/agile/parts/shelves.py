@@ -5,6 +5,7 @@ and examines used ones.
 """
 
 import asyncio
+import errno
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Shelf:
         self._filler: asyncio.Task[None] | None = None
         self._closed = False
         self.error: Failed | None = None
-        self._used = False
+        self._used = self._refused = False
         self.lent = 0  # used by waiting sandboxes
 
     def taken(self) -> None:
@@ -86,6 +87,15 @@ class Shelf:
         self.ready += 1
         self._waiting = max(0, self._waiting - 1)
         self._demand.give()
+
+    def refused(self, error: Failed) -> None:
+        """Note that the node could not take one. Who waits for it gets the error."""
+        self.ready -= 1
+        self.made -= 1
+        self._refused = True
+        self._waiting += 1
+        self._fail(error)
+        self._wake()
 
     async def warm(self, count: int | None = None) -> None:
         """Fill up to ``count``, or to the high mark. Raises the failure."""
@@ -154,6 +164,9 @@ class Shelf:
             await self._wanted.wait()
             self._wanted.clear()
             while self._short():
+                if self._refused:
+                    self._refused = False
+                    await asyncio.sleep(_RETRY_SECONDS)
                 half = self.ready <= self.size.low // 2
                 await self._gate.wait_idle(lambda: self._waiting > 0, soon=half)
                 began = time.monotonic()
@@ -257,7 +270,7 @@ class Parts:
         """Put a used network that is as new back for its function."""
         held.shelved, held.function = True, function
         if self.node and self._is_ours(held):
-            self.node.add(self._described(held))
+            self.node.give_back(self._described(held))
 
     def discard(self, held: Held) -> None:
         """End a part that no instance uses."""
@@ -268,6 +281,15 @@ class Parts:
             self.node.withdraw(held.index)
         self._free.append(held.index)
         self._end(held.made)
+
+    def refused(self, index: int, error: int) -> Held | None:
+        """End a new part that the node could not take; returns its record."""
+        held = self._held.pop(index, None)
+        if held:
+            if error != errno.EEXIST:  # else it has another of that index
+                self._free.append(index)
+            self._end(held.made)
+        return held
 
     def _is_ours(self, held: Held) -> bool:
         """Whether it is of this node; a previous node used the same indices."""

@@ -3,6 +3,7 @@
 The node takes them by itself; its reports are counted here.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -107,6 +108,14 @@ class Stock:
         is_network = event.step == wire.NETWORK
         shelf = self._shelves[wire.REACHES[event.status]] if is_network else self._cgroups
         shelf.want(event.pid)
+
+    def refused(self, index: int, error: int) -> None:
+        """Note that the node could not take a part that it was given."""
+        held = self.parts.refused(index, error)
+        if held and held.function == NOBODY:
+            shelf = self._shelves[held.reach] if isinstance(held.made, Network) else self._cgroups
+            shelf.refused(Failed(f"the node can take no {shelf.name}: {os.strerror(error)}",
+                                 "a higher limit of open files, or fewer instances"))  # fmt: skip
 
     def take(self, event: Event) -> None:
         """Count what a start took from the shelves, or what ended with a sandbox that waited."""
