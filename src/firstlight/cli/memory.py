@@ -1,28 +1,38 @@
-"""Fits the libraries that read runs into a limit of virtual memory (``ulimit -v``).
+"""Fits the libraries that read runs into limits of virtual memory and of threads.
 
-Each reserves address space for every CPU, and polars aborts the process when it gets none.
+Each reserves address space for every CPU, and starts threads; polars aborts or panics when it gets
+none.
 """
 
 import os
 import resource
+import threading
 
 from firstlight.errors import FirstlightError
 
 _LEAST = 1536 << 20
 """Of address space, most of which is never used: enough for a small run."""
 _THREADS = ("POLARS_MAX_THREADS", "OPENBLAS_NUM_THREADS")
+_OWN_THREADS, _FOR_EACH_CPU, _MOST = 12, 3, 256
+"""Threads that the libraries start in any case and for each CPU; no more than 256 are tried."""
 
 
 def fit() -> None:
-    """Where the memory is limited, have the libraries use one thread each.
+    """Where memory or threads are limited, have the libraries use one thread each.
 
-    Raises FirstlightError if the limit is too low for them.
+    Raises FirstlightError if a limit is too low for them.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit < 0:
-        return
-    if limit < _LEAST:
+    if 0 <= limit < _LEAST:
         raise too_little(f"to read a run takes {_LEAST >> 20} MiB")
+    all_threads = _OWN_THREADS + _FOR_EACH_CPU * (os.cpu_count() or 1)
+    if limit < 0 and _can_start(min(all_threads, _MOST)):
+        return
+    if not _can_start(_OWN_THREADS):
+        raise FirstlightError(
+            f"{_OWN_THREADS} threads cannot be started, which it takes to read a run",
+            "raise the limit of processes: ulimit -u, or the container's or cgroup's pids limit",
+        )
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     import numpy as np
@@ -35,6 +45,24 @@ def fit() -> None:
             del os.environ[name]
         else:
             os.environ[name] = value
+
+
+def _can_start(count: int) -> bool:
+    """Whether as many threads can be had at once."""
+    end = threading.Event()
+    threads = [threading.Thread(target=end.wait) for _ in range(count)]
+    started = []
+    try:
+        for thread in threads:
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        return False
+    finally:
+        end.set()
+        for thread in started:
+            thread.join()
+    return True
 
 
 def too_little(why: str) -> FirstlightError:

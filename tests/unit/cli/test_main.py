@@ -3,6 +3,7 @@ import re
 import resource
 import subprocess
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from tests.support import synthetic
 from typer.testing import CliRunner, Result
 
 from firstlight.cli import main as cli
+from firstlight.cli import memory
 from firstlight.cli import options as cli_options
 from firstlight.errors import FirstlightError, Unsupported
 from firstlight.lab import runner
 from firstlight.lab.cni import known
 from firstlight.lab.experiments import Case, Experiment, Options, catalogue
 from firstlight.model import EndPoint
+
+POOL = "POLARS_MAX_THREADS"
 
 
 def invoke(*words: str) -> Result:
@@ -72,6 +76,34 @@ def test_a_run_is_read_in_little_virtual_memory_whatever_the_number_of_cpus() ->
         "run", "--help", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (1 << 30,) * 2)
     )
     assert help_.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("most", "threads"), [(3, "refused"), (14, "one each"), (1000, "as many as they like")]
+)
+def test_a_run_is_read_with_few_threads(
+    most: int, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, start = threading.active_count(), threading.Thread.start
+
+    def start_some(thread: threading.Thread) -> None:
+        if threading.active_count() - before >= most:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    told: list[str | None] = []
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("polars.thread_pool_size", lambda: told.append(os.environ.get(POOL)))
+    monkeypatch.delenv(POOL, raising=False)
+    if threads == "refused":
+        with pytest.raises(FirstlightError, match="12 threads cannot be started") as error:
+            memory.fit()
+        assert "ulimit -u" in (error.value.hint or "")
+    else:
+        memory.fit()
+    assert told == (["1"] if threads == "one each" else [])
+    assert POOL not in os.environ
 
 
 def test_a_terminal_of_unknown_size_has_lines() -> None:
