@@ -16,8 +16,10 @@ import pytest
 pytest.importorskip("grpc_tools", reason="needs grpcio-tools")
 
 from tests.support.laboratory import sanitized
+from tests.support.pod_host import until
 from tests.support.shim_host import SECONDS, Connection, Refusal, Shim, bundle, shim
 
+from firstlight.agile.shim.mounts import mount
 from firstlight.agile.shim.ttrpc import Code, messages
 from firstlight.native import native
 
@@ -206,7 +208,7 @@ def test_who_holds_a_pod_has_no_rights_and_no_files(server: Shim, containerd: Co
     seen = about["Name"], (proc / "cmdline").read_bytes().rstrip(b"\0")
     assert seen == ("pause", b"/pause")  # not where the host has the program
     assert (proc / "exe").readlink() == native("shim-sandbox")  # as the next server knows it
-    assert not list((proc / "fd").iterdir())
+    until(lambda: not list((proc / "fd").iterdir()))  # closed after its answer
     assert [each.name for each in (proc / "root").iterdir()] == ["proc"]
     assert not list((proc / "root" / "proc").iterdir())
     ours = {name: Path(f"/proc/self/ns/{name}").readlink() for name in ("ipc", "uts", "pid", "mnt")}
@@ -240,6 +242,20 @@ def test_containers_of_a_pod_share_its_name_and_memory_and_outlive_the_server(
         containerd.ask(server.sandbox, "ShutdownSandbox", named)
     assert str(server.directory) not in Path("/proc/self/mountinfo").read_text()
     assert not list(server.directory.glob("sandboxes/*/*"))
+
+
+def test_a_pod_that_a_killed_server_has_begun_is_made_by_the_next(
+    server: Shim, containerd: Connection
+) -> None:
+    shm = server.directory / "sandboxes" / "default" / "pod" / "shm"
+    shm.mkdir(parents=True)
+    mount("tmpfs", "shm", shm, ())
+    server.kill_server()
+    make_pod(containerd, server)
+    assert len(list(shm.parent.glob("record.json"))) == 1
+    named = messages.SandboxRequest(sandbox_id="pod")
+    containerd.ask(server.sandbox, "ShutdownSandbox", named)
+    assert str(server.directory) not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_an_end_while_there_is_no_server_is_known_to_the_next(

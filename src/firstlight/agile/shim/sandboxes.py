@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import select
+import shutil
 import signal
 import socket
 from collections.abc import Iterable
@@ -168,8 +169,13 @@ class Sandboxes:
         write_whole(self.home(record) / _RECORD, msgspec.json.encode(record))
 
     def load(self) -> None:
-        """Read all records."""
-        for file in self._directory.glob(f"*/*/{_RECORD}"):
+        """Read all records, and remove what a killed server has made of a sandbox without one."""
+        for home in self._directory.glob("*/*"):
+            file = home / _RECORD
+            if not file.exists():
+                unmount(home / "shm")
+                shutil.rmtree(home)
+                continue
             record = msgspec.json.decode(file.read_bytes(), type=Record)
             sandbox = Sandbox(record)
             self.all[record.namespace, record.id] = sandbox
