@@ -1,0 +1,145 @@
+"""A system call of the node, or of a sandbox before its program, fails once: the start says so or
+succeeds all the same, the next one is served, and nothing is held for ever.
+
+One call in ``FAILING_EVERY`` is tried here, with one error each; ``FAILING_EVERY=1`` tries all.
+"""
+
+import asyncio
+import ctypes
+import mmap
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+import pytest
+from tests.support.agile_host import CONFIG, HERE, SOCKET, daemon, on_host, streams
+from tests.support.laboratory import compiled
+
+from firstlight.agile import Function
+from firstlight.agile.client import Client
+from firstlight.agile.node.process import pid_of
+from firstlight.errors import Failed
+
+EVERY = int(os.environ.get("FAILING_EVERY", "53"))
+WHICH = range(4) if EVERY == 1 else range(1)
+MANY = 1 << 30
+SLACK = 6
+"""Descriptors of what is being looked at, and of networks that pools keep or not."""
+
+Make = Callable[..., Function]
+Scenario = Callable[[Make, Client, int], None]
+
+
+class Order(ctypes.Structure):
+    """See failing.c."""
+
+    left: int
+    which: int
+    attached: int
+    name: bytes
+    _fields_ = (
+        ("left", ctypes.c_int),
+        ("which", ctypes.c_int),
+        ("error", ctypes.c_int),
+        ("attached", ctypes.c_int),
+        ("name", ctypes.c_char * 32),
+    )
+
+
+@pytest.fixture(scope="session")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if platform.machine() != "x86_64":
+        pytest.skip("calls are made to fail on x86-64 alone")
+    return compiled(HERE / "failing.c", tmp_path_factory.mktemp("failing") / "failing")
+
+
+@contextmanager
+def traced(program: Path, directory: Path, pid: int) -> Iterator[Order]:
+    file = directory / "order"
+    file.write_bytes(b"\xff" * ctypes.sizeof(Order))
+    with file.open("r+b") as opened:
+        order = Order.from_buffer(mmap.mmap(opened.fileno(), ctypes.sizeof(Order)))
+    order.attached = 0
+    process = subprocess.Popen([program, file, str(pid)])
+    try:
+        while not order.attached:
+            assert process.poll() is None
+        yield order
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ends(client: Client, function: Function) -> None:
+    """An instance that ends as it should, and says so."""
+    held = streams()
+    try:
+        assert client.wait(client.start(function, held[2]).id).status == 2
+    finally:
+        for descriptor in {*held[:2], *held[2]}:
+            os.close(descriptor)
+
+
+def cloned(make: Make, client: Client, turn: int) -> None:
+    ends(client, make("none", network="internal", reuse="none"))
+
+
+def in_a_user_namespace(make: Make, client: Client, turn: int) -> None:
+    ends(client, make("none", network="none", user_namespace=True))
+
+
+def registered_and_reused(make: Make, client: Client, turn: int) -> None:
+    again = make("none", network="none", reuse="sandbox", directory="/" + "./" * turn)
+    ends(client, again)
+    ends(client, again)
+
+
+SCENARIOS = (cloned, in_a_user_namespace, registered_and_reused)
+
+
+def held(pid: int) -> int:
+    """The descriptors of a node, but for those of functions and of sandboxes that wait."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    total = -len(children)
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            total += not str(path.readlink()).startswith(("/roots", "/memfd", "net:"))
+    return total
+
+
+def test_a_call_that_fails_costs_one_start_at_most(
+    function: Make, failing: Path, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        turns = count()
+        async with daemon():
+            node = pid_of(CONFIG)
+            with Client(SOCKET) as client, traced(failing, tmp_path, node) as order:
+
+                def fails(scenario: Scenario, nth: int, which: int) -> int:
+                    """How many calls there were beyond those that were to pass."""
+                    order.which, order.left = which, nth
+                    with suppress(Failed):
+                        scenario(function, client, next(turns))
+                    left, order.left = order.left, -1
+                    scenario(function, client, next(turns))
+                    assert pid_of(CONFIG) == node, order.name
+                    assert held(node) <= before + SLACK, order.name
+                    return nth - left
+
+                for scenario in SCENARIOS:
+                    scenario(function, client, next(turns))
+                    before = held(node)
+                    calls = fails(scenario, MANY, 0)
+                    assert calls > EVERY
+                    for nth in range(0, calls, EVERY):
+                        for which in WHICH:
+                            fails(scenario, nth, which)
+                while client.running():  # a sandbox may be renewed yet
+                    await asyncio.sleep(0.01)
+
+    on_host(main)
