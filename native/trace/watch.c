@@ -42,9 +42,11 @@ enum {
 	STRAYS = 64,
 	FORKED = 1024,
 	UNREAD = 8,
-	CONFIG_MAX = 1 << 20
+	DOCUMENT_MAX = 1 << 20
 };
 enum last { GOES_ON, LAST, WAITS };
+/* The bundle's config.json, and Docker's own record of the container. */
+enum document { CONFIG, RECORD };
 
 /* A watched program's execution: it goes on until its process ends, or a container's own program is
  * executed in its tree. */
@@ -66,7 +68,8 @@ static struct {
 	unsigned int root, tid;
 } forked[FORKED];
 static size_t forked_count;
-static FILE *configs; /* u32 pid, u32 size, and the bundle's config.json, of each that has one */
+/* Of each that has one: u32 pid, u32 enum document, u32 size, and the text. */
+static FILE *documents;
 static int unread; /* windows that were sent, and not answered */
 
 static struct {
@@ -258,26 +261,58 @@ static int is_create(const struct event *event)
 	return 0;
 }
 
-/* A bundle lasts no longer than its container. Any caller of a program with a watched name chooses the
- * file, so it is read without waiting, and only if it is a regular file. */
-static void take_config(const struct event *event)
+/* Hands over a file that lasts no longer than its container. Any caller of a program with a watched name
+ * chooses it, so it is read without waiting, and only if it is a regular file. Returns its text, to be
+ * freed, or NULL. */
+static char *take_document(const struct event *event, enum document kind, const char *path)
+{
+	struct stat about;
+	int file FILE_SCOPE = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (file < 0 || fstat(file, &about) || !S_ISREG(about.st_mode) ||
+	    about.st_size > DOCUMENT_MAX)
+		return NULL;
+	char *text = calloc((size_t)about.st_size + 1, 1);
+	ssize_t size = text ? pread(file, text, (size_t)about.st_size, 0) : -1;
+	if (size <= 0) {
+		free(text);
+		return NULL;
+	}
+	unsigned int head[] = {event->tid, kind, (unsigned int)size};
+	fwrite_unlocked(head, sizeof head, 1, documents);
+	fwrite_unlocked(text, 1, (size_t)size, documents);
+	return text;
+}
+
+/* The directory of Docker's own record of a container, which its /etc/hostname is mounted from, and its
+ * length; NULL if it is another engine's. */
+static const char *record_of(const char *config, int *length)
+{
+	static const char name[] = "/hostname\"", parent[] = "/containers/";
+	for (const char *end = config; (end = strstr(end, name)); end++) {
+		const char *start = memrchr(config, '"', (size_t)(end - config));
+		if (start && start[1] == '/' &&
+		    memmem(start, (size_t)(end - start), parent, strlen(parent))) {
+			*length = (int)(end - start - 1);
+			return start + 1;
+		}
+	}
+	return NULL;
+}
+
+static void take_documents(const struct event *event)
 {
 	const char *bundle = bundle_of(event);
 	char path[PATH_MAX];
-	struct stat about;
+	int length = 0;
 	snprintf(path, sizeof path, "/proc/%u/%s/%s/config.json", event->tid,
 		 *bundle == '/' ? "root" : "cwd", bundle);
-	int file FILE_SCOPE = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-	if (file < 0 || fstat(file, &about) || !S_ISREG(about.st_mode) ||
-	    about.st_size > CONFIG_MAX)
+	char *config FREE_SCOPE = take_document(event, CONFIG, path);
+	const char *directory = config ? record_of(config, &length) : NULL;
+	if (!directory)
 		return;
-	char *bytes FREE_SCOPE = malloc((size_t)about.st_size);
-	ssize_t size = bytes ? pread(file, bytes, (size_t)about.st_size, 0) : -1;
-	if (size <= 0)
-		return;
-	unsigned int head[] = {event->tid, (unsigned int)size};
-	fwrite_unlocked(head, sizeof head, 1, configs);
-	fwrite_unlocked(bytes, 1, (size_t)size, configs);
+	snprintf(path, sizeof path, "/proc/%u/root%.*s/config.v2.json", event->tid, length,
+		 directory);
+	free(take_document(event, RECORD, path));
 }
 
 static int is_stray(unsigned int root)
@@ -325,7 +360,7 @@ static void forget_forked(void)
 
 static void begin(const struct event *event)
 {
-	take_config(event);
+	take_documents(event);
 	clear_stray(event->root);
 	if (beginning_count == BEGINNINGS)
 		return;
@@ -457,14 +492,14 @@ static FILE *memory(const char *name)
 static int open_window(void)
 {
 	tracer_out = (struct tracer_out){.events = memory("events"), .texts = memory("texts")};
-	configs = memory("configs");
-	return tracer_out.events && tracer_out.texts && configs ? 0 : -tracer_failure.code;
+	documents = memory("documents");
+	return tracer_out.events && tracer_out.texts && documents ? 0 : -tracer_failure.code;
 }
 
 static int send_window(long long at, int whole, enum last last)
 {
 	enum { FILES = 4 };
-	FILE *files[FILES] = {tracer_out.events, tracer_out.texts, memory("stacks"), configs};
+	FILE *files[FILES] = {tracer_out.events, tracer_out.texts, memory("stacks"), documents};
 	int descriptors[FILES], error = !files[2];
 	char line[128];
 	if (!error && whole)

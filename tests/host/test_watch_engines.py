@@ -47,7 +47,7 @@ dockerd --data-root "$D/storage" --exec-root /run/docker --pidfile /run/docker.p
   --cgroup-parent "/$GROUP" > "$D/log" 2>&1 &
 for wait in $(seq 300); do docker version > /dev/null 2>&1 && break; sleep 0.2; done
 docker import --change 'CMD ["/bin/payload","once"]' "$D/image.tar" tiny:1 >&2
-docker run --name "$NAME" --network none tiny:1
+docker run --rm --name "$NAME" --network none tiny:1
 echo started; read -r end
 """
 

@@ -28,7 +28,8 @@ from firstlight.trace.kallsyms import Stacks
 
 _FILE_BYTES, _WORDS_BYTES = 256, 2048  # native/trace/trace.h
 _FILES = 4
-_CONFIG = struct.Struct("II")
+_DOCUMENT = struct.Struct("III")
+_OF_BUNDLE, _OF_ENGINE = 0, 1
 _LONGEST_NS = 20_000_000_000  # native/trace/watch.c
 _EXIT_SECONDS, _LOAD_SECONDS = 30, 120
 _LOOK_SECONDS = 5  # this takes 20 µs per process of the node
@@ -263,12 +264,12 @@ def _read(
 
     Its executions have no other ancestor than their own process.
     """
-    raw, text, stacks, configs = (_content(descriptor) for descriptor in descriptors)
+    raw, text, stacks, texts = (_content(descriptor) for descriptor in descriptors)
     events = np.frombuffer(raw, dtype=bpf.EVENT)
     ends = np.cumsum(events["text"], dtype=np.int64)
-    bundles = dict(_configs(configs))
+    documents = dict(_documents(texts))
     programs = [
-        _program(event, text[end - event["text"] : end], bundles)
+        _program(event, text[end - event["text"] : end], documents)
         for event, end in _of_kind(events, ends, bpf.BEGIN)
     ]
     executed = [
@@ -291,14 +292,14 @@ def _content(descriptor: int) -> bytes:
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
-def _configs(content: bytes) -> Iterator[tuple[int, object]]:
-    """The config.json of the bundle of each process that has one."""
+def _documents(content: bytes) -> Iterator[tuple[tuple[int, int], object]]:
+    """What is known of each process's container, by its pid and the kind of document."""
     at = 0
     while at < len(content):
-        pid, size = _CONFIG.unpack_from(content, at)
-        at += _CONFIG.size
+        pid, kind, size = _DOCUMENT.unpack_from(content, at)
+        at += _DOCUMENT.size
         with suppress(ValueError, RecursionError):
-            yield pid, json.loads(content[at : at + size])
+            yield (pid, kind), json.loads(content[at : at + size])
         at += size
 
 
@@ -320,7 +321,7 @@ def _ancestors(pid: int, parents: dict[int, int]) -> tuple[int, ...]:
     return tuple(ancestors)
 
 
-def _program(event: np.void, text: bytes, bundles: dict[int, object]) -> Program:
+def _program(event: np.void, text: bytes, documents: dict[tuple[int, int], object]) -> Program:
     file, words = text[:_FILE_BYTES], text[_FILE_BYTES : _FILE_BYTES + _WORDS_BYTES]
     variables = text[_FILE_BYTES + _WORDS_BYTES :][: int(event["args"][1])]
     pairs = (os.fsdecode(word).partition("=") for word in variables.split(b"\0"))
@@ -333,5 +334,6 @@ def _program(event: np.void, text: bytes, bundles: dict[int, object]) -> Program
             os.fsdecode(word) for word in words[: int(event["args"][0])].split(b"\0")[:-1]
         ),
         environment={name: value for name, _, value in pairs if name in _KEPT},
-        config=bundles.get(int(event["tid"])),
+        config=documents.get((int(event["tid"]), _OF_BUNDLE)),
+        record=documents.get((int(event["tid"]), _OF_ENGINE)),
     )

@@ -46,6 +46,8 @@ class Program:
     environment: dict[str, str]
     config: object = None
     """The bundle's config.json, as it was when the program was executed, if that could be read."""
+    record: object = None
+    """Docker's record of the container, likewise."""
 
     @property
     def name(self) -> str:

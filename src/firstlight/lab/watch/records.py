@@ -10,9 +10,9 @@ from typing import Any
 from firstlight.lab.watch.files import read_json
 
 
-def labels(container: str, bundle: str, config: object) -> dict[str, str]:
-    """The names of a container whose bundle has this config.json."""
-    return _of_storage(container, Path(bundle)) or _of_docker(container, config)
+def labels(container: str, bundle: str, record: object) -> dict[str, str]:
+    """The names of a container with this bundle, and this record if it is Docker's."""
+    return _of_storage(container, Path(bundle)) or _of_docker(container, record)
 
 
 def _of_storage(container: str, bundle: Path) -> dict[str, str]:
@@ -27,19 +27,12 @@ def _of_storage(container: str, bundle: Path) -> dict[str, str]:
     return {}
 
 
-def _of_docker(container: str, config: object) -> dict[str, str]:
-    """Docker: /etc/hostname is mounted from ``ROOT/containers/ID``, where its record is too."""
-    mounts = config.get("mounts") if isinstance(config, dict) else None
-    for mount in mounts if isinstance(mounts, list) else ():
-        source = Path(str(mount.get("source", ""))) if isinstance(mount, dict) else Path()
-        if source.parts[-3:] != ("containers", container, "hostname"):
-            continue
-        record = read_json(source.parent / "config.v2.json")
-        if isinstance(record, dict):
-            about = record.get("Config")
-            image = about.get("Image") if isinstance(about, dict) else None
-            return _words(container=str(record.get("Name", "")).lstrip("/"), image=image)
-    return {}
+def _of_docker(container: str, record: object) -> dict[str, str]:
+    if not isinstance(record, dict) or record.get("ID") != container:
+        return {}
+    about = record.get("Config")
+    image = about.get("Image") if isinstance(about, dict) else None
+    return _words(container=str(record.get("Name", "")).lstrip("/"), image=image)
 
 
 def _parsed(text: object) -> dict[str, Any]:

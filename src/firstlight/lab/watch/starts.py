@@ -126,7 +126,7 @@ def _take(start: Start, program: Program, role_: Role) -> None:
     start.programs.append(program)
     start.labels |= role_.labels | labels_of(role_.bundle, program.config)
     if role_.kind == "runtime":
-        kept = records.labels(start.container, role_.bundle, program.config)
+        kept = records.labels(start.container, role_.bundle, program.record)
         start.labels = kept | start.labels
         start.labels["runtime"] = program.name
     elif role_.kind == "network":

@@ -133,13 +133,10 @@ def test_engines_records_give_the_names_that_bundles_lack(tmp_path: Path) -> Non
         "container": "web", "image": "localhost/tiny:1"
     }  # fmt: skip
     assert records.labels("none", str(bundle), None) == {}
-    kept = tmp_path / "containers/id"
-    kept.mkdir(parents=True)
-    (kept / "config.v2.json").write_text(json.dumps({"Name": "/db", "Config": {"Image": "a:1"}}))
-    config = {"mounts": [7, {"source": "/proc"}, {"source": str(kept / "hostname")}]}
-    assert records.labels("id", "/run/b", config) == {"container": "db", "image": "a:1"}
-    (kept / "config.v2.json").write_text("[")
-    assert records.labels("id", "/run/b", config) == {}
+    dockers = {"ID": "id", "Name": "/db", "Config": {"Image": "a:1"}}
+    assert records.labels("id", "/run/b", dockers) == {"container": "db", "image": "a:1"}
+    for record in (dockers | {"ID": "other"}, {"ID": "id"}, {"ID": "id", "Config": 7}, [7], "x"):
+        assert records.labels("id", "/run/b", record) == {}
 
 
 def test_crio_names_its_pods_and_containers_in_one_word(tmp_path: Path) -> None:
