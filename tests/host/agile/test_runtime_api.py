@@ -81,6 +81,13 @@ def pid(event, context):
     return os.environ["AWS_LAMBDA_LOG_STREAM_NAME"]
 """
 TRACE = "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700"
+OPENED = """
+import asyncio
+LOOP, TEXT = asyncio.new_event_loop(), open(__file__)
+
+def main(event, context):
+    return [LOOP.run_until_complete(asyncio.sleep(0, "ran")), TEXT.read(8)]
+"""
 BROKEN = "raise RuntimeError('cannot load the model')\n"
 BOOTSTRAP = """#!/bin/bash
 set -eu
@@ -100,7 +107,7 @@ done
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    files = {"app.py": HANDLERS, "broken.py": BROKEN, "bootstrap": BOOTSTRAP}
+    files = {"app.py": HANDLERS, "broken.py": BROKEN, "opened.py": OPENED, "bootstrap": BOOTSTRAP}
     return lambda_root(tmp_path_factory.mktemp("lambda"), files)
 
 
@@ -116,6 +123,21 @@ def test_a_handler_answers_cold_and_then_warm(root: Path) -> None:
         assert json.loads(second.payload)["count"] == 2
         assert (second.cold, second.init_ns, second.log_tail) == (False, 0, b"seen 2\n")
 
+    with_serving(root, main)
+
+
+def test_what_an_import_left_open_is_open_when_the_handler_is_called(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main(serving: Serving) -> None:
+        answer = await call(serving, function(root, "opened.main"))
+        assert json.loads(answer.payload) == ["ran", "\nimport "]
+        assert (await call(serving, function(root, "app.echo"))).error is None
+        [refusal] = [text for text in caplog.messages if "is not forked" in text]
+        assert refusal.startswith("opened.main is not forked")
+        assert "/var/task/opened.py, anon_inode:[eventpoll], socket:" in refusal
+
+    caplog.set_level("INFO")
     with_serving(root, main)
 
 

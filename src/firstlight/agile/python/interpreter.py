@@ -34,6 +34,8 @@ INTERPRETER = "/usr/bin/python3"
 USER_NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
 _FILES_MOST = 1 << 16  # the number of files that a handler imports
 _FILES_LEAST = 64  # for an interpreter that imports, and receives a fork's descriptors
+_CONTROL = 3
+"""The control socket, after the streams; see ``zygote_main``."""
 _END_SECONDS = 5.0
 _SETTLE_SECONDS = _SEND_SECONDS = 10.0
 # Unbuffered: forks would inherit what an import printed, and lose what they print before a crash.
@@ -191,6 +193,9 @@ class Interpreter:
             raise Unconfined(f"importing {name} left processes running: {names}",
                              "start them in the handler")  # fmt: skip
         await asyncio.to_thread(self.check)
+        if self._function.serves == "events" and (left := await asyncio.to_thread(self._left_open)):
+            raise Unconfined(f"importing {name} left open what a fork would not have: {left}",
+                             "open it in the handler")  # fmt: skip
         await asyncio.to_thread(self._take_sources, files, directories)
         if self._drain.text:
             _log.info("importing %s wrote: %s", name, self._drain.text)
@@ -216,6 +221,15 @@ class Interpreter:
             what = f"shared memory, which all requests would share: {', '.join(sorted(shared))}"
             remedy = "make it in the handler: mmap, multiprocessing's locks and values"
             raise Unconfined(f"importing {name} left {what}", remedy)
+
+    def _left_open(self) -> str:
+        """Its files and sockets, other than its streams and its control socket."""
+        left = set()
+        with suppress(OSError):  # it has ended, which the next request notices
+            for entry in os.scandir(f"/proc/{self.pid}/fd"):
+                if int(entry.name) > _CONTROL:
+                    left.add(os.readlink(entry.path))  # noqa: PTH115 (a path costs twice that)
+        return ", ".join(sorted(left))
 
     def _shared(self) -> set[str]:
         """Memory that it can write to and its forks would read. Raises OSError."""
