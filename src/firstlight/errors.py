@@ -3,7 +3,27 @@
 The command line prints ``message`` and ``hint`` and exits with ``exit_status``.
 """
 
+import os
+import shlex
+import sys
 from collections.abc import Iterable
+
+_SUDO_FINDS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+"""sudo's secure_path of Debian. It has no directory of a user, as pipx and uv install to."""
+
+
+def _with_sudo() -> str:
+    words = "run firstlight with sudo"
+    if any(os.access(f"{directory}/firstlight", os.X_OK) for directory in _SUDO_FINDS):
+        return words
+    program = sys.argv[0] if sys.argv else ""
+    is_script = program.rpartition("/")[2] == "firstlight"
+    command = (program,) if is_script else (sys.executable or "python3", "-m", "firstlight")
+    return f"{words}: sudo {shlex.join(command)}"
+
+
+WITH_SUDO = _with_sudo()
+"""The remedy where root is needed."""
 
 
 class FirstlightError(Exception):

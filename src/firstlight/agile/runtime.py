@@ -32,7 +32,7 @@ from firstlight.agile.session import Session
 from firstlight.agile.single_flight import SingleFlight
 from firstlight.agile.wasm.resident import Resident
 from firstlight.agile.wasm.workers import Wasm
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, Unsupported
 
 _FOLLOW_SECONDS = 10.0
 
@@ -59,7 +59,7 @@ class Runtime:
 
     async def __aenter__(self) -> "Runtime":
         if os.geteuid() != 0:
-            raise Unsupported("the runtime needs root", "run firstlight with sudo")
+            raise Unsupported("the runtime needs root", WITH_SUDO)
         open_standard()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

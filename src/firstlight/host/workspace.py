@@ -15,7 +15,7 @@ from typing import TypeVar, cast
 
 from pyroute2 import IPRoute
 
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.ownership import claim, start_time
 
@@ -72,7 +72,7 @@ def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
     """
     state, disk = STATE / run, DISK / run
     if os.geteuid() != 0:
-        raise Unsupported("measuring needs root", "run firstlight with sudo")
+        raise Unsupported("measuring needs root", WITH_SUDO)
     owner = f"{os.getpid()} {start_time(os.getpid())}"
     lock = _claim(state)
     outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pyroute2 import netns
 
-from firstlight.errors import Failed, FirstlightError, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported
 from firstlight.host import cgroups, mounts
 from firstlight.host.mounts import unmount_below
 from firstlight.host.ownership import SCRATCH, pid_namespace, temporary
@@ -66,7 +66,7 @@ class Cleaned:
 def leftovers() -> list[Leftover]:
     """What dead runs left, in an order in which it can be removed. Raises Unsupported."""
     if os.geteuid() != 0:
-        raise Unsupported("only root can find what runs left", "run firstlight with sudo")
+        raise Unsupported("only root can find what runs left", WITH_SUDO)
     runs = _runs()
     dead = {run for run, alive in runs.items() if not alive}
     doomed = {pid: name for pid in _pids() if (name := _doomed(pid, dead))}

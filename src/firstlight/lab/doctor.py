@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from firstlight.errors import Failed, FirstlightError, Unsupported, describe
+from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported, describe
 from firstlight.host import facts
 from firstlight.host.cgroups import hierarchies, is_unified
 from firstlight.lab.backends import accel, firecracker_probe, rootfs, vm
@@ -31,7 +31,6 @@ _NEEDED = ("root", "/proc", _VETH)
 
 _BTF = facts.SYS / "kernel/btf/vmlinux"
 _STEAL_SECONDS = 0.3
-_SUDO = "run firstlight with sudo"
 _CONTAINER = (
     "see the checks above; in a container: mount a cgroup file system that it may write to, "
     "as --privileged or --volume /sys/fs/cgroup:/sys/fs/cgroup do"
@@ -129,7 +128,7 @@ def root() -> Check:
     """Namespaces, mounts, cgroups and eBPF need root."""
     if os.geteuid() == 0:
         return Check("root", True, "running as root")
-    return Check("root", False, f"running as user {os.geteuid()}", _SUDO)
+    return Check("root", False, f"running as user {os.geteuid()}", WITH_SUDO)
 
 
 def proc() -> Check:
@@ -192,7 +191,7 @@ def tracer() -> Check:
     try:
         bpf.probe()
     except (Failed, Unsupported) as error:
-        hint = _SUDO if os.geteuid() else "the checks above show what is missing"
+        hint = WITH_SUDO if os.geteuid() else "the checks above show what is missing"
         return Check(TRACER, False, error.message, hint)
     return Check(TRACER, True, "programs load and attach")
 
@@ -205,7 +204,7 @@ def symbols() -> Check:
         "kernel symbols",
         False,
         "/proc/kallsyms shows no addresses: traces cannot say what starts wait for",
-        _SUDO
+        WITH_SUDO
         if os.geteuid()
         else "sysctl kernel.kptr_restrict=1; in a container also --cap-add=SYSLOG",
     )
@@ -229,7 +228,7 @@ def veth() -> Check:
         _VETH,
         False,
         f"cannot be made: {message[0]}",
-        _SUDO if os.geteuid() else
+        WITH_SUDO if os.geteuid() else
         "modprobe veth; the kernel needs CONFIG_NET_NS and CONFIG_VETH, and ip is in iproute2",
     )  # fmt: skip
 

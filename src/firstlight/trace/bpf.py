@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, Unsupported
 from firstlight.host.facts import PROC, SYS, read_line
 from firstlight.host.ownership import scratch
 from firstlight.native import native
@@ -158,7 +158,7 @@ def _config() -> str:
 def probe() -> None:
     """Raise Unsupported if the eBPF programs do not load and attach here."""
     if os.geteuid() != 0:
-        raise Unsupported("tracing needs root", "run firstlight with sudo")
+        raise Unsupported("tracing needs root", WITH_SUDO)
     done = subprocess.run(
         [*program(), "--probe", native("trace.bpf.o")], capture_output=True, text=True
     )

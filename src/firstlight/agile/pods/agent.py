@@ -18,7 +18,7 @@ from firstlight.agile.pods import wire
 from firstlight.agile.pods.leases import Lease, Leases
 from firstlight.agile.pods.networks import PodNetwork, PodNetworks
 from firstlight.agile.pods.wire import Answer, Code, Request, Verb
-from firstlight.errors import Failed, FirstlightError, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported
 
 _BACKLOG = 4096
 _RIGHTS = socket.CMSG_SPACE(4)
@@ -50,7 +50,7 @@ class Agent:
 
     async def __aenter__(self) -> "Agent":
         if os.geteuid() != 0:
-            raise Unsupported("the agent needs root", "run firstlight with sudo")
+            raise Unsupported("the agent needs root", WITH_SUDO)
         self.leases.open()
         try:
             self._take_over()

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, Unsupported
 from firstlight.files import write_whole
 from firstlight.native import native
 
@@ -46,7 +46,7 @@ def install(binaries: Path) -> Path:
 def serve(directory: Path, events: str, runtime: str, prepared: int) -> NoReturn:
     """Execute the keeper, which starts the server. Raises Unsupported, Failed."""
     if os.geteuid() != 0:
-        raise Unsupported("the shim's server needs root", "run firstlight with sudo")
+        raise Unsupported("the shim's server needs root", WITH_SUDO)
     program = shutil.which(runtime)
     if not program:
         raise Unsupported(f"the OCI runtime {runtime} is not installed",

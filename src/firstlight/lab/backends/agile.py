@@ -22,7 +22,7 @@ from firstlight.agile import Config, Function
 from firstlight.agile.client import Client
 from firstlight.agile.config import Pools, PoolSize
 from firstlight.agile.node import process
-from firstlight.errors import Failed, UnknownName, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, UnknownName, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Command, Execute, Prepared
@@ -78,7 +78,7 @@ class Agile:
         if self.depth not in DEPTHS:
             raise UnknownName("depth", self.depth, DEPTHS)
         if os.geteuid() != 0:
-            raise Unsupported("the agile runtime needs root", "run firstlight with sudo")
+            raise Unsupported("the agile runtime needs root", WITH_SUDO)
         if not shutil.which("nft"):
             raise Unsupported("nft is not installed", "apt-get install nftables")
 

@@ -23,7 +23,7 @@ from typing import Self
 
 from pyroute2 import IPRoute, NetlinkError
 
-from firstlight.errors import Failed, UnknownName, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, UnknownName, Unsupported
 from firstlight.host.commands import run
 from firstlight.host.mounts import mount_points
 from firstlight.host.workspace import DISK, Workspace
@@ -77,7 +77,7 @@ class Cni:
         if self.operation not in OPERATIONS:
             raise UnknownName("CNI operation", self.operation, OPERATIONS)
         if os.geteuid() != 0:
-            raise Unsupported("setting up networks needs root", "run firstlight with sudo")
+            raise Unsupported("setting up networks needs root", WITH_SUDO)
         network, about = known.find(self.conf)
         for kind in _kinds(network):
             find(kind, known.path(about))

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from firstlight.errors import Failed, NotApplicable, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, NotApplicable, Unsupported
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Execute, Prepared, firecracker_api, firecracker_probe, vm
 from firstlight.lab.backends.firecracker_room import (
@@ -99,9 +99,7 @@ class Firecracker:
     def probe(self) -> None:
         """Needs root, the binary, a KVM that runs guests, taps, and the guest."""
         if os.geteuid() != 0:
-            raise Unsupported(
-                "starting VMs on the lab's network needs root", "run firstlight with sudo"
-            )
+            raise Unsupported("starting VMs on the lab's network needs root", WITH_SUDO)
         self._check_words()
         program = firecracker_probe.find(self.binary)
         version = firecracker_probe.version(program)

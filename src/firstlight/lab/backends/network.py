@@ -17,7 +17,7 @@ from socket import if_nametoindex
 
 from pyroute2 import IPRoute
 
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, Unsupported
 from firstlight.host.commands import run
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Execute, Prepared
@@ -100,7 +100,7 @@ class Network:
     def probe(self) -> None:
         """Needs root, ``ip``, and a kernel with network namespaces and veth."""
         if os.geteuid() != 0:
-            raise Unsupported("setting up networks needs root", "run firstlight with sudo")
+            raise Unsupported("setting up networks needs root", WITH_SUDO)
         for program, package in (("ip", "iproute2"), ("unshare", "util-linux")):
             if not shutil.which(program):
                 raise Unsupported(f"{program} is not installed", f"apt-get install {package}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.commands import run
 from firstlight.host.mounts import unmount_below
@@ -106,7 +106,7 @@ class Oci:
     def probe(self) -> None:
         """Needs root, the runtime, and what its root file system needs."""
         if os.geteuid() != 0:
-            raise Unsupported("starting containers needs root", "run firstlight with sudo")
+            raise Unsupported("starting containers needs root", WITH_SUDO)
         self._program()
         if self.rootfs:
             rootfs.probe(self.rootfs)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from firstlight.errors import Unsupported
+from firstlight.errors import WITH_SUDO, Unsupported
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Execute, Prepared
 from firstlight.model import EndPoint
@@ -27,7 +27,7 @@ class Process:
     def probe(self) -> None:
         """Needs root, which may make namespaces everywhere."""
         if os.geteuid() != 0:
-            raise Unsupported("making namespaces needs root", "run firstlight with sudo")
+            raise Unsupported("making namespaces needs root", WITH_SUDO)
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:

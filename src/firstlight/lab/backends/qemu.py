@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from firstlight.errors import Failed, NotApplicable, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, NotApplicable, Unsupported
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Execute, Prepared, qemu_build, virtiofs, vm
 from firstlight.lab.backends.accel import ACCELERATORS, Accelerator, choose
@@ -98,9 +98,7 @@ class Qemu:
     def probe(self) -> None:
         """Needs root, the binary with machine type and devices, an accelerator, taps, the guest."""
         if os.geteuid() != 0:
-            raise Unsupported(
-                "starting VMs on the lab's network needs root", "run firstlight with sudo"
-            )
+            raise Unsupported("starting VMs on the lab's network needs root", WITH_SUDO)
         _check_words(self)
         if self.protocol == "direct":
             raise NotApplicable(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from firstlight.errors import Unsupported
+from firstlight.errors import WITH_SUDO, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.mounts import unmount_below
 from firstlight.host.workspace import Workspace
@@ -64,7 +64,7 @@ class Sandboxer:
     def probe(self) -> None:
         """Needs the program, and root as all others do."""
         if os.geteuid() != 0:
-            raise Unsupported("making namespaces needs root", "run firstlight with sudo")
+            raise Unsupported("making namespaces needs root", WITH_SUDO)
         if not shutil.which(self.program):
             raise Unsupported(f"{self.program} is not installed", "install it")
 

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.commands import run
 from firstlight.host.workspace import DISK, Workspace
@@ -54,7 +54,7 @@ class Storm:
     def probe(self) -> None:
         """Needs root, and what the storm is made of."""
         if os.geteuid() != 0:
-            raise Unsupported("this needs root", "run firstlight with sudo")
+            raise Unsupported("this needs root", WITH_SUDO)
         if self.storm == "cgroup move" and _unified() is None:
             raise Unsupported("no cgroup v2 hierarchy is mounted", "mount -t cgroup2 none DIR")
         if self.storm == "xtables lock" and not shutil.which("iptables-legacy"):

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from firstlight.agile.shim import command as shim
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.commands import run
 from firstlight.host.workspace import Workspace
@@ -73,7 +73,7 @@ class Cluster:
 def probe(*, control_plane: bool = True) -> None:
     """Raise Unsupported if a cluster cannot run here."""
     if os.geteuid() != 0:
-        raise Unsupported("a cluster needs root", "run firstlight with sudo")
+        raise Unsupported("a cluster needs root", WITH_SUDO)
     programs.probe(programs.CLUSTER if control_plane else programs.NODE)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from firstlight.errors import Failed, FirstlightError, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported
 from firstlight.files import write_whole
 from firstlight.host.ownership import start_time
 from firstlight.host.workspace import STATE, sandbox
@@ -212,7 +212,7 @@ def _resident(pid: int) -> int:
 def _record() -> Record | None:
     """The record of a cluster whose keeper is alive; None if there is none. Raises Unsupported."""
     if os.geteuid() != 0:
-        raise Unsupported("a cluster needs root", "run firstlight with sudo")
+        raise Unsupported("a cluster needs root", WITH_SUDO)
     try:
         record = msgspec.json.decode(_RECORD.read_bytes(), type=Record)
         alive = start_time(record.keeper) == record.keeper_started
