@@ -23,11 +23,13 @@ from firstlight.agile.serving.answer import (
 )
 from firstlight.agile.serving.log import Log, start_logged
 from firstlight.agile.serving.runtime_api import Event, Lost, Reply, RuntimeApi
+from firstlight.agile.verify import Unconfined
 from firstlight.errors import Failed
 
 INIT_SECONDS = 10.0
 """The least time limit of an instance's initialization."""
 _TAIL_MAX = 4096
+Import = tuple[str, str, int]
 Sink = Callable[[bytes], None]
 _log = logging.getLogger(__name__)
 _COMMANDS = {
@@ -165,15 +167,18 @@ class Kept:
         await self.instance.stop()
 
 
-async def start(runtime: Runtime, version: FunctionVersion, sink: Sink) -> Kept:
-    """Start an instance, and wait until it asks for its first event.
+async def start(
+    runtime: Runtime, version: FunctionVersion, sink: Sink, unforked: set[Import]
+) -> Kept:
+    """Start an instance, and wait until it asks for its first event. ``unforked`` has the versions
+    whose import cannot be shared.
 
     Raises InitFailed if it fails before, and Failed if it cannot be started.
     """
     requested = time.monotonic_ns()
     instance: Forked | Instance
-    if forks(version):
-        instance, log = await _forked(runtime, version, requested, sink)
+    if forks(version) and import_of(version) not in unforked:
+        instance, log = await _forked(runtime, version, requested, sink, unforked)
     else:
         instance, log = await start_logged(runtime, definition(version), sink, requested)
     api = RuntimeApi()
@@ -198,15 +203,29 @@ def forks(version: FunctionVersion) -> bool:
 
 
 async def _forked(
-    runtime: Runtime, version: FunctionVersion, requested: int, sink: Sink
+    runtime: Runtime, version: FunctionVersion, requested: int, sink: Sink, unforked: set[Import]
 ) -> tuple[Forked | Instance, Log]:
     """Start a fork; or an interpreter of its own, if the import fails or cannot be shared."""
     try:
         forked = await runtime.serve(python_definition(version), _of_instance(version))
     except Failed as error:
-        _log.info("%s is not forked: %s", version.name, error.message)
+        not_forked(version, error, unforked)
         return await start_logged(runtime, definition(version), sink, requested)
     return forked, Log(forked.outputs, sink)
+
+
+def import_of(version: FunctionVersion) -> Import:
+    """What is imported for it."""
+    return version.root, version.handler, version.revision
+
+
+def not_forked(version: FunctionVersion, error: Failed, unforked: set[Import]) -> None:
+    """Note why its instances have interpreters of their own: at their next start, if that will not
+    change.
+    """
+    _log.info("%s is not forked: %s", version.name, error.message)
+    if isinstance(error, Unconfined):
+        unforked.add(import_of(version))
 
 
 def python_definition(version: FunctionVersion) -> Function:

@@ -1,7 +1,6 @@
 """Answers events of all functions of a node."""
 
 import asyncio
-import logging
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
     from firstlight.agile.serving.web import Web, WebInstance
 
-_log = logging.getLogger(__name__)
-
 
 class Serving:
     """Answers events. An async context manager; leaving it ends the kept instances."""
@@ -38,6 +35,7 @@ class Serving:
         self.observers: list[Callable[[Outcome], None]] = []
         self._webs: dict[tuple[str, str], Web] = {}
         self._replaced: set[Web] = set()
+        self._unforked: set[kept.Import] = set()
         self.written = Written()
         self._releasing: set[asyncio.Task[None]] = set()
 
@@ -120,7 +118,7 @@ class Serving:
             except ImportFailed:
                 raise
             except Failed as error:  # each instance has an interpreter of its own
-                _log.info("%s is not forked: %s", version.name, error.message)
+                kept.not_forked(version, error, self._unforked)
 
     async def try_mounts(self, version: FunctionVersion) -> None:
         """Check that a version's volumes and secrets can be mounted in its root. Raises Failed."""
@@ -254,7 +252,9 @@ class Serving:
         if fleet is None:
             fleet = Fleet(
                 version,
-                lambda version: kept.start(self.runtime, version, self.written.sink(version.name)),
+                lambda version: kept.start(
+                    self.runtime, version, self.written.sink(version.name), self._unforked
+                ),
                 self._emptied,
             )
             self._fleets[key] = fleet
