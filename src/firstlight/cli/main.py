@@ -40,6 +40,8 @@ _SHORTAGES = _DISK_ERRORS | {
 }  # fmt: skip
 """What a host may lack anywhere; another error of no file is a defect, whose traceback is shown."""
 _INTERRUPTED = 128 + signal.SIGINT
+_SYSTEM = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+"""Where runc, ip and nft are: Debian's users have none of them in PATH, nor has root after su."""
 _READERS = frozenset({"run", "trace", "watch", "report", "compare", "gate", "claims"})
 
 app = typer.Typer(
@@ -85,6 +87,9 @@ def _options(
     asks_help = {"-h", "--help"} & {*takewhile(lambda word: word != "--", sys.argv)}
     if context.invoked_subcommand in _READERS and not asks_help:
         memory.fit()
+    if context.invoked_subcommand != "trace":  # its command gets the caller's PATH
+        path = os.environ.get("PATH", os.defpath).split(":")
+        os.environ["PATH"] = ":".join((*path, *(each for each in _SYSTEM if each not in path)))
 
 
 def main() -> None:

@@ -51,6 +51,23 @@ def test_a_removed_working_directory_is_named(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[0] == "firstlight: the working directory has been removed"
 
 
+@pytest.mark.parametrize(
+    ("path", "verb", "searched"),
+    [("/bin:/usr/sbin", "list", "/bin:/usr/sbin:/usr/local/sbin:/sbin"),
+     (None, "list", f"{os.defpath}:/usr/local/sbin:/usr/sbin:/sbin"),
+     ("/bin", "trace", "/bin")],
+)  # fmt: skip
+def test_programs_of_the_system_are_found_whatever_path_has(
+    path: str | None, verb: str, searched: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Except for a traced command, whose environment is the caller's."""
+    monkeypatch.setenv("PATH", path or "")
+    if path is None:
+        monkeypatch.delenv("PATH")
+    invoke(verb, "none")
+    assert os.environ["PATH"] == searched
+
+
 def test_too_little_virtual_memory_is_named(tmp_path: Path) -> None:
     limits = (1 << 30, resource.RLIM_INFINITY)
     done = firstlight(
