@@ -384,6 +384,20 @@ static __always_inline __u32 level_of(struct task_struct *p)
 	return BPF_CORE_READ(p, thread_pid, level);
 }
 
+static __always_inline struct task_struct *parent_of(struct task_struct *p)
+{
+	return BPF_CORE_READ(p, real_parent, group_leader);
+}
+
+/* How a process's children are watched, by its name; 0 if they are not. */
+static __always_inline __u32 sign_of(struct task_struct *p)
+{
+	char name[NAME] = {};
+	BPF_CORE_READ_INTO(&name, p, comm);
+	__u32 *sign = bpf_map_lookup_elem(&names, name);
+	return sign && *sign != SIGN ? *sign : 0;
+}
+
 /* Whether a program has a watched name, whatever its arguments, or is a child of one whose children are
  * watched: a runtime or a plugin of another name. A container's own program is also a child of the shim,
  * but a PID namespace below. */
@@ -394,18 +408,19 @@ static __always_inline int is_sign(struct task_struct *p)
 	__u32 *sign = bpf_map_lookup_elem(&names, name);
 	if (sign)
 		return *sign != CHILDREN_ALONE;
-	struct task_struct *parent = BPF_CORE_READ(p, real_parent, group_leader);
-	BPF_CORE_READ_INTO(&name, parent, comm);
-	sign = bpf_map_lookup_elem(&names, name);
-	return sign && *sign != SIGN && level_of(p) == level_of(parent);
+	struct task_struct *parent = parent_of(p);
+	return sign_of(parent) && level_of(p) == level_of(parent);
 }
 
-/* A watched program says how it was called; one that is not traced becomes a root. */
+/* A watched program says how it was called; one that is not traced becomes a root, and so does a daemon's
+ * child: the daemon has others, of other starts. */
 static __always_inline void begin(struct task_struct *p, __u32 tid, const char *file)
 {
 	if (!tid || !is_sign(p))
 		return;
 	struct task *known = traced(tid);
+	if (known && sign_of(parent_of(p)) == CHILDREN_ALONE)
+		known->root = tid;
 	struct task task = new_task(known ? known->root : tid, GROUP(p));
 	struct begin *out = bpf_ringbuf_reserve(&events, sizeof *out, 0);
 	if (!out || (!known && keep(tid, &task))) {

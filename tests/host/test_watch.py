@@ -207,6 +207,33 @@ def test_starts_made_in_unusual_ways_are_found(bundle: Path, tmp_path: Path) -> 
     assert engines == ["nerdctl"]
 
 
+DAEMON = """
+read -r begin
+SLEEP=1 "$D/bin/runc" run --bundle "$D/bundle" "${ID}0" &
+sleep 0.5 # the daemon is traced from here on
+SLEEP=2 "$D/bin/runc" run --bundle "$D/bundle" "${ID}1" &
+"$D/bin/runc" run --bundle "$D/bundle" "${ID}2"
+wait
+"""
+
+
+def test_starts_of_one_daemon_end_by_themselves(bundle: Path, tmp_path: Path) -> None:
+    prefix = f"w{uuid.uuid4().hex[:8]}-"
+    slow = tmp_path / "bin" / "runc"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh -e\nsleep "${{SLEEP:-0}}"\nexec {shutil.which("runc")} "$@"\n')
+    slow.chmod(0o755)
+    shutil.copy("/bin/bash", tmp_path / "containerd")
+    daemon = subprocess.Popen(
+        [tmp_path / "containerd", "-c", DAEMON], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        env=os.environ | {"D": str(tmp_path), "ID": prefix},
+    )  # fmt: skip
+    with watching("--sample", 1) as watch:
+        daemon.communicate(b"begin\n", timeout=SECONDS)
+        seen = watch.starts(prefix, 3)
+    assert [record["error"] for record in seen] == [None] * 3
+
+
 def test_a_container_in_the_namespace_of_another_is_found(bundle: Path, tmp_path: Path) -> None:
     prefix = f"w{uuid.uuid4().hex[:8]}-"
     holder = subprocess.Popen(
