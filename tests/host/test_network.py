@@ -313,6 +313,14 @@ def test_all_tricks_together(lab: Workspace) -> None:
         assert list(addresses(link)) == ["10.88.0.2"]
 
 
+def test_a_link_that_goes_with_its_peer_is_no_failure_of_its_removal(lab: Workspace) -> None:
+    before = state()
+    with commands_of(Network(method="netlink"), 1, lab):
+        words = "ip link add fl0-h type veth peer name fl0-c"
+        subprocess.check_call(words.split())
+    assert state() == before
+
+
 @pytest.mark.parametrize(
     ("method", "text"),
     [

@@ -5,6 +5,7 @@ both ends up, an address, the routes; each step is stamped. It uses the ``ip`` c
 would, or netlink within one process. ``TRICKS`` are ways to make it faster.
 """
 
+import errno
 import os
 import shutil
 import subprocess
@@ -13,9 +14,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from socket import if_nametoindex
 
-from pyroute2 import IPRoute
+from pyroute2 import IPRoute, NetlinkError
 
 from firstlight.errors import WITH_SUDO, Failed, Unsupported
 from firstlight.host.commands import run
@@ -31,7 +31,6 @@ _GATEWAY6 = IPv6Address("fd88::1")
 _NAMED = Path("/run/netns")
 _IPV6_OFF = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
 _LOOPBACK = 1
-_SETTLE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -141,13 +140,6 @@ class Network:
             )  # fmt: skip
 
 
-def _exists(link: str) -> bool:
-    try:
-        return if_nametoindex(link) > 0
-    except OSError:
-        return False
-
-
 def _addresses(index: int, has_address6: bool) -> tuple[str, ...]:
     own = ("--address", str(GATEWAY + 1 + index), "--gateway", str(GATEWAY))
     return (*own, "--address6", str(_GATEWAY6 + 1 + index)) if has_address6 else own
@@ -220,5 +212,9 @@ def _pruned_mounts() -> Iterator[Path]:
 def _delete_links(names: set[str]) -> None:
     with IPRoute() as netlink:
         for link in netlink.get_links():
-            if link.get("ifname") in names and _exists(link.get("ifname")):
-                netlink.link("del", index=link["index"])
+            if link.get("ifname") in names:
+                try:
+                    netlink.link("del", index=link["index"])
+                except NetlinkError as error:  # it went with its peer, or with the peer's namespace
+                    if error.code != errno.ENODEV:
+                        raise
