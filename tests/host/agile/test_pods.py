@@ -216,7 +216,7 @@ def test_check_sees_what_was_changed(host: PodHost) -> None:
     assert host.plugin("CHECK", "a", wrong)["code"] == 102
     link = answer["interfaces"][0]["name"]
     host.sh(f"ip link set {link} down")
-    assert "the host's end" in host.plugin("CHECK", "a", conf)["msg"]
+    until(lambda: "the host's end" in host.plugin("CHECK", "a", conf).get("msg", ""))
     host.sh(f"ip link set {link} up")
     until(lambda: host.plugin("CHECK", "a", conf) == {})
     for change in ("ip route del default", "ip link set eth0 down", "ip link del eth0"):
