@@ -21,7 +21,7 @@ from firstlight.agile.pods.wire import Answer, Code, Request, Verb
 from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported
 
 _BACKLOG = 4096
-_RIGHTS = socket.CMSG_SPACE(4)
+_RIGHT, _RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS), socket.CMSG_SPACE(4)
 _AT_ONCE = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 _LOOK_SECONDS, _RETRY_SECONDS = 10.0, 0.1
 _SILENCE_SECONDS = 30.0
@@ -335,7 +335,7 @@ def _send(peer: socket.socket, answer: bytes, descriptor: int = -1) -> bool:
     """Send an answer; returns whether the plugin was still there."""
     try:
         if descriptor >= 0:
-            socket.send_fds(peer, [answer], [descriptor])
+            peer.sendmsg([answer], [(*_RIGHT, descriptor.to_bytes(4, "little"))])
         else:
             peer.send(answer)
     except OSError:

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from firstlight.agile.pods.wire import Key
 from firstlight.errors import Failed
 
@@ -131,9 +133,8 @@ class Leases:
         try:
             if self._lines > 2 * len(self._by_number) + _SPARE_LINES:
                 self._rewrite()
-            size = os.fstat(self._file).st_size
-            if os.write(self._file, line) != len(line):
-                os.ftruncate(self._file, size)
+            if (written := os.write(self._file, line)) != len(line):
+                os.ftruncate(self._file, os.fstat(self._file).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise Failed(f"cannot write {self._path}: {error.strerror}") from error
@@ -141,4 +142,4 @@ class Leases:
 
 
 def _line(*event: str | int) -> bytes:
-    return json.dumps(event).encode() + b"\n"
+    return msgspec.json.encode(event) + b"\n"
