@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from firstlight.cli.output import Json, examples, print_json, say, stdout, writing
+from firstlight.cli.output import Json, examples, finite, print_json, say, stdout, writing
 
 
 def gate(
@@ -27,7 +27,10 @@ def gate(
         bool, typer.Option("--time", help="Fail if starts are significantly slower, too.")
     ] = False,
     threshold: Annotated[
-        float, typer.Option(metavar="SHARE", min=0, help="Smallest change of the time that counts.")
+        float,
+        typer.Option(
+            metavar="SHARE", min=0, callback=finite, help="Smallest change of the time that counts."
+        ),
     ] = 0.05,
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append the result as Markdown.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from firstlight.cli.output import completion
+from firstlight.cli.output import YEAR, completion, finite
 from firstlight.errors import FirstlightError, UnknownName, Unsupported
 
 if TYPE_CHECKING:
@@ -151,7 +151,10 @@ Out = Annotated[
 ]
 Cold = Annotated[bool, typer.Option("--cold", help="Drop the page cache before each batch.")]
 Trace = Annotated[bool, typer.Option(help="Also trace starts, for the breakdown.")]
-Deadline = Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Deadline per start.")]
+Deadline = Annotated[
+    float,
+    typer.Option(metavar="SECONDS", min=0.1, max=YEAR, callback=finite, help="Deadline per start."),
+]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the schedule's order.")]
 
 

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 RUNS = Path("runs")
+YEAR = 365 * 24 * 3600
+"""The longest time in seconds that an option takes."""
 _CONTROLS = {
     code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if code != ord("\n")
 }
@@ -25,6 +28,13 @@ _ASCII = dict(
 )
 """What stands for our own signs where the locale has none."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def finite(number: float | None) -> float | None:
+    """Refuse NaN and the infinite, which ranges let pass: the callback of an option."""
+    if number is not None and not isfinite(number):
+        raise typer.BadParameter(f"{number} is not a finite number")
+    return number
 
 
 def examples(*lines: str) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from firstlight.cli import memory
-from firstlight.cli.output import Json, examples, print_json, print_table
+from firstlight.cli.output import Json, examples, finite, print_json, print_table
 from firstlight.errors import FirstlightError
 
 if TYPE_CHECKING:
@@ -24,17 +24,26 @@ def plan(
     pods: Annotated[int, typer.Option(min=1, metavar="N", help="Pods per node.")] = 500,
     nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Nodes of the cluster.")] = 1000,
     rate: Annotated[
-        float, typer.Option(min=0, metavar="N", help="Pods replaced per second, on each node.")
+        float,
+        typer.Option(
+            min=0, metavar="N", callback=finite, help="Pods replaced per second, on each node."
+        ),
     ] = 2.0,
     burst: Annotated[
         int, typer.Option(min=0, metavar="N", help="Pods replaced at once, on each node.")
     ] = 30,
     every: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="Time between such bursts.")
+        float,
+        typer.Option(min=1, metavar="SECONDS", callback=finite, help="Time between such bursts."),
     ] = 60.0,
     leaving: Annotated[
         float,
-        typer.Option(min=0, metavar="SECONDS", help="Time until an ended pod's address is free."),
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            callback=finite,
+            help="Time until an ended pod's address is free.",
+        ),
     ] = 2.0,
     as_json: Json = False,
 ) -> None:

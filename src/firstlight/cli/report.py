@@ -10,6 +10,7 @@ from firstlight.cli.output import (
     Json,
     completion,
     examples,
+    finite,
     print_json,
     say,
     stdout,
@@ -71,7 +72,8 @@ def compare(
     b: Annotated[Path, typer.Argument(metavar="B", help="The run that may be slower.")],
     *,
     threshold: Annotated[
-        float, typer.Option(metavar="SHARE", min=0, help="Smallest change that counts.")
+        float,
+        typer.Option(metavar="SHARE", min=0, callback=finite, help="Smallest change that counts."),
     ] = 0.05,
     allow_different_hosts: Annotated[
         bool, typer.Option("--allow-different-hosts", help="Allow runs from different hosts.")

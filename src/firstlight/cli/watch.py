@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from firstlight.cli.output import Json, examples, say
+from firstlight.cli.output import YEAR, Json, examples, finite, say
 from firstlight.errors import FirstlightError, Unsupported
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ def watch(
         int, typer.Option(metavar="MIB", min=1, help="Size of all kept runs together.")
     ] = 1024,
     max_age: Annotated[
-        float, typer.Option(metavar="DAYS", min=0.01, help="Age at which runs are removed.")
+        float,
+        typer.Option(
+            metavar="DAYS", min=0.01, callback=finite, help="Age at which runs are removed."
+        ),
     ] = 7.0,
     http: Annotated[
         str | None,
@@ -76,11 +79,15 @@ def watch(
             metavar="PERCENT",
             min=0.0,
             max=100.0,
+            callback=finite,
             help="CPU time of the node that tracing may take; starts beyond it have only a total.",
         ),
     ] = 0.5,
     duration: Annotated[
-        float | None, typer.Option(metavar="SECONDS", min=0, help="Stop after this time.")
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0, max=YEAR, callback=finite, help="Stop after this time."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

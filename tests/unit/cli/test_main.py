@@ -380,3 +380,18 @@ def test_a_start_with_a_malformed_option_names_the_form(
 ) -> None:
     error = refusal("agile", "start", "--rootfs", "/", *option, "--", "/bin/true")
     assert (error.message, error.hint) == (fact, hint)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "run floor --deadline", "watch --max-age", "watch --budget", "watch --duration",
+        "gate a b --threshold", "compare a b --threshold", "agile plan a --rate",
+        "agile plan a --every", "agile plan a --leaving",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_number_that_is_none_is_refused(words: str, number: str) -> None:
+    done = invoke(*words.split(), number)
+    assert done.exit_code == 2
+    assert f"Invalid value for '{words.split()[-1]}'" in done.stderr
