@@ -102,13 +102,32 @@ def test_the_life_of_a_function(tmp_path: Path) -> None:
     with_functions(tmp_path, main)
 
 
+def test_what_a_function_has_not_is_read_as_none(tmp_path: Path) -> None:
+    async def main(_: Functions) -> None:
+        async with boto() as call:
+            await call("create_function", **create("f"))
+            signing = await call("get_function_code_signing_config", FunctionName="f")
+            assert signing["CodeSigningConfigArn"] == ""
+            for operation, more in (
+                ("get_policy", {}), ("get_function_url_config", {}),
+                ("get_function_event_invoke_config", {}), ("delete_function", {"Qualifier": "7"}),
+            ):  # fmt: skip
+                none = await call(operation, FunctionName="f", **more)
+                assert (none["$error"], none["status"]) == ("ResourceNotFoundException", 404)
+
+    with_functions(tmp_path, main)
+
+
 def test_a_name_may_be_an_arn_or_a_part_of_it_and_leads_to_what_it_names(tmp_path: Path) -> None:
     account = "000000000000:function:f"
 
     async def main(_: Functions) -> None:
         named = "def main(e, c):\n    return c.invoked_function_arn\n"
         async with boto() as call:
-            await call("create_function", **create("f", named, Handler="app.main", Publish=True))
+            made = await call(
+                "create_function", **create("f", named, Handler="app.main", Publish=True)
+            )
+            assert (made["FunctionArn"], made["Version"]) == (f"{ARN}f", "1")
             await call("create_alias", FunctionName="f", Name="live", FunctionVersion="1")
             for qualifier, version in (
                 ("", "$LATEST"), (":$LATEST", "$LATEST"), (":1", "1"), (":live", "1"),

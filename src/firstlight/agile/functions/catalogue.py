@@ -272,6 +272,9 @@ class Functions:
                 self._serving.written.forget(name)
                 await self._leave(function, None)
                 return
+            if qualifier.isdecimal() and qualifier not in function.revisions:
+                raise NotFound(f"{name} has no version {qualifier}",
+                               f"show them: firstlight agile function show {name}")  # fmt: skip
             if qualifier not in function.revisions or qualifier == LATEST:
                 raise Invalid(f"{qualifier!r} of {name} is not a numbered version",
                               "remove the function, or a version by its number")  # fmt: skip

@@ -158,7 +158,8 @@ async def _create(functions: Functions, request: Request) -> Response:
         tags=asked.tags,
         owner=access.name(request.scope),
     )
-    return as_json(_changed(registered, asked.publish), 201)
+    version = str(registered.published) if asked.publish else LATEST
+    return as_json(shapes.configuration(registered, registered.revisions[version]), 201)
 
 
 def _changed(registered: Registration, is_published: bool) -> dict[str, Any]:
@@ -311,6 +312,20 @@ async def _delete_concurrency(functions: Functions, request: Request) -> Respons
     name = whole(request)
     await functions.reserve(name, None)
     return Response(status_code=204)
+
+
+async def _code_signing(functions: Functions, request: Request) -> Response:
+    name = functions.get(named(request)[0]).name
+    return as_json({"FunctionName": name, "CodeSigningConfigArn": ""})
+
+
+def _has_none(what: str) -> Callable[[Functions, Request], Awaitable[Response]]:
+    """What reads something that no function has here, but that tools look for."""
+
+    async def read_none(functions: Functions, request: Request) -> Response:
+        raise NotFound(f"{functions.get(named(request)[0]).name} has no {what}")
+
+    return read_none
 
 
 async def _put_provisioned(functions: Functions, request: Request) -> Response:
@@ -469,6 +484,18 @@ _OPERATIONS: dict[str, dict[str, Operation]] = {  # searched in order: the most 
         "GET": Operation("ListTags", "read", _get_tags),
         "POST": Operation("TagResource", "write", _put_tags),
         "DELETE": Operation("UntagResource", "write", _delete_tags),
+    },
+    f"{_FUNCTIONS}/{_NAME}/policy": {
+        "GET": Operation("GetPolicy", "read", _has_none("policy")),
+    },
+    f"/2020-06-30/functions/{_NAME}/code-signing-config": {
+        "GET": Operation("GetFunctionCodeSigningConfig", "read", _code_signing),
+    },
+    f"/2019-09-25/functions/{_NAME}/event-invoke-config": {
+        "GET": Operation("GetFunctionEventInvokeConfig", "read", _has_none("EventInvokeConfig")),
+    },
+    f"/2021-10-31/functions/{_NAME}/url": {
+        "GET": Operation("GetFunctionUrlConfig", "read", _has_none("FunctionUrlConfig")),
     },
     "/2016-08-19/account-settings": {"GET": Operation("GetAccountSettings", "read", _account)},
 }
