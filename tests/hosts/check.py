@@ -100,9 +100,9 @@ def trace() -> Outcome:
 
 
 PARTS: tuple[tuple[int, Shape], ...] = (
-    (10, Sequence()), (100, BURST), (50, BURST), (20, BURST), (10, BURST), (90, Sequence()),
+    (100, Sequence()), (20, BURST), (50, BURST), (100, BURST),
 )  # fmt: skip
-"""How many starts of runc, one after another or at once. What crowds the CPUs most comes early."""
+"""How many starts of runc, one after another or at once. What takes longest comes last."""
 
 
 def many() -> Iterator[Outcome]:
