@@ -186,6 +186,8 @@ int instance_reserve(void)
 				      .cgroup = NOBODY,
 				      .client = NOBODY,
 				      .function = NOBODY,
+				      .first_network = NOBODY,
+				      .first_cgroup = NOBODY,
 				      .pidfd = NOBODY,
 				      .before = NOBODY,
 				      .next = NOBODY,

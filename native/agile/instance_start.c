@@ -256,6 +256,8 @@ static int begin(const struct ask *ask, const struct parts *parts, int client)
 		instance->cgroup = parts->cgroup;
 	node.last_start = clock_now();
 	instance->network = parts->network;
+	instance->first_network = parts->network;
+	instance->first_cgroup = instance->cgroup;
 	instance->address = node.parts[parts->network].order.address;
 	instance->function = (int)ask->function;
 	instance->version = function->definition.version;

@@ -282,6 +282,7 @@ static int tell_part(int index)
 static struct event instance_event(int index, enum event_verb verb)
 {
 	const struct instance *instance = &node.instances[index];
+	bool starts = verb == EVENT_STARTED;
 	return (struct event){
 		.verb = verb,
 		.flags = instance->flags | (instance->detached ? 1U << 16 : 0),
@@ -292,8 +293,10 @@ static struct event instance_event(int index, enum event_verb verb)
 		.status = instance->status,
 		.error = instance->error,
 		.step = (uint32_t)instance->step,
-		.network = verb != EVENT_STARTED && instance->rests ? NOBODY : instance->network,
-		.cgroup = instance->cgroup,
+		.network = starts            ? instance->first_network
+			   : instance->rests ? NOBODY
+					     : instance->network,
+		.cgroup = starts ? instance->first_cgroup : instance->cgroup,
 		.requested = instance->requested,
 		.running = instance->running,
 		.user = instance->user,
@@ -411,6 +414,8 @@ static void tell_rested(void)
 	}
 }
 
+/* A start that waited may have been served otherwise meanwhile: one is made all the same, or the manager
+ * would answer nothing, and no start ask again. */
 static void tell_wants(void)
 {
 	for (uint32_t kind = PART_NETWORK; kind <= PART_CGROUP; kind++)
@@ -418,7 +423,7 @@ static void tell_wants(void)
 			struct event event = {.verb = EVENT_WANT,
 					      .step = kind,
 					      .status = (int)reach,
-					      .pid = node.pending_count};
+					      .pid = node.pending_count ? node.pending_count : 1};
 			if (node.wants[kind][reach] == 1 &&
 			    !manager_message(&event, sizeof event, NULL, 0))
 				node.wants[kind][reach] = 2;

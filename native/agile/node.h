@@ -90,6 +90,7 @@ struct instance {
 	uint64_t id, tag;
 	pid_t pid; /* in the node's namespace; the host's is in its progress */
 	int control, network, cgroup, client, function;
+	int first_network, first_cgroup; /* that its start took: the manager may hear of it later */
 	int pidfd; /* of an instance in a sandbox that is used again: pid is that of PID 1 */
 	int before; /* of such a sandbox that is renewed: the instance that was in it */
 	uint32_t version, client_generation, address;

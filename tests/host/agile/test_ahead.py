@@ -1,21 +1,29 @@
 """What is done ahead of requests, and what a request does where it was left to it."""
 
 import asyncio
+import os
 import subprocess
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from tests.support.agile_host import on_host
+from tests.host.agile.test_attack_pressure import Fast
+from tests.support.agile_host import on_host, serve, stopped
 
-from firstlight.agile import Config, Function, Runtime
-from firstlight.agile.config import Ahead
+from firstlight.agile import Config, Function, Runtime, protocol
+from firstlight.agile.client import Client
+from firstlight.agile.config import Ahead, Pools, PoolSize
+from firstlight.agile.function import Counts
+from firstlight.agile.node import wire
 from firstlight.agile.node.process import pid_of
+from firstlight.agile.node.wire import AnswerVerb, RequestVerb
 from firstlight.agile.verify import cgroups, namespaces
 
 Make = Callable[..., Function]
 GATEWAY = "10.213.0.1"
+CLIENTS = 600
+"""More than fit into a connection, by which each of them is handed on."""
 
 
 def neighbours(pid: int) -> str:
@@ -37,6 +45,52 @@ def test_the_gateway_is_known_before_the_first_packet_or_asked_for(
             async with await runtime.start(function("ping", GATEWAY)) as instance:
                 assert instance.stdout
                 assert await instance.stdout.all() == b"answered\n"
+
+    on_host(main)
+
+
+def none_of(client: Client) -> Counts:
+    """The pool of networks without links."""
+    return next(pool for pool in client.pools() if pool.name == "network none")
+
+
+def test_networks_of_instances_that_began_and_ended_unseen_are_made_again(function: Make) -> None:
+    """A manager that does not read hears of their starts and ends at once."""
+
+    def reuses(number: int) -> Function:
+        return function("none", network="none", reuse="sandbox", directory="/" + "./" * number)
+
+    async def main() -> None:
+        size = PoolSize(low=6, high=6)
+        config = Config(name="t5", pools=Pools(network=size, window=0))
+        process = await serve(config)
+        null = os.open(os.devnull, os.O_RDWR)
+        with Client(config.socket) as client:
+            fast = Fast(config.socket)
+
+            async def ends(number: int) -> None:
+                fast.ask(wire.request(RequestVerb.START, number), [null] * 3)
+                while (await fast.answer()).verb != AnswerVerb.ENDED:
+                    pass
+
+            numbers = [client.register(reuses(turn))[0] for turn in range(9)]
+            client.prepare(reuses(0))
+            with stopped(process.pid), ExitStack() as clients:
+                for _ in range(CLIENTS):
+                    asks = clients.enter_context(Fast(config.socket).socket)
+                    asks.send(protocol.encode(protocol.List()))
+                for number in numbers[:4]:
+                    await ends(number)
+            while client.running() or none_of(client).ready < size.high:
+                await asyncio.sleep(0.01)
+            before = none_of(client).misses
+            for number in numbers[4:]:
+                await ends(number)
+            assert none_of(client).misses == before
+            fast.socket.close()
+        os.close(null)
+        process.terminate()
+        assert await process.wait() == 0
 
     on_host(main)
 
