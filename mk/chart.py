@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from firstlight.errors import Unsupported
 from firstlight.lab.cluster import programs
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,14 @@ def values() -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
+def kubectl() -> str:
+    """The one that is built, or the machine's own."""
+    try:
+        return str(programs.path("kubectl"))
+    except Unsupported as error:
+        return shutil.which("kubectl") or sys.exit(f"{error.message}: {error.hint}")
+
+
 def template(folder: str, names: list[str]) -> str:
     """What kustomize makes of a folder, with each value as a reference to it."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -46,7 +55,7 @@ def template(folder: str, names: list[str]) -> str:
             "".join(f"{name}={{{{ .Values.{name} }}}}\n" for name in names)
         )
         done = subprocess.run(
-            [programs.path("kubectl"), "kustomize", copy / folder],
+            [kubectl(), "kustomize", copy / folder],
             check=True, stdout=subprocess.PIPE, text=True, timeout=60,
         )  # fmt: skip
     return f"{{{{- if {FOLDERS[folder]} }}}}\n{done.stdout}{{{{- end }}}}\n"
@@ -56,11 +65,12 @@ def main() -> None:
     """Write the chart."""
     [chart] = map(Path, sys.argv[1:]) if sys.argv[1:] else [CHART]
     version = importlib.metadata.version("firstlight")
+    known = values()
+    templates = {folder: template(folder, list(known)) for folder in FOLDERS}
     shutil.rmtree(chart, ignore_errors=True)
     (chart / "templates").mkdir(parents=True)
-    known = values()
-    for folder in FOLDERS:
-        (chart / "templates" / f"{folder}.yaml").write_text(template(folder, list(known)))
+    for folder, text in templates.items():
+        (chart / "templates" / f"{folder}.yaml").write_text(text)
     (chart / "values.yaml").write_text(
         "".join(f"{name}: {json.dumps(value)}\n" for name, value in known.items())
         + "".join(f"# {text}\n{name}: false\n" for name, text in CHOICES.items())
