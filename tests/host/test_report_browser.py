@@ -79,8 +79,9 @@ class Opened:
         self.drawn()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def opened(browser: Browser, file: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
+    """One page for all tests of a width and scheme: to draw it takes seconds."""
     width, scheme = request.param
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
@@ -139,6 +140,8 @@ def test_charts_follow_the_colour_scheme(opened: Opened) -> None:
     before = ink.evaluate("node => getComputedStyle(node).fill")
     opened.page.emulate_media(color_scheme="dark")
     expect(ink).not_to_have_css("fill", before)
+    opened.page.emulate_media(color_scheme="light")
+    expect(ink).to_have_css("fill", before)
 
 
 @pytest.mark.parametrize("opened", [DESK], indirect=True)
