@@ -116,8 +116,9 @@ demo: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	@tests=$$($(BIN)/pytest --collect-only -qqq) || { echo "$$tests"; exit 1; }
+	@$(BIN)/mypy & types=$$!; \
+	  tests=$$($(BIN)/pytest --collect-only -qqq) || { echo "$$tests"; exit 1; }; \
+	  wait $$types
 	shellcheck .ci/run mk/*.sh examples/*.sh
 	clang-format --dry-run --Werror $(C_FILES)
 	clang-tidy --quiet $(filter-out %.h %.bpf.c %/inside.c contrib/probe-guest/%,$(C_FILES)) -- \
@@ -130,7 +131,8 @@ format: setup
 
 test: lint
 	$(SUDO) env PATH="$$PATH" $(BIN)/pytest -q -n auto --dist loadfile tests/unit
-	$(SUDO) env PATH="$$PATH" $(BIN)/pytest -q tests/host tests/kubernetes contrib
+	$(SUDO) env PATH="$$PATH" $(BIN)/pytest -q -n 2 --dist loadfile tests/host/agile
+	$(SUDO) env PATH="$$PATH" $(BIN)/pytest -q tests/host tests/kubernetes contrib --ignore tests/host/agile
 
 bench: setup
 	$(SUDO) $(BIN)/python -m bench

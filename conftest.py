@@ -44,9 +44,13 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_unconfigure() -> None:
-    """A thread that a test has left behind may keep the interpreter from its end."""
-    faulthandler.dump_traceback_later(_END, exit=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """A thread that a test has left behind may keep the interpreter from its end.
+
+    A worker of pytest-xdist waits for the others, and ends with this process.
+    """
+    if not hasattr(config, "workerinput"):
+        faulthandler.dump_traceback_later(_END, exit=True)
 
 
 def _missing_fixtures(item: pytest.Item) -> list[str]:

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tests.support import own_host
 from tests.support.laboratory import (
     NATIVE,
     Bench,
@@ -23,6 +24,19 @@ from firstlight.trace import bpf
 
 LAUNCH = ("lab/launch.c", "lab/launch_ask.c", "lab/launch_instance.c", "lab/launch_text.c",
           "common/message.c", "common/socket.c", "common/error.c")  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Each worker plays a host of its own, once its plugins have connected to this one."""
+    if hasattr(config, "workerinput") and os.geteuid() == 0:
+        own_host.enter(config.workerinput["workerid"])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The workers have ended."""
+    if getattr(config.option, "numprocesses", None) and os.geteuid() == 0:
+        own_host.leave()
 
 
 @pytest.fixture(scope="session")
