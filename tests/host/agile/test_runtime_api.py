@@ -84,9 +84,12 @@ TRACE = "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700"
 OPENED = """
 import asyncio
 LOOP, TEXT = asyncio.new_event_loop(), open(__file__)
+with open("/tmp/written", "w") as file:
+    file.write("kept")
 
 def main(event, context):
-    return [LOOP.run_until_complete(asyncio.sleep(0, "ran")), TEXT.read(8)]
+    return [LOOP.run_until_complete(asyncio.sleep(0, "ran")), TEXT.read(8),
+            open("/tmp/written").read()]
 """
 BROKEN = "raise RuntimeError('cannot load the model')\n"
 BOOTSTRAP = """#!/bin/bash
@@ -133,11 +136,12 @@ def test_what_an_import_left_open_is_open_when_the_handler_is_called(
         for _ in range(2):  # the second is not tried by a fork
             answer = await call(serving, function(root, "opened.main", keep_warm=0.0))
             assert answer.cold
-            assert json.loads(answer.payload) == ["ran", "\nimport "]
+            assert json.loads(answer.payload) == ["ran", "\nimport ", "kept"]
         assert (await call(serving, function(root, "app.echo"))).error is None
         [refusal] = [text for text in caplog.messages if "is not forked" in text]
         assert refusal.startswith("opened.main is not forked")
         assert "/var/task/opened.py, anon_inode:[eventpoll], socket:" in refusal
+        assert "written in /tmp" in refusal
 
     caplog.set_level("INFO")
     with_serving(root, main)

@@ -1,5 +1,6 @@
 """Imports that write, fail, die, or leave what forks cannot have: each is told at once, by name."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ LEAVES = {
     "lock": ("import multiprocessing; L = multiprocessing.Lock()", "shared memory.*sem"),
     "block": ("from multiprocessing import shared_memory as s\n"
               "B = s.SharedMemory(create=True, size=64)", "shared memory|processes running"),
+    "loop": ("import asyncio; L = asyncio.new_event_loop()", "what a fork.*eventpoll"),
     "memory": ("import os; M = os.memfd_create('secret')", "/memfd:secret"),
     "segment": ("import ctypes; c = ctypes.CDLL(None); c.shmat.restype = ctypes.c_void_p\n"
                 "A = c.shmat(c.shmget(0, 4096, 0o1600), None, 0)", "SYSV"),
@@ -93,6 +95,25 @@ def test_what_an_import_may_not_leave_is_refused_by_name(root: Path) -> None:
         for module, (_, expected) in LEAVES.items():
             with pytest.raises(Failed, match=f"importing app_{module}:main left .*({expected})"):
                 await runtime.invoke(function("main", f"app_{module}"), 1)
+
+    with_handlers(root, main)
+
+
+def test_a_fork_has_the_signal_handlers_of_the_import(root: Path) -> None:
+    (root / "srv/signals.py").write_text(
+        "import os, signal, time\nGOT = []\n"
+        "for each in (signal.SIGALRM, signal.SIGCHLD):\n"
+        "    signal.signal(each, lambda number, _: GOT.append(number))\n"
+        "def main(event):\n"
+        "    signal.setitimer(signal.ITIMER_REAL, 0.01)\n"
+        "    if os.fork() == 0:\n        os._exit(0)\n"
+        "    while len(GOT) < 2:\n        time.sleep(0.001)\n"
+        "    return sorted(GOT)\n"
+    )
+
+    async def main(runtime: Runtime, function: Make) -> None:
+        answer = value(await runtime.invoke(function("main", "signals"), 1))
+        assert answer == [signal.SIGALRM, signal.SIGCHLD]
 
     with_handlers(root, main)
 

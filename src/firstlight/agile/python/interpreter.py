@@ -8,6 +8,7 @@ import socket
 import time
 from contextlib import ExitStack, suppress
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -34,6 +35,7 @@ INTERPRETER = "/usr/bin/python3"
 USER_NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
 _FILES_MOST = 1 << 16  # the number of files that a handler imports
 _FILES_LEAST = 64  # for an interpreter that imports, and receives a fork's descriptors
+_NAMES_MOST = 9  # of files in /tmp
 _CONTROL = 3
 """The control socket, after the streams; see ``zygote_main``."""
 _END_SECONDS = 5.0
@@ -193,9 +195,10 @@ class Interpreter:
             raise Unconfined(f"importing {name} left processes running: {names}",
                              "start them in the handler")  # fmt: skip
         await asyncio.to_thread(self.check)
-        if self._function.serves == "events" and (left := await asyncio.to_thread(self._left_open)):
-            raise Unconfined(f"importing {name} left open what a fork would not have: {left}",
-                             "open it in the handler")  # fmt: skip
+        if left := await asyncio.to_thread(self._left):
+            raise Unconfined(f"importing {name} left what a fork would not have: {left}",
+                             "open and write it in the handler; run an event loop there by "
+                             "asyncio.run")  # fmt: skip
         await asyncio.to_thread(self._take_sources, files, directories)
         if self._drain.text:
             _log.info("importing %s wrote: %s", name, self._drain.text)
@@ -222,14 +225,18 @@ class Interpreter:
             remedy = "make it in the handler: mmap, multiprocessing's locks and values"
             raise Unconfined(f"importing {name} left {what}", remedy)
 
-    def _left_open(self) -> str:
-        """Its files and sockets, other than its streams and its control socket."""
-        left = set()
+    def _left(self) -> str:
+        """What its forks would miss: files and sockets, other than its streams and its control
+        socket, and files in /tmp. A handler is called without them, but misses an event loop.
+        """
+        left, serves = set[str](), self._function.serves == "events"
         with suppress(OSError):  # it has ended, which the next request notices
             for entry in os.scandir(f"/proc/{self.pid}/fd"):
                 if int(entry.name) > _CONTROL:
                     left.add(os.readlink(entry.path))  # noqa: PTH115 (a path costs twice that)
-        return ", ".join(sorted(left))
+            tmp = islice(os.scandir(f"/proc/{self.pid}/root/tmp"), _NAMES_MOST if serves else 0)
+            left |= {f"{entry.name} in /tmp" for entry in tmp}
+        return ", ".join(sorted(left if serves else left & {"anon_inode:[eventpoll]"}))
 
     def _shared(self) -> set[str]:
         """Memory that it can write to and its forks would read. Raises OSError."""

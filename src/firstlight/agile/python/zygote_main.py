@@ -6,7 +6,7 @@ event. The runtime does not trust any of this: it verifies each fork from outsid
 little, and only from the standard library, because every handler's interpreter has these modules.
 
 A fork inherits the imported modules and what their import made: module globals, the hash seed, the
-memory layout. It does not inherit the state of the generators in ``_reseed``, signal handlers, and
+memory layout, signal handlers. It does not inherit the state of the generators in ``_reseed``, and
 descriptors other than its streams and its event socket.
 """
 
@@ -86,11 +86,6 @@ def _reseed(inside: ModuleType) -> None:
         loaded["multiprocessing.process"].current_process().authkey = os.urandom(32)
 
 
-def _signals() -> dict[int, Any]:
-    """The dispositions of all signals."""
-    return {number: _signal.getsignal(number) for number in _signal.valid_signals()}
-
-
 def _write(data: bytes) -> None:
     while data:
         data = data[os.write(_EVENTS, data) :]
@@ -140,10 +135,9 @@ def _serve(handler: Handler) -> None:
 class Zygote:
     """Makes forks."""
 
-    def __init__(self, inside: ModuleType, program: bytes, before: dict[int, Any]) -> None:
-        """``before`` are the signal dispositions before the import."""
+    def __init__(self, inside: ModuleType, program: bytes) -> None:
         self._inside, self._program = inside, program
-        self._changed = {n: what for n, what in before.items() if _signal.getsignal(n) != what}
+        self._on_child = _signal.getsignal(_signal.SIGCHLD)
 
     def fork(self, handler: Handler, request: dict[str, Any], descriptors: list[int]) -> None:
         """Make an instance from these descriptors: three streams and five namespaces."""
@@ -162,8 +156,8 @@ class Zygote:
                 os.write(descriptors[0], json.dumps({"failed": str(error)}).encode() + b"\n")
                 return
             _write(b'{"ready": 1}\n')  # the runtime verifies it, while it does the rest
-            for number, what in self._changed.items():
-                _signal.signal(number, what)
+            if self._on_child:  # none of Python's: SIG_DFL
+                _signal.signal(_signal.SIGCHLD, self._on_child)
             with suppress(Exception):  # the import may have replaced it
                 _reseed(self._inside)
             _serve(handler)
@@ -257,14 +251,13 @@ def main() -> None:
     program, [descriptor], _, _ = socket.recv_fds(control, _PART, 1)
     inside = _load(descriptor)
     os.close(descriptor)
-    before = _signals()
     sys.path.insert(0, os.getcwd())  # noqa: PTH109
     try:
         handler = (_import_for_events if sys.argv[2:] else _import)(sys.argv[1])
     except BaseException:
         control.send(json.dumps({"failed": _described()}).encode())
         return
-    zygote = Zygote(inside, program, before)
+    zygote = Zygote(inside, program)
     inside.forget_children()
     files = _files()
     for at in range(0, len(files), _FILES_AT_ONCE):
