@@ -82,12 +82,14 @@ class Layout:
     def image(
         self, *layers: bytes, compress: Callable[[bytes], bytes] = packed,
         machine: str = "", kind: str = "tar+gzip", differences: list[str] | None = None,
+        directory: str = "",
     ) -> ImageSource:  # fmt: skip
         result = [self.blob(compress(layer)) for layer in layers]
         config = {
             "architecture": machine or {"aarch64": "arm64"}.get(os.uname().machine, "amd64"),
             "os": "linux",
-            "config": {"Entrypoint": ["/bin/busybox"], "Cmd": ["cat"], "Env": ["FROM=image"]},
+            "config": {"Entrypoint": ["/bin/busybox"], "Cmd": ["cat"], "Env": ["FROM=image"],
+                       "WorkingDir": directory},
             "rootfs": {"type": "layers", "diff_ids": differences or [
                 f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers]},
         }  # fmt: skip
@@ -275,6 +277,19 @@ def test_a_layer_is_applied_upon_those_below(tmp_path: Path) -> None:
         assert not (root / "dev/sda").exists()
         assert not (root / "pipe").exists()
         assert (await called(functions, "f")).endswith(b"keptthroughshown")
+
+    with_functions(tmp_path / "store", main)
+
+
+def test_an_image_may_work_in_a_directory_that_no_layer_has(tmp_path: Path) -> None:
+    source = Layout(tmp_path / "layout").image(base(), directory="/none/../../made/here")
+
+    async def main(functions: Functions) -> None:
+        own = Settings(kind="command", arguments=("pwd",), network="none", timeout=30.0)
+        await functions.add("f", source, own)
+        assert await called(functions, "f") == b"/made/here\n"
+        with pytest.raises(errors.Invalid, match="no directory /other to work in"):
+            await functions.update("f", given=Settings(directory="/other"))
 
     with_functions(tmp_path / "store", main)
 

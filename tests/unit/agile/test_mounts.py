@@ -20,7 +20,7 @@ def mounts(tmp_path: Path) -> Mounts:
 def test_points_that_exclude_each_other_are_refused_by_name(
     mounts: Mounts, points: tuple[str, ...]
 ) -> None:
-    with pytest.raises(Failed, match=f"cannot make {points[1]} for a volume"):
+    with pytest.raises(Failed, match=f"cannot make {points[1]} below the code's root"):
         mounts._below(points)
 
 

@@ -469,8 +469,11 @@ class Functions:
 
         def check() -> tuple[Revision, FunctionVersion]:
             points = settings.points(revision.version)
-            root = str(self._mounts.root(code, points))
-            version = msgspec.structs.replace(revision.version, root=root)
+            root = self._mounts.root(code, points)
+            if more := settings.place_to_work(revision, root):
+                points += more
+                root = self._mounts.root(code, points)
+            version = msgspec.structs.replace(revision.version, root=str(root))
             settings.check_root(version)
             return msgspec.structs.replace(revision, points=points), version
 

@@ -107,7 +107,7 @@ class Mounts:
                     path.open("ab").close()
         except OSError as error:
             raise Failed(
-                f"cannot make {point} for a volume or secret: {error.strerror}",
+                f"cannot make {point} below the code's root: {error.strerror}",
                 "mount nothing below a file, and no two things at one path",
             ) from error
         for directory, _, _ in os.walk(made):

@@ -102,8 +102,8 @@ class Revision(Struct, frozen=True, kw_only=True):
     """One state of a function, which never changes. ``version.root`` is not stored.
 
     ``number`` is unique among all revisions. ``image`` is how the image says to run it. ``points``
-    are the paths that its root needs for its volumes and secrets; those of directories end with a
-    slash.
+    are the paths that its root needs for its volumes and secrets, and to work in; those of
+    directories end with a slash.
     """
 
     number: int

@@ -1,5 +1,6 @@
 """Makes a version from a function's source and settings."""
 
+import posixpath
 import re
 import time
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def made(
     kind = settings.kind or _kind(code, own, only_command=bool(command and not handler))
     if own:
         fields["environment"] = {**_variables(own.env or []), **fields.get("environment", {})}
-        fields.setdefault("directory", own.working_dir or "/")
+        fields.setdefault("directory", _working(own))
         if kind != "python":  # a fork of its interpreter calls the handler
             command = command or _image_command(own, settings)
     elif code.base:
@@ -116,6 +117,20 @@ def contents(version: FunctionVersion) -> str:
     return f"{version.directory} has {shown}"
 
 
+def place_to_work(revision: Revision, root: Path) -> tuple[str, ...]:
+    """An image's own working directory if its root lacks it, which container runtimes make; blocks.
+
+    A point of a Revision.
+    """
+    directory = revision.version.directory
+    if not revision.image or directory != _working(revision.image):
+        return ()
+    if directory.split("/")[1] in roots.MOUNT_POINTS:
+        return ()
+    where = roots.inside(root, directory)
+    return () if where is None or where.exists() else (f"{directory}/",)
+
+
 def points(version: FunctionVersion) -> tuple[str, ...]:
     """The paths that a version's root needs for volumes and secrets (Revision.points); blocks."""
     made = [
@@ -136,6 +151,13 @@ def _kind(code: Code, own: ImageSettings | None, *, only_command: bool) -> Kind:
     if own:
         return "image"
     return "python" if code.base and not only_command else "command"
+
+
+def _working(own: ImageSettings) -> str:
+    """An image's working directory. It never climbs: it may be made on the host, below a root."""
+    if not own.working_dir.startswith("/"):
+        return own.working_dir or "/"
+    return "/" + posixpath.normpath(own.working_dir).lstrip("/")
 
 
 def _variables(words: list[str]) -> dict[str, str]:
