@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from firstlight.agile.functions import settings
+from firstlight.agile.functions.base import RUNTIME
 from firstlight.agile.functions.records import LATEST, Code, ImageSettings, Registration, Settings
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.http import lambda_shapes
@@ -53,6 +54,14 @@ def test_a_directory_without_an_explicit_root_is_code(tmp_path: Path) -> None:
 def test_code_with_a_command_alone_is_a_command(given: Settings, kind: str) -> None:
     code = Code(source="/code", digest=f"sha256:{'0' * 64}", size=1, trees=(1,), base=True)
     assert settings.made("f", 1, given, code, None, "").version.kind == kind
+
+
+def test_a_lambda_handler_may_have_a_search_path_of_its_own() -> None:
+    code = Code(source="/code", digest=f"sha256:{'0' * 64}", size=1, trees=(1,), base=True)
+    for given, expected in (({}, RUNTIME), ({"PYTHONPATH": "/a:/b"}, f"/a:/b:{RUNTIME}")):
+        handled = Settings(handler="app.main", environment=given)
+        version = settings.made("f", 1, handled, code, None, "").version
+        assert version.environment["PYTHONPATH"] == expected
 
 
 def test_words_that_are_not_text_are_refused() -> None:

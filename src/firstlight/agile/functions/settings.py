@@ -63,7 +63,9 @@ def made(
         if kind == "bootstrap" and not command:
             command = ("/var/task/bootstrap",)
         if kind == "python" and ":" not in handler:  # Lambda's own runtime for Python calls it
-            fields["environment"] = {"PYTHONPATH": RUNTIME, **fields.get("environment", {})}
+            given = dict(fields.get("environment", {}))
+            path = [given["PYTHONPATH"]] if given.get("PYTHONPATH") else []
+            fields["environment"] = {**given, "PYTHONPATH": ":".join([*path, RUNTIME])}
     version = FunctionVersion(
         name=name, kind=kind, revision=number, digest=code.digest, command=command,
         handler=handler, arn=ARN + name, owner=owner, **fields,

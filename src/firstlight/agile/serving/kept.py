@@ -257,7 +257,7 @@ def definition(version: FunctionVersion) -> Function:
 def environment(version: FunctionVersion) -> dict[str, str]:
     """The variables that Lambda sets. The function's own may change the first half."""
     return {
-        "LANG": "en_US.UTF-8",
+        "LANG": "C.UTF-8",  # as few hosts have the locale en_US
         "TZ": ":UTC",
         "AWS_REGION": REGION,
         "AWS_DEFAULT_REGION": REGION,
