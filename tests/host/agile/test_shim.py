@@ -354,7 +354,14 @@ def test_nonsense_is_refused_or_hung_up_on_and_harms_nobody(
     assert server.server() == before
 
 
-def test_what_it_cannot_do_is_refused(server: Shim, containerd: Connection) -> None:
+def test_what_it_cannot_do_is_refused(server: Shim, containerd: Connection, tmp_path: Path) -> None:
+    made = bundle(tmp_path, "c", "true")
+    for what, more in (("binary://", {"stdout": "binary:///bin/true"}),
+                       ("checkpoints", {"checkpoint": "/x"})):  # fmt: skip
+        with pytest.raises(Refusal, match=what) as refused:
+            create(containerd, server, made, **more)
+        # after UNIMPLEMENTED containerd asks by its API before, and shows that answer
+        assert refused.value.code == Code.INVALID_ARGUMENT
     options = messages.NamespaceOption(userns_options=messages.UserNamespace(mode=0))
     context = messages.LinuxSandboxSecurityContext(namespace_options=options)
     linux = messages.LinuxPodSandboxConfig(security_context=context)

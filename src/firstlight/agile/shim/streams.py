@@ -58,7 +58,7 @@ class Streams:
             return _NULL
         url = urlsplit(name)
         if url.scheme not in ("", "fifo", "file"):
-            raise Refused(Code.UNIMPLEMENTED, f"output by {url.scheme}:// is not supported by "
+            raise Refused(Code.INVALID_ARGUMENT, f"output by {url.scheme}:// is not supported by "
                           "firstlight's shim: use a fifo or file://")  # fmt: skip
         if url.scheme == "file":
             Path(url.path).parent.mkdir(parents=True, exist_ok=True)

@@ -171,7 +171,9 @@ class Tasks:
         if key in self.all:
             raise Refused(Code.ALREADY_EXISTS, f"container {request.id} exists")
         if request.checkpoint:
-            raise Refused(Code.UNIMPLEMENTED, "checkpoints are not supported by firstlight's shim")
+            raise Refused(
+                Code.INVALID_ARGUMENT, "checkpoints are not supported by firstlight's shim"
+            )
         first = Process(terminal=request.terminal, stdin=request.stdin, stdout=request.stdout,
                         stderr=request.stderr)  # fmt: skip
         container = Container(namespace, request.id, request.bundle, first)

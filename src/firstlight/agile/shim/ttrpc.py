@@ -28,7 +28,9 @@ messages: Message = _messages()
 
 
 class Code(IntEnum):
-    """The gRPC codes in use; containerd maps each to an error."""
+    """The gRPC codes in use; containerd maps each to an error, and tries a task's call again with
+    the API before this one if it is UNIMPLEMENTED.
+    """
 
     UNKNOWN = 2
     INVALID_ARGUMENT = 3
