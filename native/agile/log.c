@@ -43,7 +43,8 @@ enum {
 	PART = 64 << 10,
 	BLOCK = 16 << 10,
 	NICE = 5,
-	LOGS_MAX = 10000
+	LOGS_MAX = 10000,
+	OWN = 8, /* descriptors, at most */
 };
 
 static const char *const names[STREAMS] = {"stdout", "stderr"};
@@ -55,7 +56,7 @@ struct log {
 };
 
 static struct log *logs; /* in the order of their starts */
-static size_t count, room;
+static size_t count, room, written; /* written: that have a pipe */
 static int directory, epoll;
 static long long most, most_of_all, all;
 
@@ -186,11 +187,22 @@ static void keep(uint64_t id, int stream, const char *text, size_t size)
 	put(id, lines, used);
 }
 
+/* Whether new logs are read. */
+static void feed(bool feeds)
+{
+	struct epoll_event event = {.events = feeds ? EPOLLIN : 0, .data.u64 = UINT64_MAX};
+	(void)epoll_ctl(epoll, EPOLL_CTL_MOD, CONTROL, &event); /* fails if its other end is gone */
+}
+
 static void end(struct log *log, int stream)
 {
 	(void)epoll_ctl(epoll, EPOLL_CTL_DEL, log->pipes[stream], NULL);
 	descriptor_close(&log->pipes[stream]);
-	if (is_open(log) || log->file < 0)
+	if (is_open(log))
+		return;
+	written--;
+	feed(true);
+	if (log->file < 0)
 		return;
 	(void)fchmod(log->file, 0400); /* complete */
 	descriptor_close(&log->file);
@@ -241,6 +253,7 @@ static void add(uint64_t id, struct rights *rights)
 		log->pipes[i] = rights->descriptors[i];
 		rights->descriptors[i] = -1;
 	}
+	written += is_open(log);
 	make_room();
 }
 
@@ -278,6 +291,14 @@ static int find_old(void)
 	if (count)
 		qsort(logs, count, sizeof *logs, by_id);
 	return 0;
+}
+
+/* Without a descriptor, pipes that arrive would be lost, and end who writes to them. */
+static bool has_descriptors(void)
+{
+	struct rlimit files;
+	return getrlimit(RLIMIT_NOFILE, &files) ||
+	       OWN + (written + 1) * (STREAMS + 1) <= files.rlim_cur;
 }
 
 /* False when no sender is left. */
@@ -326,7 +347,10 @@ static void serve(void)
 		int count_ready = epoll_wait(epoll, ready, READY_MAX, -1);
 		for (int i = 0; i < count_ready; i++) {
 			uint64_t word = ready[i].data.u64;
-			if (word == UINT64_MAX && !receive()) {
+			bool is_last = ready[i].events & EPOLLHUP;
+			if (word == UINT64_MAX && !is_last && !has_descriptors()) {
+				feed(false);
+			} else if (word == UINT64_MAX && !receive()) {
 				is_fed = false;
 				(void)epoll_ctl(epoll, EPOLL_CTL_DEL, CONTROL, NULL);
 			} else if (word != UINT64_MAX) {

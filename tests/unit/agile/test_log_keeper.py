@@ -3,6 +3,7 @@
 import fcntl
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -94,6 +95,24 @@ def test_a_log_that_could_not_be_created_begins_when_it_can_be(tmp_path: Path) -
         log.rmdir()
         os.write(writing, b"after\n")
         _until_logged(log, b" after\n")
+
+
+def test_logs_beyond_its_descriptors_wait_until_others_end(tmp_path: Path) -> None:
+    """Their pipes would be lost, and end who writes to them."""
+    with _keeper(tmp_path) as (process, keeper), ExitStack() as stack:
+        first = _add(keeper, 1, stack)
+        os.write(first, b"here\n")
+        _until_logged(tmp_path / "1.log", b" here\n")
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (20, 20))
+        others = [_add(keeper, number, stack) for number in range(2, 11)]
+        null = os.open(os.devnull, os.O_WRONLY)
+        stack.callback(os.close, null)
+        for number, writing in enumerate(others, 2):
+            os.write(writing, b"%d\n" % number)
+        os.dup2(null, first)
+        for number, writing in enumerate(others, 2):
+            _until_logged(tmp_path / f"{number}.log", b" %d\n" % number)
+            os.dup2(null, writing)
 
 
 def test_any_bytes_are_kept_line_by_line(tmp_path: Path) -> None:
