@@ -348,7 +348,8 @@ def share_interval(part: Floats, total: Floats, groups: Floats) -> Interval:
     if parts.size == 1:
         ratios = part / np.maximum(total, 1.0)
         return Interval(value, float(ratios.min()), float(ratios.max()))
-    return stats.interval(value, (drawn @ parts) / np.maximum(drawn @ totals, 1.0))
+    draws = (drawn @ parts) / np.maximum(drawn @ totals, 1.0)
+    return stats.interval(value, draws, batches=parts.size)
 
 
 def median_sample(samples: Sequence[Sample]) -> Sample:

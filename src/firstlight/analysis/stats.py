@@ -97,12 +97,21 @@ def resampled_quantiles(
     return np.concatenate(blocks)
 
 
-def interval(value: float, draws: Floats, *, level: float = 0.95) -> Interval:
-    """The percentile interval of bootstrap ``draws`` of an estimate, widened to include it.
+def interval(value: float, draws: Floats, *, batches: int, level: float = 0.95) -> Interval:
+    """The expanded percentile interval of bootstrap ``draws``, widened to include the estimate.
 
-    Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3.
+    Draws from n ``batches`` vary too little, by the square root of (n - 1) / n, and as if their
+    spread were known; so quantiles further out are taken, those of Student's t: Hesterberg, "What
+    Teachers Should Know about the Bootstrap" (2015), section 4.3. With fewer than six batches that
+    is the whole range of the draws.
     """
-    low, high = np.quantile(draws, ((1 - level) / 2, (1 + level) / 2))
+    from scipy.special import ndtr, stdtrit  # 0.2 s to import
+
+    side = 0.0
+    if batches > 1:
+        reach = sqrt(batches / (batches - 1)) * stdtrit(batches - 1, (1 + level) / 2)
+        side = float(ndtr(-reach))
+    low, high = np.quantile(draws, (side, 1 - side))
     return Interval(float(value), float(min(low, value)), float(max(high, value)))
 
 
@@ -115,7 +124,7 @@ def quantile_interval(
     resamples: int = 2000,
     groups: ArrayLike | None = None,
 ) -> Interval:
-    """The q-quantile of ``values``, shape (n,), with its bootstrap percentile interval.
+    """The q-quantile of ``values``, shape (n,), with its bootstrap interval (``interval``).
 
     One batch cannot be resampled: the interval is then the whole range of the values. With fewer
     than ``samples_needed(q)`` values the interval is too narrow. Raises ValueError if there are no
@@ -168,12 +177,13 @@ def ratio_interval(
     above = resampled_quantiles(a, q, groups=groups_a, seed=seed, resamples=resamples)[:, 0]
     below = resampled_quantiles(b, q, groups=groups_b, seed=seed + 1, resamples=resamples)[:, 0]
     ratio = _quantile(a, q) / _quantile(b, q)
-    if min(_batches(np.size(side), of)[1] for side, of in ((a, groups_a), (b, groups_b))) == 1:
+    batches = min(_batches(np.size(side), of)[1] for side, of in ((a, groups_a), (b, groups_b)))
+    if batches == 1:
         top = _bounded(np.asarray(a, np.float64), q, above, groups_a, level)
         bottom = _bounded(np.asarray(b, np.float64), q, below, groups_b, level)
         bounds = Interval(ratio, top.low / bottom.high, top.high / bottom.low)
     else:
-        bounds = interval(ratio, above / below, level=level)
+        bounds = interval(ratio, above / below, batches=batches, level=level)
     return _judged(
         bounds, 1, level,
         lambda: permutation_test(a, b, q=q, groups_a=groups_a, groups_b=groups_b, seed=seed),
@@ -198,7 +208,11 @@ def difference_interval(
         ]
         for place, (side, groups) in enumerate(((a, groups_a), (b, groups_b)))
     ]
-    bounds = interval(_quantile(a, 0.5) - _quantile(b, 0.5), draws[0] - draws[1])
+    bounds = interval(
+        _quantile(a, 0.5) - _quantile(b, 0.5),
+        draws[0] - draws[1],
+        batches=min(_batches(np.size(side), of)[1] for side, of in ((a, groups_a), (b, groups_b))),
+    )
     return _judged(
         bounds, 0, 0.95,
         lambda: permutation_test(a, b, groups_a=groups_a, groups_b=groups_b, seed=seed),
@@ -258,7 +272,8 @@ def growth_exponent(
     rng = np.random.default_rng(seed)
     rows = [np.flatnonzero(x == level) for level in levels]
     drawn = np.concatenate([rng.choice(row, (resamples, row.size)) for row in rows], axis=1)
-    return interval(float(_slope(x, y)), _slope(x[drawn], y[drawn]))
+    fewest = min(row.size for row in rows)
+    return interval(float(_slope(x, y)), _slope(x[drawn], y[drawn]), batches=fewest)
 
 
 def _slope(x: Floats, y: Floats) -> Floats:
@@ -341,9 +356,10 @@ def _bounded(
     values: Floats, q: float, draws: Floats, groups: ArrayLike | None, level: float
 ) -> Interval:
     value = _quantile(values, q)
-    if _batches(values.size, groups)[1] == 1:
+    batches = _batches(values.size, groups)[1]
+    if batches == 1:
         return Interval(value, float(values.min()), float(values.max()))
-    return interval(value, draws, level=level)
+    return interval(value, draws, batches=batches, level=level)
 
 
 def _judged(bounds: Interval, equal: float, level: float, test: Callable[[], float]) -> Interval:

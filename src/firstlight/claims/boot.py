@@ -169,7 +169,11 @@ def features_slow_init(analysis: Analysis) -> Judgement:
         ]
         difference = float(np.median(many.times(boot.INIT)) - np.median(few.times(boot.INIT)))
         linking = fact(many, "linker ns") - fact(few, "linker ns")
-        share = interval(linking / difference, linking / (drawn[0] - drawn[1]))
+        share = interval(
+            linking / difference,
+            linking / (drawn[0] - drawn[1]),
+            batches=min(len(set(start.batches)) for start in (many, few)),
+        )
         return Finding(
             [compare_to_bound(grown, above=SAME[1]), compare_to_bound(share, above=DOMINATES)],
             f"{each}; init {ratio_text(grown)}, "

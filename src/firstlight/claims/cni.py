@@ -113,7 +113,7 @@ def background_is_free(evidence: Evidence) -> Judgement:
         return Finding(
             [compare_to_bound(ratio, below=SAME[1]) for ratio, _ in grown.values()],
             ", ".join(
-                f"{name} {_times(ratio.value, ratio.low, ratio.high)} with {most} running"
+                f"{name} {_times(ratio)} with {most} running"
                 for name, (ratio, most) in grown.items()
             ),
         )
@@ -149,19 +149,19 @@ def cilium_degrades_fastest(evidence: Evidence) -> Judgement:
         ]
         return Finding(
             [
-                compare_to_bound(interval(*_over(grown[more], grown[less])), above=1)
+                compare_to_bound(_bounds(_over(grown[more], grown[less])), above=1)
                 for more, less in orders
             ],
             f"{most} at once: "
             + ", ".join(
-                f"{five[family]} {_times(*_bounds(ratio))}" for family, ratio in grown.items()
+                f"{five[family]} {_times(_bounds(ratio))}" for family, ratio in grown.items()
             ),
         )
 
     return _judged(examine, by_network.keys())
 
 
-_Grown = tuple[float, Floats]
+_Grown = tuple[float, Floats, int]
 """An estimate and its bootstrap draws."""
 
 
@@ -243,11 +243,12 @@ def _ratio(over: pl.DataFrame, under: pl.DataFrame) -> Interval:
 
 
 def _grown(over: pl.DataFrame, under: pl.DataFrame) -> _Grown:
-    return _median(over) / _median(under), _draws(over) / _draws(under)
+    batches = min(side["batch"].n_unique() for side in (over, under))
+    return _median(over) / _median(under), _draws(over) / _draws(under), batches
 
 
 def _over(more: _Grown, less: _Grown) -> _Grown:
-    return more[0] / less[0], more[1] / less[1]
+    return more[0] / less[0], more[1] / less[1], min(more[2], less[2])
 
 
 def _difference(more: pl.DataFrame, less: pl.DataFrame) -> Interval:
@@ -259,13 +260,13 @@ def _difference(more: pl.DataFrame, less: pl.DataFrame) -> Interval:
     )
 
 
-def _bounds(grown: _Grown) -> tuple[float, float, float]:
-    ratio = interval(*grown)
-    return ratio.value, ratio.low, ratio.high
+def _bounds(grown: _Grown) -> Interval:
+    value, draws, batches = grown
+    return interval(value, draws, batches=batches)
 
 
-def _times(value: float, low: float, high: float) -> str:
-    return f"{digits(value, 1)}× ({digits(low, 1)}–{digits(high, 1)})"
+def _times(ratio: Interval) -> str:
+    return f"{digits(ratio.value, 1)}× ({digits(ratio.low, 1)}–{digits(ratio.high, 1)})"
 
 
 def _typical(part: pl.DataFrame) -> str:

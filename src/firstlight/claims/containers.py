@@ -74,7 +74,9 @@ def network_namespace_grows(analysis: Analysis) -> Judgement:
         part, net, rest = _share(alone, "net"), *(_growth(alone, many, n) for n in ("net", "rest"))
         few, lots = (_resampled(side, "net", "rest") for side in (alone, many))
         unusual = interval(
-            net.value / rest.value, (lots[:, 0] / few[:, 0]) / (lots[:, 1] / few[:, 1])
+            net.value / rest.value,
+            (lots[:, 0] / few[:, 0]) / (lots[:, 1] / few[:, 1]),
+            batches=min(side["batch"].n_unique() for side in (alone, many)),
         )
         return Finding(
             [compare_to_bound(part, below=0.10), compare_to_bound(unusual, above=1)],

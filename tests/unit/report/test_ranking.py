@@ -115,7 +115,7 @@ def test_the_page_does_not_rank_either() -> None:
 @pytest.mark.parametrize(
     ("kind", "ranked"),
     [
-        (KINDS[0], "57.9× (54.7–60.2) faster than runc + bridge"),
+        (KINDS[0], "57.9× (54.5–61.0) faster than runc + bridge"),
         (KINDS[1], "faster than python3 in runc"),
         (KINDS[2], "from parts 29.0× ("),
         (KINDS[3], "with 1000: 57.9"),
