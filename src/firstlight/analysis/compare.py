@@ -5,7 +5,9 @@ is a regression when its median is significantly slower (a permutation test of w
 correction over all points), and the whole 95 % interval of the change lies above the noise
 threshold: neither a significant change of 1 % nor a large change by chance matters. Firecracker's
 ``tools/ab_test.py`` requires both with the same defaults, but for the estimate alone. A point is
-also a regression when significantly more of its starts fail.
+also a regression when significantly more of its starts fail, by the same test of whole batches:
+what makes one start of a burst fail often fails the others. So it is when no start became ready in
+four batches or more, where some did before.
 
 Two runs are not interleaved, so a drift between them looks like a difference. Two runs of the same
 thing, one after the other on a busy machine, differed by 8 % (3 to 18) with p = 0.006: hence the
@@ -15,7 +17,10 @@ interval.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from firstlight.analysis.stats import (
+    FEWEST_BATCHES,
     is_unstable,
     least_p,
     permutation_test,
@@ -115,7 +120,7 @@ def compare(
             f"measure the same axes: {', '.join(a.header.axes)}",
         )
     slower = _holm([_p_slower(*pair, seed) for pair in pairs])
-    failing = _holm([_p_failing(*pair) for pair in pairs])
+    failing = _holm([_p_failing(*pair, seed) for pair in pairs])
     differences = [
         _difference(pair, p, p_failing, threshold, alpha, seed)
         for pair, p, p_failing in zip(pairs, slower, failing, strict=True)
@@ -163,13 +168,20 @@ def _p_slower(a: list[Sample], b: list[Sample], seed: int) -> float | None:
     return permutation_test(ns_a, ns_b, groups_a=batches_a, groups_b=batches_b, seed=seed)
 
 
-def _p_failing(a: list[Sample], b: list[Sample]) -> float:
-    """The probability that B fails this much more often by chance: Fisher's exact test."""
-    ready_a, ready_b = len(_ready(a)[0]), len(_ready(b)[0])
-    from scipy import stats as distributions  # importing it takes half a second
+def _p_failing(a: list[Sample], b: list[Sample], seed: int) -> float:
+    """The probability that batches of B fail this much more by chance; 1 if they do not."""
+    failed_a, failed_b = _failures(a), _failures(b)
+    if np.mean(failed_b) <= np.mean(failed_a):
+        return 1.0
+    return permutation_test(failed_a, failed_b, seed=seed)
 
-    table = [[len(b) - ready_b, ready_b], [len(a) - ready_a, ready_a]]
-    return float(distributions.fisher_exact(table, alternative="greater").pvalue)
+
+def _failures(starts: list[Sample]) -> list[float]:
+    """The share of each batch's starts that failed."""
+    batches: dict[int, list[bool]] = {}
+    for each in starts:
+        batches.setdefault(each.batch, []).append(each.ending is not Ending.READY)
+    return [float(np.mean(failed)) for failed in batches.values()]
 
 
 def _holm(ps: Sequence[float | None]) -> list[float | None]:
@@ -197,7 +209,8 @@ def _difference(
         ratio = ratio_interval(ns_b, ns_a, groups_a=batches_b, groups_b=batches_a, seed=seed)
         slower = p < alpha and ratio.low > 1 + threshold
         faster = p < alpha and ratio.high < 1 - threshold
-    fails_more = p_failing is not None and p_failing < alpha
+    all_fail = bool(ns_a) and not ns_b and len(_failures(pair[1])) >= FEWEST_BATCHES
+    fails_more = all_fail or (p_failing is not None and p_failing < alpha)
     return Difference(
         pair[0][0].point,
         _side(pair[0], seed),

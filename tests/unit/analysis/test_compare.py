@@ -21,16 +21,21 @@ def run_of(
     seed: int,
     repetitions: int = 12,
     failing: float = 0,
+    failing_batches: float = 0,
     between: float = 0.02,
 ) -> Run:
-    """A run over ``instances``: each a median in ms; batches vary by ``between``, starts by 2 %."""
+    """A run over ``instances``: each a median in ms; batches vary by ``between``, starts by 2 %.
+
+    ``failing`` is the share of starts that fail, ``failing_batches`` of batches that do as a whole.
+    """
     draw = np.random.default_rng(seed)
     samples: list[Sample] = []
     batches = [size for _ in range(repetitions) for size in medians]
     for batch, size in enumerate(batches):
         shared = draw.normal(1, between)
+        all_fail = draw.random() < failing_batches
         for instance in range(size):
-            fails = draw.random() < failing
+            fails = all_fail or draw.random() < failing
             took = int(medians[size] * shared * draw.normal(1, 0.02) * MS)
             samples.append(
                 Sample(
@@ -118,6 +123,34 @@ def test_starts_that_fail_are_a_regression_without_any_latency() -> None:
     assert difference.word == "fails more"
     assert (difference.ratio, difference.p, difference.b.median) == (None, None, None)
     assert difference.b.failed == 120
+
+
+def test_some_starts_that_fail_in_each_batch_are_a_regression() -> None:
+    result = compare(run_of({10: 90}, seed=1), run_of({10: 90}, seed=2, failing=0.3))
+    assert [difference.word for difference in result.differences] == ["fails more"]
+
+
+@pytest.mark.parametrize(("repetitions", "regression"), [(3, False), (4, True)])
+def test_a_point_at_which_nothing_starts_any_more_is_a_regression(
+    repetitions: int, regression: bool
+) -> None:
+    a, b = (
+        run_of({10: 90}, seed=1, repetitions=repetitions, failing=share) for share in (0.1, 1.0)
+    )
+    assert compare(a, b).regression == regression
+    assert not compare(b, b).regression
+
+
+def test_batches_that_fail_as_a_whole_seldom_look_like_a_regression() -> None:
+    """One cause fails all of a burst: seven bursts are seven observations."""
+    alarms = [
+        compare(*(
+            run_of({5: 100}, seed=seed + side, repetitions=7, failing_batches=0.15)
+            for side in (0, 1000)
+        )).regression
+        for seed in range(60)
+    ]  # fmt: skip
+    assert sum(alarms) <= 1
 
 
 def test_too_few_repetitions_say_that_they_cannot_tell() -> None:
