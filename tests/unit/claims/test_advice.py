@@ -80,7 +80,9 @@ def starts(
     if kind == "call":
         spans += [(0, "call", name, "", "", 1, 2, 1, 1, 0, None)] * 4
     if kind == "exec":
-        spans.append((0, "exec", "exec", f"/usr/sbin/{name}", "", 1, 1, 1, 1, None, None))
+        programs = "/usr/sbin/runc", f"/usr/sbin/{name}"
+        spans += [(0, "exec", "exec", path, "", at, at, 1, 1, None, None)
+                  for at, path in enumerate(programs)]  # fmt: skip
     if kind == "netlink":
         spans.append((0, "call", "sendto", f"socket:netlink.route {name}", "", 1, 2, 1, 1, 0, None))
     frame = pl.DataFrame(spans, schema=SPAN_SCHEMA, orient="row")
