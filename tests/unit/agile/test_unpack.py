@@ -1,6 +1,7 @@
 """What archives are unpacked to, without the confinement."""
 
 import io
+import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -22,3 +23,29 @@ def test_a_zip_file_may_name_its_files_oddly(
     unpack_main._zip(unpack_main.Tree(1 << 20, 100), archive, "task")
     found = [str(each.relative_to("task")) for each in Path("task").rglob("*") if each.is_file()]
     assert sorted(found) == ["a/b.py", "abs.py", "app.py", "win/c.py"]
+
+
+@pytest.mark.parametrize("damage", ["its data", "its offset"])
+def test_a_damaged_zip_file_is_refused_as_such(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bz2 raises an OSError without a number, and so does a seek before the file with one."""
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("damaged.zip", "w", zipfile.ZIP_BZIP2) as written:
+        written.writestr("app.py", "def main(event):\n    return event\n")
+    content = bytearray(Path("damaged.zip").read_bytes())
+    if damage == "its data":
+        content[30 + len("app.py") + 12] ^= 0xFF
+    else:
+        content[-6:-2] = (1 << 20).to_bytes(4, "little")  # where its directory begins
+    Path("damaged.zip").write_bytes(content)
+    with Path("damaged.zip").open("rb") as archive:
+        result = unpack_main._outcome(
+            {"archive": os.dup(archive.fileno()), "kind": "zip", "into": "task", "bytes": 1 << 20,
+             "entries": 100}
+        )  # fmt: skip
+    assert result["refused"] == "format"
+    assert result["why"] in (
+        "it cannot be read: Invalid data stream",
+        "it cannot be read: Invalid argument",
+    )

@@ -308,6 +308,8 @@ def _outcome(job: dict[str, Any]) -> dict[str, Any]:
             UnicodeError, ValueError, RuntimeError, struct.error) as error:  # fmt: skip
         return {"refused": "format", "why": f"it cannot be read: {error}"}
     except OSError as error:
+        if error.errno in (None, errno.EINVAL) and not error.filename:  # of bz2, and of a seek
+            return {"refused": "format", "why": f"it cannot be read: {error.strerror or error}"}
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         where = f" at {error.filename}" if error.filename else ""
         return {"refused": "full" if full else "bad", "why": f"{error.strerror}{where}"}
