@@ -62,6 +62,7 @@ class Instance:
 
     def kill(self) -> None:
         """End it and all its processes."""
+        self.state = "stopping"
         self.signal(9)
 
     async def stop(self, grace: float = 0.0, signal: int = 15) -> Ended:

@@ -1,6 +1,7 @@
 """The latest events of instances, and the latest instances that ended."""
 
 import asyncio
+import signal
 import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ class History:
                 serial=self._serial, time=time.time_ns(), kind=kind, id=instance.id,
                 rootfs=function.rootfs, command=function.command, handler=function.handler,
                 name=function.name, pid=instance.pid, ended=ended,
-                words=ended.words(function.memory, function.lifetime) if ended else "",
+                words=_words(instance, ended) if ended else "",
             )
         )  # fmt: skip
         self._more.set()
@@ -69,10 +70,18 @@ class History:
         return [event for event in self._events if event.serial > serial]
 
 
+def _words(instance: "Instance", ended: Ended) -> str:
+    """How it ended. What is idle, or was only tried, is stopped, and not by its own fault."""
+    is_own = ended.signal == signal.SIGKILL and not ended.out_of_memory and not ended.timed_out
+    if is_own and instance.state == "stopping":
+        return "stopped"
+    return ended.words(instance.function.memory, instance.function.lifetime)
+
+
 def listed(instance: "Instance", ended: Ended | None = None) -> Listed:
     """An instance as ``ps`` shows it, without its environment."""
     function, began = instance.function, instance.stamps.get("running", 0)
-    state = ended.words(function.memory, function.lifetime) if ended else instance.state
+    state = _words(instance, ended) if ended else instance.state
     return Listed(
         id=instance.id, pid=instance.pid, function=function, started=began, ended=ended,
         address=None if instance.address is None else str(instance.address),
