@@ -89,6 +89,12 @@ class Runtime:
             )
             await self._instances.open(self._stay)
         except BaseException:
+            if runs:  # what could not be taken over goes on
+                if hasattr(self, "_instances"):
+                    await self._instances.leave()
+                self._networks.leave()
+                self.journal.leave()
+                raise
             if hasattr(self, "_instances"):
                 await self._instances.close()
             self._remove_all()

@@ -189,6 +189,33 @@ async def down(file: Path) -> int:
     return await process.wait()
 
 
+def test_a_manager_that_cannot_take_a_node_over_ends_no_instance(
+    function: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        config = Config(name="t5")
+        first = await serve(config)
+        null = os.open(os.devnull, os.O_RDWR)
+        with Client(config.socket) as client:
+            kept = client.start(function("hold", "99"), (null, null, null), detached=True).id
+        os.close(null)
+        first.kill()
+        await first.wait()
+        with monkeypatch.context() as patched:
+            patched.setattr(wire, "VERSION", wire.VERSION + 1)
+            with pytest.raises(Failed, match="another version"):
+                async with Runtime(config, stay=True):
+                    pass
+        second = await serve(config)
+        with Client(config.socket) as client:
+            assert [each.id for each in client.running()] == [kept]
+            client.stop(kept)
+        second.terminate()
+        assert await second.wait() == 0
+
+    on_host(main)
+
+
 def test_restarting_and_replacing_the_manager_end_no_instance(
     function: Make, tmp_path: Path
 ) -> None:
