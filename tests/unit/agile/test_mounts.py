@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from firstlight.agile.functions.mounts import Mounts
+from firstlight.agile.functions.mounts import Mounts, _name
+from firstlight.agile.functions.records import Code
 from firstlight.errors import Failed
 
 
@@ -33,3 +34,12 @@ def test_every_user_reaches_the_points_whatever_the_umask(mounts: Mounts) -> Non
     for name in (".", "a", "a/b", "a/b/c", "d"):
         assert stat.S_IMODE((made / name).stat().st_mode) == 0o755
     assert (made / "d/e").is_file()
+
+
+def test_the_root_of_an_image_of_many_layers_has_a_name_that_a_directory_can_have() -> None:
+    first, second = (
+        Code(source="oci:x", digest="", size=1, trees=tuple(range(start, start + 127)))
+        for start in (100_000, 100_001)
+    )
+    assert len(_name(first, ("/a/",))) <= 255
+    assert _name(first, ()) != _name(second, ())

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _READ_ONLY, _NO_SETUID, _NO_DEVICES, _BIND, _REMOUNT = 1, 2, 4, 0x1000, 0x20
 _RECURSIVE, _PRIVATE, _DETACH = 0x4000, 0x40000, 2
 _POINTS = "points-"
+_NAME_MOST = 200
 _COVER = tuple(f"/{name}/" for name in MOUNT_POINTS)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -130,6 +131,8 @@ class Mounts:
 
 def _name(code: "Code", points: tuple[str, ...]) -> str:
     name = "-".join(map(str, code.trees)) + ("-base" if code.base else "")
+    if len(name) > _NAME_MOST:  # an image of many layers
+        name = hashlib.sha256(name.encode()).hexdigest()
     return f"{name}-{_points_name(points)}" if points else name
 
 
