@@ -107,7 +107,8 @@ class _Endpoint:
             if not self._operations:
                 raise Bad(404, "UnknownOperationException", f"no operation has {request.url.path}")
             if operation is None:
-                raise Bad(405, "MethodNotAllowedException", f"not by {request.method}")
+                text = f"no operation is by {request.method} at {request.url.path}"
+                raise Bad(405, "MethodNotAllowedException", text)
             check_origin(request)
             if "name" in request.path_params:
                 access.check(request.scope, operation.right, operation.name, named(request)[0])
