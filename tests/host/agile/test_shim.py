@@ -165,9 +165,12 @@ def test_input_reaches_the_process_until_it_is_closed(
     start(containerd, server, "c")
     os.write(writer, b"line\n")
     assert select.select([output], [], [], SECONDS)[0]
+    os.close(writer)  # as a killed containerd does; the next one opens it again
+    writer = os.open(tmp_path / "in", os.O_WRONLY)
+    os.write(writer, b"more\n")
     containerd.ask(server.task, "CloseIO", messages.CloseIORequest(id="c", stdin=True))
     assert wait(containerd, server, "c") == 3
-    assert read_all(output) == "line\n"
+    assert read_all(output) == "line\nmore\n"
     os.close(writer)
 
 

@@ -115,19 +115,25 @@ class Streams:
                 output = os.open(self._names[1], os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
                 self._pumps.append(Pump(os.dup(self._inner), output))
             if self._names[0]:
-                stdin = os.open(self._names[0], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-                after = (lambda: None) if self._is_terminal else self.close_input
+                # With a writing end, too: it does not end with containerd, which may come back.
+                stdin = os.open(self._names[0], os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+                after = (lambda: None) if self._is_terminal else self._close_inner
                 self._pumps.append(Pump(stdin, os.dup(self._inner), after))
 
     def close_input(self) -> None:
-        """Close the process's standard input."""
-        if self._is_terminal or self._inner < 0:
+        """Close the process's standard input, after what containerd has written."""
+        if self._is_terminal:
             return
         for pump in self._pumps:
-            pump.close()
-        self._keeper.drop(self._kept)
-        os.close(self._inner)
-        self._inner = -1
+            pump.finish()
+        if not self._pumps:
+            self._close_inner()
+
+    def _close_inner(self) -> None:
+        if self._inner >= 0:
+            self._keeper.drop(self._kept)
+            os.close(self._inner)
+            self._inner = -1
 
     def resize(self, width: int, height: int) -> None:
         """Set a terminal's size. Raises Refused."""
@@ -146,10 +152,7 @@ class Streams:
         self._close_console()
         for pump in self._pumps:
             pump.close()
-        if self._inner >= 0:
-            self._keeper.drop(self._kept)
-            os.close(self._inner)
-            self._inner = -1
+        self._close_inner()
         for held in self._held:
             os.close(held)
         self._held.clear()
@@ -173,6 +176,7 @@ class Pump:
     def __init__(self, source: int, target: int, after: Callable[[], None] = lambda: None) -> None:
         self._source, self._target, self._after = source, target, after
         self._rest = b""
+        self._is_last = False
         self._ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(source, self._read)
 
@@ -180,7 +184,9 @@ class Pump:
         try:
             self._rest = os.read(self._source, _CHUNK)
         except BlockingIOError:
-            return
+            if not self._is_last:
+                return
+            self._rest = b""
         except OSError:  # EIO: the terminal's last process has closed it
             self._rest = b""
         if not self._rest:
@@ -203,6 +209,14 @@ class Pump:
             return
         loop.remove_writer(self._target)
         loop.add_reader(self._source, self._read)
+        if self._is_last:
+            self._read()
+
+    def finish(self) -> None:
+        """Copy what is there, and stop."""
+        self._is_last = True
+        if not self._ended.is_set() and not self._rest:
+            self._read()
 
     async def drained(self) -> None:
         """Wait until everything is copied."""
