@@ -1,4 +1,5 @@
 import re
+import tracemalloc
 from itertools import permutations
 from random import Random
 
@@ -295,3 +296,16 @@ def test_drift_looks_at_time_and_not_at_the_place_in_the_array() -> None:
     for order in list(permutations((0, 1, 2)))[1:]:
         blocks = np.concatenate([np.arange(40)[part::3] for part in order])
         assert "drift by +1" in (stats.is_unstable(rising[blocks], blocks) or "")
+
+
+def test_many_repetitions_are_judged_in_little_memory() -> None:
+    values = lognormal(0, 5000) * np.linspace(1, 2, 5000)
+    tracemalloc.start()
+    try:
+        found = stats.is_unstable(values, np.arange(5000))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found is not None
+    assert "drift" in found
+    assert peak < 100 << 20
