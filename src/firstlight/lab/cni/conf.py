@@ -16,6 +16,7 @@ Json = dict[str, Any]
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _MOST = 16
 """CHAIN_PLUGINS in native/cni/chain.h."""
+_MOST_CHARACTERS = 1 << 20
 _LIST_HINT = "a configuration list has the keys cniVersion, name and plugins"
 
 
@@ -39,10 +40,13 @@ class Network:
 def load(path: Path) -> Network:
     """Read a .conflist or .conf file. Raises BadConf."""
     try:
-        text = path.read_text()
+        with path.open() as file:
+            text = file.read(_MOST_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise BadConf(f"cannot read the network configuration {path}: {reason}") from error
+    if len(text) > _MOST_CHARACTERS:
+        raise BadConf(f"{path} is no network configuration: it has more than 1 MiB")
     return parse(text, str(path))
 
 

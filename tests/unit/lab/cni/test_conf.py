@@ -74,6 +74,11 @@ def test_a_wrong_document_says_what_is_wrong(document: object, fact: str) -> Non
     assert fact in raised.value.message
 
 
+def test_a_file_without_end_is_refused() -> None:
+    with pytest.raises(BadConf, match="more than 1 MiB"):
+        load(Path("/dev/zero"))
+
+
 def test_a_flag_may_be_a_boolean_or_the_word_of_specification_1_0() -> None:
     assert listed(disableCheck="true").disable_check
     assert listed(disableCheck=True).disable_check
