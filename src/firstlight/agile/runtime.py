@@ -55,7 +55,7 @@ class Runtime:
         self._networks = Networks(self.config)
         self._gate = LoadGate()
         self._wasms: SingleFlight[Wasm] = SingleFlight()
-        self._closing = self._leaves = False
+        self._closing = self._leaves = self._adopted = False
 
     async def __aenter__(self) -> "Runtime":
         if os.geteuid() != 0:
@@ -66,6 +66,7 @@ class Runtime:
         os.umask(0o022)  # instances, which are other users, enter directories that are made here
         runs = is_running(self.config)
         self.journal.open(adopt=runs)
+        self._adopted = runs and self._stay
         try:
             groups = Cgroups(self.config.top_cgroup)
             if not runs:
@@ -108,7 +109,9 @@ class Runtime:
         trace: TracebackType | None,
     ) -> None:
         self._closing = True
-        leaves = self._leaves and kind is None
+        if kind and self._adopted:  # an error here is no reason to end what it found
+            self.leave()
+        leaves = self._leaves and (kind is None or self._adopted)
         await (self._zygotes.left() if leaves else self._zygotes.close())
         await self._wasms.close()
         for wasm in self._wasms.values():

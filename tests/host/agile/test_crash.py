@@ -206,6 +206,9 @@ def test_a_manager_that_cannot_take_a_node_over_ends_no_instance(
             with pytest.raises(Failed, match="another version"):
                 async with Runtime(config, stay=True):
                     pass
+        with pytest.raises(OSError, match="in use"):  # its HTTP interface, for one
+            async with Runtime(config, stay=True):
+                raise OSError("the port is in use")
         second = await serve(config)
         with Client(config.socket) as client:
             assert [each.id for each in client.running()] == [kept]
