@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _END_POINTS = ("first-packet", "ready")
 _FREE_BYTES_MIN = 200 << 20
+_PROCESSES_MAX = 1 << 22
+"""PID_MAX_LIMIT of Linux: no host can hold more starts at once."""
 _OPTIONS = {
     "runtimes": "--runtime", "networks": "--cni", "hypervisors": "--hypervisor",
     "accel": "--accel",
@@ -166,7 +168,7 @@ def instances(text: str | None) -> tuple[int, ...]:
         counts = tuple(int(word) for word in text.split(",") if word.strip())
     except ValueError:
         counts = (0,)
-    if not counts or any(count < 1 for count in counts):
+    if not counts or any(not 1 <= count <= _PROCESSES_MAX for count in counts):
         raise FirstlightError(f"--instances {text!r} is not a list of counts", "such as 1,10,50")
     return counts
 

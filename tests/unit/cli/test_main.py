@@ -292,6 +292,12 @@ def test_a_list_that_names_nothing_is_refused(tmp_path: Path, option: str, empty
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("counts", ["0", "1,-1", "1e9", "1-5", "5000000", "9" * 20])
+def test_what_is_no_number_of_starts_is_refused(counts: str) -> None:
+    with pytest.raises(FirstlightError, match="not a list of counts"):
+        cli_options.instances(counts)
+
+
 def test_an_option_that_names_the_default_is_taken() -> None:
     cli_options.check_use(catalogue.find("agile"), Options((1,), runtimes=("runc", "crun")))
 
