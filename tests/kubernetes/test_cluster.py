@@ -95,7 +95,7 @@ def test_a_pod_gets_a_prepared_network() -> None:
         assert '"default/one"' in leases.read_text()
         kubectl(record, "delete", "pod", "one")
         end = time.monotonic() + 60
-        while '["-", ' not in leases.read_text():
+        while '["-",' not in leases.read_text():
             assert time.monotonic() < end
             time.sleep(0.05)
     finally:
