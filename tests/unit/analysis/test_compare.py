@@ -141,14 +141,17 @@ def test_a_point_at_which_nothing_starts_any_more_is_a_regression(
     assert not compare(b, b).regression
 
 
-def test_batches_that_fail_as_a_whole_seldom_look_like_a_regression() -> None:
+@pytest.mark.parametrize(("repetitions", "share", "pairs"), [(7, 0.15, 60), (4, 0.8, 20)])
+def test_batches_that_fail_as_a_whole_seldom_look_like_a_regression(
+    repetitions: int, share: float, pairs: int
+) -> None:
     """One cause fails all of a burst: seven bursts are seven observations."""
     alarms = [
         compare(*(
-            run_of({5: 100}, seed=seed + side, repetitions=7, failing_batches=0.15)
+            run_of({5: 100}, seed=seed + side, repetitions=repetitions, failing_batches=share)
             for side in (0, 1000)
         )).regression
-        for seed in range(60)
+        for seed in range(pairs)
     ]  # fmt: skip
     assert sum(alarms) <= 1
 
