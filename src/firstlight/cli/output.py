@@ -23,10 +23,10 @@ _CONTROLS = {
     code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if code != ord("\n")
 }
 _ASCII = dict(
-    zip("\xa0–×÷·→←█▌✓✗µ“”", ' -x/.><#|+xu""', strict=True),
+    zip("\xa0–×÷·→←█▌✓✗µ“”", " -x/.><#|+xu''", strict=True),
     **{"\u2212": "-", "±": "+-", "≤": "<=", "≥": ">=", "…": "..."},
 )
-"""What stands for our own signs where the locale has none."""
+"""What stands for our own signs where the locale has none; in a string of JSON, too."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 

@@ -1,5 +1,6 @@
 """What becomes of a verb whose output cannot be written, or that is interrupted."""
 
+import codecs
 import errno
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from firstlight.cli import main as cli
+from firstlight.cli import output
 
 FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
 
@@ -106,3 +108,9 @@ def test_signs_that_the_locale_lacks_are_written_in_ascii() -> None:
     )
     assert done.stdout == b'# 4 % (1-2) x us . > +- "\\u00e9\\udcff\\ud83d\\ude00"\n'
     assert done.stderr == done.stdout
+
+
+def test_json_of_signs_that_the_locale_lacks_is_json() -> None:
+    codecs.register_error("signs", output.in_any_locale)
+    text = output.to_json(["".join(output._ASCII)])
+    assert len(json.loads(text.encode("ascii", "signs"))) == 1
