@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -78,6 +79,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             body = self.rfile.read(int(self.headers["Content-Length"]))
         self.answer({"size": len(body), "end": body[-3:].decode()})
+http.server.ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+ODD = """
+import http.server, os, urllib.parse
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def log_message(self, *_): pass
+    def do_GET(self):
+        self.wfile.write(urllib.parse.unquote_to_bytes(self.path[2:]))
 http.server.ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever()
 """
 SETTINGS = Settings(
@@ -297,6 +307,26 @@ def test_each_failure_has_its_status_and_words(tmp_path: Path) -> None:
     import msgspec
 
     with_site(tmp_path, main, msgspec.structs.replace(SETTINGS, timeout=3.0))
+
+
+def test_odd_answers_are_passed_on_whole_or_refused_by_name(tmp_path: Path) -> None:
+    chunked = "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+
+    async def main(client: httpx.AsyncClient, _: Functions) -> None:
+        for answer, status, words in (
+            ("304 Not Modified\r\nETag: a\r\nContent-Length: 500\r\n\r\n", 304, ""),
+            ("204 No Content\r\nContent-Length: 5\r\n\r\n", 204, ""),
+            (f"200 OK\r\nContent-Length: 2\r\n{chunked}", 200, "hello"),
+            (f"200 OK\r\nContent-Length: 9\r\n{chunked}", 200, "hello"),
+            ("999 Denied\r\nContent-Length: 0\r\n\r\n", 502, "status 999"),
+            ("200 OK\r\nX-A: \x01\r\nContent-Length: 0\r\n\r\n", 502, "in its header x-a"),
+            ("200 OK\r\nX-A: a\tb\r\nContent-Length: 2\r\n\r\nok", 200, "ok"),
+        ):
+            got = await client.get("/?" + urllib.parse.quote(f"HTTP/1.1 {answer}", safe=""))
+            assert got.status_code == status, answer
+            assert words in got.text
+
+    with_site(tmp_path, main, server=ODD)
 
 
 def test_a_server_that_does_not_start_is_reported_with_its_output(tmp_path: Path) -> None:

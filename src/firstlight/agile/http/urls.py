@@ -6,6 +6,7 @@ not passed on (RFC 9110, 7.6.1). ``X-Forwarded-…`` describe the client's conne
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -28,6 +29,7 @@ _ONE_HOP = {
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
     b"transfer-encoding", b"upgrade", b"proxy-connection",
 }  # fmt: skip
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _END_SECONDS = 1.0
 """How long a broken connection waits for the news that the instance has ended."""
 
@@ -177,8 +179,7 @@ class _Exchange:
             if answer.status == 101:
                 await self._switch(answer)
                 return
-            headers = [each for each in _passed(answer.headers) if each[0] != b"date"]
-            await self._start(answer.status, headers)  # the server adds its own
+            await self._start(answer.status, _answered(answer, self.name))
             async for part in answer.parts():
                 await self._send({"type": "http.response.body", "body": part, "more_body": True})
             await self._send({"type": "http.response.body", "body": b""})
@@ -240,6 +241,24 @@ class _Exchange:
             (b"x-forwarded-host", host),
             (b"x-forwarded-prefix", f"{PREFIX}/{self.name}".encode()),
         ]
+
+
+def _answered(answer: Exchange, name: str) -> Headers:
+    """The headers of a function's answer that are passed on. Raises Failed."""
+    if answer.status > 599:
+        raise Failed(f"{name} answers with status {answer.status}", "HTTP has none above 599")
+    is_chunked = b"transfer-encoding" in {each.lower() for each, _ in answer.headers}
+    left_out = {b"date"}  # the server adds its own
+    if is_chunked or answer.status in {204, 304}:
+        left_out.add(b"content-length")  # which is not the length of what follows
+    headers = [each for each in _passed(answer.headers) if each[0] not in left_out]
+    for header, value in headers:
+        if _CONTROL.search(value):
+            raise Failed(
+                f"{name} answers with a control character in its header {header.decode()}",
+                "have it encode the value",
+            )
+    return headers
 
 
 def _passed(headers: Headers) -> Headers:
