@@ -153,9 +153,10 @@ def change(bundle: Path, copy: Path, namespaces: list[dict[str, str]], *words: s
 # With runc alone: Debian 12's crun refuses hosts with both versions of control groups.
 CREATE = """
 cd "$D/bundle"
-runc --root "$D/state" create "$ID" < /dev/null > /dev/null 2>&1
-sleep "$1" # longer than a window stays open
-runc --root "$D/state" start "$ID"
+{ runc --root "$D/state" create "$ID" < /dev/null 2>&1
+  sleep "$1" # longer than a window stays open
+  runc --root "$D/state" start "$ID"
+} | cat # until the container has ended: it executes its program after "start" has returned
 runc --root "$D/state" delete --force "$ID"
 """
 RUN = "exec $0 --root $D/state run --bundle ${BUNDLE:-$D/bundle} $ID"
@@ -187,7 +188,7 @@ def test_starts_made_in_unusual_ways_are_found(bundle: Path, tmp_path: Path) -> 
                 env=os.environ | {"D": str(tmp_path), "ID": prefix + name} | environment,
             )  # fmt: skip
 
-        start("created", "bash", "-euc", CREATE, "-", 0.5)
+        start("created", "bash", "-euo", "pipefail", "-c", CREATE, "-", 0.5)
         start("renamed", "sh", "-c", RUN, renamed)
         start("wrapped", "sh", "-c", RUN, wrapper)
         start("composed", composed, "compose", "up")
