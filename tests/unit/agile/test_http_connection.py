@@ -419,6 +419,39 @@ def test_what_comes_after_a_request_for_another_protocol_is_of_that_protocol() -
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("at_once", [1, 1 << 10])
+@pytest.mark.parametrize("asked", [b"h2c", b"websocket"])
+def test_a_request_that_also_asks_for_another_protocol_keeps_its_content(
+    asked: bytes, at_once: int
+) -> None:
+    async def main() -> None:
+        client, bodies = Client(), []
+
+        async def notes(_: Any, receive: Any, send: Any) -> None:
+            body, more = b"", True
+            while more:
+                message = await receive()
+                body, more = body + message["body"], message["more_body"]
+            bodies.append(body)
+            await send({"type": "http.response.start", "status": 204})
+            await send({"type": "http.response.body"})
+
+        client.connection.app = notes
+        head = b"POST / HTTP/1.1\r\nconnection: Upgrade\r\nupgrade: %s\r\n" % asked
+        for sent in (
+            head + b"content-length: 8\r\n\r\nGET / no",
+            head + b"transfer-encoding: chunked\r\n\r\n3\r\ntwo\r\n0\r\n\r\n",
+            HEAD % 5 + b"\r\nthree",
+            head + b"content-length: 0\r\n\r\n",
+            HEAD % 4 + b"\r\nfive",
+        ):
+            for at in range(0, len(sent), at_once):
+                await client.sends(sent[at : at + at_once])
+        assert bodies == [b"GET / no", b"two", b"three", b"", b"five"]
+
+    asyncio.run(main())
+
+
 def test_a_request_for_another_protocol_that_is_refused_is_one_of_many() -> None:
     async def main() -> None:
         client, paths = Client(), []

@@ -35,6 +35,9 @@ SWITCH = "firstlight.switch"
 """The key of a request's ``extensions`` at which there is what takes its connection over."""
 
 
+_LENGTHS = {b"content-length", b"transfer-encoding"}
+
+
 class _Patience:
     """Ends a connection whose client is too slow."""
 
@@ -192,12 +195,18 @@ class Connection(HttpToolsProtocol):
             self._sends.begin(_nothing)
 
     def _parse(self, data: bytes) -> None:
-        """Like uvicorn's, but keep what follows a request for another protocol."""
+        """Like uvicorn's, but keep what follows a request for another protocol, or its content."""
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._after = bytearray(data[upgrade.args[0] :])
+            rest = data[upgrade.args[0] :]
+            if not self._in_body:
+                self._after = bytearray(rest)
+                return
+            lengths = [b": ".join(each) for each in self.headers if each[0] in _LENGTHS]
+            self.parser = httptools.HttpRequestParser(_Content(self))
+            self._parse(b"\r\n".join([b"POST / HTTP/1.1", *lengths, b"", rest]))
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
 
@@ -226,7 +235,9 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Pass on the end of its body."""
+        """Pass on the end of its body; the parser sees none if it asks for another protocol."""
+        if self.parser.should_upgrade() and _has_content(self.headers):
+            return
         self._silent = 0
         self._in_body = False
         self._sends.end()
@@ -298,6 +309,32 @@ class Connection(HttpToolsProtocol):
                 b"content-length: 0\r\n\r\n"
             )
             self.transport.close()
+
+
+class _Content:
+    """Told by a parser of the content of a request that asks for another protocol: the parser of
+    the head takes it for bytes of that.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._parser = connection, connection.parser
+        self._is_begun = False
+        self.on_body = connection.on_body
+
+    def on_message_begin(self) -> None:
+        """Refuse another request in the same read."""
+        if self._is_begun:
+            raise ValueError("a request follows")  # uvicorn answers 400
+        self._is_begun = True
+
+    def on_message_complete(self) -> None:
+        """Pass on its end, and read heads again."""
+        self._connection.on_message_complete()
+        self._connection.parser = self._parser
+
+
+def _has_content(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(name in _LENGTHS and value.strip(b"0") for name, value in headers)
 
 
 def _nothing() -> int:

@@ -53,10 +53,6 @@ class _Missed(Failed):
     """An instance had ended before a connection to it was made."""
 
 
-class _Short(h11.LocalProtocolError):
-    """A request has less content than it says, since it asks for another protocol."""
-
-
 class _Proxy:
     """Passes requests on."""
 
@@ -208,18 +204,14 @@ class _Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def _body(self) -> AsyncIterator[bytes]:
-        more, named = True, dict(self._scope["headers"])
-        left = int(named.get(b"content-length", 0))
+        more = True
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise _Gone
             more = message.get("more_body", False)
-            left -= len(message.get("body", b""))
             yield message.get("body", b"")
         self._read.set()
-        if left > 0:
-            raise _Short(f"its content lacks {left} bytes")
 
     def _headers(self, server: bytes) -> Headers:
         headers = [
