@@ -63,10 +63,11 @@ class Runtime:
         open_standard()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        os.umask(0o022)  # instances, which are other users, enter directories that are made here
         runs = is_running(self.config)
         self.journal.open(adopt=runs)
         self._adopted = runs and self._stay
+        # Until the exit: instances, which are other users, enter directories that are made here.
+        self._umask = os.umask(0o022)
         try:
             groups = Cgroups(self.config.top_cgroup)
             if not runs:
@@ -90,6 +91,7 @@ class Runtime:
             )
             await self._instances.open(self._stay)
         except BaseException:
+            os.umask(self._umask)
             if runs:  # what could not be taken over goes on
                 if hasattr(self, "_instances"):
                     await self._instances.leave()
@@ -109,6 +111,7 @@ class Runtime:
         trace: TracebackType | None,
     ) -> None:
         self._closing = True
+        os.umask(self._umask)
         if kind and self._adopted:  # an error here is no reason to end what it found
             self.leave()
         leaves = self._leaves and (kind is None or self._adopted)

@@ -66,7 +66,7 @@ def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
     """Move this thread into new network and mount namespaces, and yield a workspace there.
 
     The workspace is a tmpfs; or, ``on_disk``, a directory that is cold when the page cache is
-    dropped. Meanwhile this process has the usual umask: what is measured inherits it, and other
+    dropped. Meanwhile this thread has the usual umask: what is measured inherits it, and other
     users may read the root file systems. The thread stays in the namespaces afterwards. Raises
     Unsupported.
     """
@@ -77,9 +77,10 @@ def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
     lock = _claim(state)
     outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     lasting = ExitStack()
-    mask = os.umask(0o022)
+    mask = None
     try:
         unshare(_CLONE_NEWNS | _CLONE_NEWNET)
+        mask = os.umask(0o022)  # of this thread alone, after that
         _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
         with IPRoute() as netlink:
             netlink.link("set", index=1, state="up")
@@ -98,7 +99,8 @@ def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
         with lasting:
             yield Workspace(work, run, environment, outside, lasting)
     finally:
-        os.umask(mask)
+        if mask is not None:
+            os.umask(mask)
         os.close(outside)
         cgroups.remove(cgroups.name(run))
         _libc.umount2(os.fsencode(state / "work"), 2)

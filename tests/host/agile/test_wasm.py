@@ -516,11 +516,15 @@ def test_a_client_that_does_not_read_holds_nobody(made: Make) -> None:
 
 
 def test_a_worker_enters_its_root_whatever_the_umask(made: Make) -> None:
-    async def main(runtime: Runtime) -> None:
-        assert await value(runtime, made(MODULE, "next"), 41) == 42
+    """Which is the caller's again afterwards."""
 
-    before = os.umask(0o077)
-    try:
-        with_runtime(main)
-    finally:
-        os.umask(before)
+    async def main() -> None:
+        before = os.umask(0o077)
+        try:
+            async with Runtime(Config(name="t6")) as runtime:
+                assert await value(runtime, made(MODULE, "next"), 41) == 42
+            assert os.umask(before) == 0o077
+        finally:
+            os.umask(before)
+
+    on_host(main)
