@@ -117,7 +117,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@$(BIN)/mypy & types=$$!; \
-	  tests=$$($(BIN)/pytest --collect-only -qqq) || { echo "$$tests"; exit 1; }; \
+	  tests=$$($(BIN)/pytest --collect-only -qqq) || { echo "$$tests"; kill $$types; exit 1; }; \
 	  wait $$types
 	shellcheck .ci/run mk/*.sh examples/*.sh
 	clang-format --dry-run --Werror $(C_FILES)

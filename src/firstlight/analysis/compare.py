@@ -7,7 +7,7 @@ threshold: neither a significant change of 1 % nor a large change by chance matt
 ``tools/ab_test.py`` requires both with the same defaults, but for the estimate alone. A point is
 also a regression when significantly more of its starts fail, by the same test of whole batches:
 what makes one start of a burst fail often fails the others. So it is when no start became ready in
-four batches or more, where some did before.
+four batches or more, where no batch failed as a whole before.
 
 Two runs are not interleaved, so a drift between them looks like a difference. Two runs of the same
 thing, one after the other on a busy machine, differed by 8 % (3 to 18) with p = 0.006: hence the

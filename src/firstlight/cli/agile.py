@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from firstlight.cli import programs
 from firstlight.cli.output import Json, completion, examples, print_json, print_table, say, to_json
 from firstlight.errors import FirstlightError, UnknownName
 
@@ -141,6 +142,7 @@ def up(
     loaded = _configuration(config)
     if replace:
         daemon.leave(loaded)
+    programs.add_system()
     daemon.serve(loaded, lambda: say(f"ready: {loaded.socket}"), keep)
 
 
@@ -338,6 +340,7 @@ def agent(
     if remove:
         networks.remove(loaded)
         return
+    programs.add_system()
     asyncio.run(daemon.serve(loaded, lambda: say(f"ready: {loaded.socket}")))
 
 
@@ -382,6 +385,7 @@ def shim(
     if install:
         say(f"installed: {command.install(install)}")
     else:
+        programs.add_system()
         command.serve(directory, events, runtime, prepared)
 
 

@@ -26,6 +26,7 @@ from firstlight.cli import (
     instance,
     memory,
     plan,
+    programs,
     report,
     run,
     trace,
@@ -40,8 +41,8 @@ _SHORTAGES = _DISK_ERRORS | {
 }  # fmt: skip
 """What a host may lack anywhere; another error of no file is a defect, whose traceback is shown."""
 _INTERRUPTED = 128 + signal.SIGINT
-_SYSTEM = ("/usr/local/sbin", "/usr/sbin", "/sbin")
-"""Where runc, ip and nft are: Debian's users have none of them in PATH, nor has root after su."""
+_FOR_OTHERS = frozenset({"trace", "agile"})
+"""Verbs that pass the caller's environment on; of the runtime's only servers look for programs."""
 _READERS = frozenset({"run", "trace", "watch", "report", "compare", "gate", "claims"})
 
 app = typer.Typer(
@@ -87,9 +88,8 @@ def _options(
     asks_help = {"-h", "--help"} & {*takewhile(lambda word: word != "--", sys.argv)}
     if context.invoked_subcommand in _READERS and not asks_help:
         memory.fit()
-    if context.invoked_subcommand != "trace":  # its command gets the caller's PATH
-        path = os.environ.get("PATH", os.defpath).split(":")
-        os.environ["PATH"] = ":".join((*path, *(each for each in _SYSTEM if each not in path)))
+    if context.invoked_subcommand not in _FOR_OTHERS:
+        programs.add_system()
 
 
 def main() -> None:

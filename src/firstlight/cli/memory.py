@@ -28,7 +28,7 @@ def fit() -> None:
     all_threads = _OWN_THREADS + _FOR_EACH_CPU * (os.cpu_count() or 1)
     if limit < 0 and _can_start(min(all_threads, _MOST)):
         return
-    if not _can_start(_OWN_THREADS):
+    if limit < 0 and not _can_start(_OWN_THREADS):  # else trying would take what is limited
         raise FirstlightError(
             f"{_OWN_THREADS} threads cannot be started, which it takes to read a run",
             "raise the limit of processes: ulimit -u, or the container's or cgroup's pids limit",

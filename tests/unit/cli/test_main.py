@@ -54,13 +54,14 @@ def test_a_removed_working_directory_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "verb", "searched"),
     [("/bin:/usr/sbin", "list", "/bin:/usr/sbin:/usr/local/sbin:/sbin"),
+     ("", "list", f"{os.defpath}:/usr/local/sbin:/usr/sbin:/sbin"),
      (None, "list", f"{os.defpath}:/usr/local/sbin:/usr/sbin:/sbin"),
-     ("/bin", "trace", "/bin")],
+     ("/bin", "trace", "/bin"), ("/bin", "agile", "/bin")],
 )  # fmt: skip
 def test_programs_of_the_system_are_found_whatever_path_has(
     path: str | None, verb: str, searched: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Except for a traced command, whose environment is the caller's."""
+    """Except for what others get: a traced command, an instance."""
     monkeypatch.setenv("PATH", path or "")
     if path is None:
         monkeypatch.delenv("PATH")
