@@ -1,8 +1,12 @@
-"""The routes to other nodes' pods, as the Node objects say."""
+"""The ranges of the node's pods, and the routes to other nodes', as the Node objects say."""
 
 from typing import Any
 
-from firstlight.agile.pods.cluster import wanted_routes
+import pytest
+
+from firstlight.agile.apiserver import Object, Server
+from firstlight.agile.config import Config, PodsConfig
+from firstlight.agile.pods.cluster import Cluster, wanted_routes
 
 
 def node(name: str, ranges: list[str], *addresses: str) -> dict[str, Any]:
@@ -30,3 +34,28 @@ def test_each_family_goes_by_the_nodes_address_of_that_family() -> None:
         "10.244.2.0/24": "192.0.2.3",
     }
     assert wanted_routes([nodes[-1]], "own") == {}
+
+
+FOUR, SIX = "10.244.1.0/24", "fd00:244:1::/64"
+
+
+@pytest.mark.parametrize(
+    ("of_node", "configured", "expected"),
+    [
+        ([FOUR], "", (FOUR, "")),
+        ([SIX, FOUR], "", (FOUR, SIX)),
+        ([FOUR], "fd00:77::/64", (FOUR, "fd00:77::/64")),
+        ([FOUR, SIX], "fd00:77::/64", (FOUR, "fd00:77::/64")),
+    ],
+)
+def test_the_node_gives_the_ranges_that_the_configuration_lacks(
+    monkeypatch: pytest.MonkeyPatch, of_node: list[str], configured: str, expected: tuple[str, str]
+) -> None:
+    def ask(*_: object) -> Object:
+        return node("own", of_node)
+
+    monkeypatch.setattr(Server, "__init__", lambda *_: None)
+    monkeypatch.setattr(Server, "ask", ask)
+    lacking = Config(name="a", pods=PodsConfig(range="", range6=configured, kubeconfig="any"))
+    pods = Cluster("any").complete(lacking).pods
+    assert (pods.range, pods.range6) == expected

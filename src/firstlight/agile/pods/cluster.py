@@ -57,7 +57,8 @@ class Cluster:
             four = next((cidr for cidr in ranges if ":" not in cidr), "")
             if four:
                 six = next((cidr for cidr in ranges if ":" in cidr), "")
-                fields = msgspec.to_builtins(config.pods) | {"range": four, "range6": six}
+                lacking = {"range": four, "range6": config.pods.range6 or six}
+                fields = msgspec.to_builtins(config.pods) | lacking
                 pods = msgspec.convert(fields, type(config.pods))
                 return msgspec.structs.replace(config, pods=pods)
             if time.monotonic() > until:
