@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import h11
 import msgspec
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
@@ -36,9 +37,18 @@ _END_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
+class _Rest(PathConvertor):
+    """The rest of a path, which may have line breaks too."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("rest", _Rest())
+
+
 def routes(functions: Functions, serving: Serving) -> list[BaseRoute]:
     """The routes of all functions that serve HTTP."""
-    return [Route(f"{PREFIX}/{{name}}/{{path:path}}", _Proxy(functions, serving), methods=None)]
+    return [Route(f"{PREFIX}/{{name}}/{{path:rest}}", _Proxy(functions, serving), methods=None)]
 
 
 class _Gone(Exception):
