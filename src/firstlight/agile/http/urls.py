@@ -226,7 +226,7 @@ class _Exchange:
     def _headers(self, server: bytes) -> Headers:
         headers = [
             (name, value) for name, value in _passed(self._scope["headers"])
-            if not name.startswith(b"x-forwarded-")
+            if not name.replace(b"_", b"-").startswith(b"x-forwarded-")  # CGI's names are the same
         ]  # fmt: skip
         client = self._scope.get("client")
         host = next((value for name, value in headers if name == b"host"), b"")
