@@ -14,6 +14,7 @@ _BYTES_ENOUGH = 256 << 10  # enough to identify a volume's file system: ZFS writ
 _MACHINES = {3: "i386", 21: "ppc64", 22: "s390x", 40: "arm", 183: "aarch64", 243: "riscv"}
 _X86_64 = 62
 _GPT = 0xEE
+_ENTRIES_MOST, _ENTRY_LEAST, _ENTRY_MOST = 1024, 48, 4096  # tools make 128 entries of 128 bytes
 _CONTAINERS = (
     ("qcow2", 0, b"QFI\xfb"), ("VMDK", 0, b"KDMV"), ("VMDK", 0, b"COWD"),
     ("VMDK", 0, b"# Disk DescriptorFile"), ("VDI", 0x40, b"\x7f\x10\xda\xbe"),
@@ -100,9 +101,12 @@ def _partitions(file: Path, stream: BinaryIO, size: int) -> Iterator[tuple[int, 
     first, second = stream.read(SECTOR), stream.read(SECTOR)
     if _GPT in first[0x1C2:0x1FE:16] and second[:8] == b"EFI PART":
         table, count, step = struct.unpack_from("<QII", second.ljust(SECTOR, b"\0"), 72)
+        if count > _ENTRIES_MOST or not _ENTRY_LEAST <= step <= _ENTRY_MOST:
+            raise Failed(f"image {file} has a damaged partition table: {count} entries of {step} "
+                         "bytes", "give another image")  # fmt: skip
         _whole("image", file, table * SECTOR + count * step, size)
         stream.seek(table * SECTOR)
-        for number in range(1, count + 1) if step >= 48 else ():
+        for number in range(1, count + 1):
             kind, start, last = struct.unpack_from("<16s16x2Q", stream.read(step))
             if any(kind):
                 yield number, start, last + 1

@@ -1,5 +1,6 @@
 """What files are, by their bytes: real file systems and kernels, whole, cut and of other kinds."""
 
+import os
 import shlex
 import shutil
 import struct
@@ -116,6 +117,20 @@ def test_a_file_system_is_known_in_a_partition_of_a_gpt(tmp_path: Path) -> None:
     assert disk(image) == Disk((Volume("rofs", 40 * 512, 3),), boots=True)
     image.write_bytes(gpt(rofs(9))[:-512])
     with pytest.raises(Failed, match="is truncated"):
+        disk(image)
+
+
+@pytest.mark.parametrize(("count", "step"), [(1, 0xFFFFFFFF), (20_000_000, 48), (1, 0)])
+def test_a_partition_table_without_sense_is_refused_at_once(
+    count: int, step: int, tmp_path: Path
+) -> None:
+    """A sparse file has room for any."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(
+        gpt(rofs(9)).replace(struct.pack("<2I", 128, 128), struct.pack("<2I", count, step))
+    )
+    os.truncate(image, 8 << 30)
+    with pytest.raises(Failed, match=f"damaged partition table: {count} entries of {step} bytes"):
         disk(image)
 
 
