@@ -7,6 +7,7 @@ import pytest
 from firstlight.agile.apiserver import Object, Server
 from firstlight.agile.config import Config, PodsConfig
 from firstlight.agile.pods.cluster import Cluster, wanted_routes
+from firstlight.errors import Failed
 
 
 def node(name: str, ranges: list[str], *addresses: str) -> dict[str, Any]:
@@ -39,6 +40,20 @@ def test_each_family_goes_by_the_nodes_address_of_that_family() -> None:
 FOUR, SIX = "10.244.1.0/24", "fd00:244:1::/64"
 
 
+def of(monkeypatch: pytest.MonkeyPatch, of_node: list[str], configured: str) -> tuple[str, str]:
+    """The ranges that an agent has whose configuration names at most one for IPv6."""
+
+    def ask(*_: object) -> Object:
+        return node("own", of_node)
+
+    monkeypatch.setattr(Server, "__init__", lambda *_: None)
+    monkeypatch.setattr(Server, "ask", ask)
+    monkeypatch.setenv("NODE_NAME", "own")
+    pods = PodsConfig(range="", range6=configured, kubeconfig="any")
+    made = Cluster("any").complete(Config(name="a", pods=pods)).pods
+    return made.range, made.range6
+
+
 @pytest.mark.parametrize(
     ("of_node", "configured", "expected"),
     [
@@ -51,11 +66,18 @@ FOUR, SIX = "10.244.1.0/24", "fd00:244:1::/64"
 def test_the_node_gives_the_ranges_that_the_configuration_lacks(
     monkeypatch: pytest.MonkeyPatch, of_node: list[str], configured: str, expected: tuple[str, str]
 ) -> None:
-    def ask(*_: object) -> Object:
-        return node("own", of_node)
+    assert of(monkeypatch, of_node, configured) == expected
 
-    monkeypatch.setattr(Server, "__init__", lambda *_: None)
-    monkeypatch.setattr(Server, "ask", ask)
-    lacking = Config(name="a", pods=PodsConfig(range="", range6=configured, kubeconfig="any"))
-    pods = Cluster("any").complete(lacking).pods
-    assert (pods.range, pods.range6) == expected
+
+@pytest.mark.parametrize(
+    ("of_node", "named"),
+    [
+        (["10.244.1.0/27"], "pods.pool.high=64"),
+        ([FOUR, "fd00:244:1::/122"], "pods.range6 fd00:244:1::/122"),
+    ],
+)
+def test_a_nodes_range_that_does_not_fit_is_named(
+    monkeypatch: pytest.MonkeyPatch, of_node: list[str], named: str
+) -> None:
+    with pytest.raises(Failed, match=f"the node own do not fit: {named}"):
+        of(monkeypatch, of_node, "")

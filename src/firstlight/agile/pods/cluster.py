@@ -59,7 +59,11 @@ class Cluster:
                 six = next((cidr for cidr in ranges if ":" in cidr), "")
                 lacking = {"range": four, "range6": config.pods.range6 or six}
                 fields = msgspec.to_builtins(config.pods) | lacking
-                pods = msgspec.convert(fields, type(config.pods))
+                try:
+                    pods = msgspec.convert(fields, type(config.pods))
+                except msgspec.ValidationError as error:
+                    what = f"the ranges of the node {self.name} do not fit: {error}"
+                    raise Failed(what, "change the configuration or the ranges") from error
                 return msgspec.structs.replace(config, pods=pods)
             if time.monotonic() > until:
                 raise Failed(why, "let the controller manager allocate-node-cidrs, "
