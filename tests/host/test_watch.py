@@ -17,6 +17,7 @@ from tests.support.watch_host import FIRSTLIGHT, SECONDS, watching
 
 from firstlight import store
 from firstlight.cli.watch import NEEDED
+from firstlight.errors import Failed
 from firstlight.host import capabilities
 from firstlight.native import native
 from firstlight.trace.bpf import is_preemptible
@@ -97,6 +98,18 @@ def test_what_started_just_before_it_stops_is_shown(
         seen = watch.starts(prefix, 3)
         assert watch.process.wait(SECONDS) == 0
     assert [record["error"] for record in seen] == [None] * 3
+
+
+def test_a_tracer_that_fails_at_the_end_is_named() -> None:
+    with watching() as watch:
+        pid = watch.process.pid
+        [tracer] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(int(tracer), signal.SIGSTOP)
+        watch.process.terminate()
+        os.kill(int(tracer), signal.SIGKILL)
+        _, errors = watch.process.communicate(timeout=SECONDS)
+        assert watch.process.returncode == Failed.exit_status
+        assert b"the tracer failed" in errors
 
 
 def test_a_start_is_a_span_below_that_of_who_asked_for_it(bundle: Path, tmp_path: Path) -> None:

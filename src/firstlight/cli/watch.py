@@ -130,12 +130,11 @@ def watch(
             began = time.process_time_ns()
             report(follower.read())
             follower.answer(time.process_time_ns() - began)
-        until = time.monotonic() + _REST_SECONDS
-        for window in follower.rest():
-            report(window)
-            if time.monotonic() > until:
-                say("the last starts are not shown: this machine is too busy to analyse them")
-                break
+        try:
+            for window in follower.rest(time.monotonic() + _REST_SECONDS):
+                report(window)
+        except TimeoutError:
+            say("the last starts are not shown: this machine is too busy to analyse them")
     if out:
         say(f"runs: {out}\nfull report: firstlight report {out}/watch-* --html report.html")
 

@@ -31,7 +31,7 @@ _FILES = 4
 _DOCUMENT = struct.Struct("III")
 _OF_BUNDLE, _OF_ENGINE = 0, 1
 _LONGEST_NS = 20_000_000_000  # native/trace/watch.c
-_EXIT_SECONDS, _LOAD_SECONDS = 30, 120
+_EXIT_SECONDS, _LOAD_SECONDS, _GLANCE_SECONDS = 10, 120, 0.1
 _LOOK_SECONDS = 5  # this takes 20 µs per process of the node
 _KEPT = frozenset(
     ("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "TRACEPARENT")
@@ -124,14 +124,33 @@ class Follower:
         """Read the next window. Raises Failed if the tracer has ended."""
         return self._window(*self._receive())
 
-    def rest(self) -> Iterator[Window]:
-        """End the tracer, and read the windows that have not been read, up to this moment's."""
+    def rest(self, until: float) -> Iterator[Window]:
+        """End the tracer, and read the windows that have not been read, up to this moment's.
+
+        Raises Failed if the tracer has failed, and TimeoutError if windows are left when the
+        monotonic clock is at ``until``.
+        """
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         self._looked = math.inf  # it takes no more daemons
-        while (received := self._receive())[0]:
-            yield self._window(*received)
+        while True:
+            left = until - time.monotonic()
+            self._socket.settimeout(max(left, _GLANCE_SECONDS))
+            words, descriptors = self._receive()
+            if not words:
+                break
+            if left < 0:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                raise TimeoutError
+            yield self._window(words, descriptors)
+        try:
+            status = self._process.wait(max(until - time.monotonic(), _GLANCE_SECONDS))
+        except subprocess.TimeoutExpired:
+            raise TimeoutError from None
+        if status:
+            raise self._failure()
 
     def _window(self, words: list[str], descriptors: list[int]) -> Window:
         try:
