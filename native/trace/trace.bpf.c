@@ -593,7 +593,9 @@ int BPF_PROG(on_switch, _Bool preempt, struct task_struct *prev, struct task_str
 	__u64 now = clock_now();
 	struct task *task = traced(NUMBER(prev));
 	if (task && prev_state & DEAD && !preempt) {
-		forget(prev, NUMBER(prev));
+		/* A first thread has the number of that by now whose execve ended it, which goes on. */
+		if (task->ended)
+			forget(prev, NUMBER(prev));
 	} else if (task) {
 		task->off = now;
 		task->woken = 0;

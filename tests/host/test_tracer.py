@@ -222,6 +222,13 @@ def test_a_process_is_followed_through_the_execve_of_another_thread(
     assert gone["end"][0] <= seen.spans.filter(pl.col("kind") == "exec")["start"][1]
 
 
+def test_no_thread_that_takes_the_first_ones_number_is_lost(bench: Bench, known: Path) -> None:
+    seen = bench.start(known, "thread-execs", "1000")
+    gone = seen.spans.filter(pl.col("kind") == "exit")["tid"].to_list()
+    assert set(children(seen, "thread")) - set(gone) == set()
+    assert len(seen.spans.filter((pl.col("kind") == "call") & (pl.col("name") == "execve"))) >= 1000
+
+
 def test_calls_of_a_32_bit_program_have_the_names_of_others(bench: Bench, tmp_path: Path) -> None:
     if os.uname().machine != "x86_64":
         pytest.skip("only x86-64 runs 32-bit x86 programs")

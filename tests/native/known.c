@@ -17,6 +17,7 @@
  *   known notify DIR MS     look DIR up in a child, which seccomp lets wait until we have slept
  *   known uring MS          wait for a timer of io_uring
  *   known thread-exec       execute oneself from a second thread
+ *   known thread-execs N    likewise in N children, one after the other
  *   known say               nothing
  */
 #include <errno.h>
@@ -314,6 +315,24 @@ static void *execute_say(void *unused)
 	return unused;
 }
 
+static void *execute_nested(void *unused)
+{
+	amount = 0;
+	execute("nested");
+	return unused;
+}
+
+static void execute_in_children(void)
+{
+	for (long left = amount; left; left--) {
+		pid_t child = fork();
+		need(child >= 0, "fork");
+		if (child == 0)
+			wait_for_threads(1, execute_nested);
+		join(child);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	const char *verb = argc > 1 ? argv[1] : "";
@@ -356,6 +375,8 @@ int main(int argc, char **argv)
 		wait_for_timer();
 	else if (!strcmp(verb, "thread-exec"))
 		wait_for_threads(1, execute_say);
+	else if (!strcmp(verb, "thread-execs"))
+		execute_in_children();
 	else if (strcmp(verb, "say"))
 		need(0, verb);
 	if (!strcmp(verb, "nested"))
