@@ -62,7 +62,8 @@ class Instance:
 
     def kill(self) -> None:
         """End it and all its processes."""
-        self.state = "stopping"
+        if self.state == "running":
+            self.state = "stopping"
         self.signal(9)
 
     async def stop(self, grace: float = 0.0, signal: int = 15) -> Ended:
@@ -72,7 +73,8 @@ class Instance:
         action does not apply to the first process of a PID namespace. Raises Failed if the node
         hangs.
         """
-        self.state = "stopping"
+        if self.state == "running":
+            self.state = "stopping"
         if grace > 0 and not self.ended.done() and handles(self.pid, signal):
             self.signal(signal)
             await asyncio.wait([self.ended], timeout=grace)

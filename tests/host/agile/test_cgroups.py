@@ -90,14 +90,16 @@ def test_processes_above_it_are_named_and_nothing_is_left(unified: Path) -> None
     above = (unified / TOP).parent
     above.mkdir()
     with subprocess.Popen(["sleep", "60"]) as sleeper:
-        (above / "cgroup.procs").write_text(str(sleeper.pid))
-        for _ in range(2):
-            with pytest.raises(Failed, match="resource busy") as failed:
-                Cgroups(TOP).open()
-            assert failed.value.hint
-            assert failed.value.hint.startswith(f"move the processes of {above}")
-            assert not (unified / TOP).exists()
-        sleeper.kill()
+        try:
+            (above / "cgroup.procs").write_text(str(sleeper.pid))
+            for _ in range(2):
+                with pytest.raises(Failed, match="resource busy") as failed:
+                    Cgroups(TOP).open()
+                assert failed.value.hint
+                assert failed.value.hint.startswith(f"move the processes of {above}")
+                assert not (unified / TOP).exists()
+        finally:
+            sleeper.kill()
 
 
 def test_what_is_in_them_ends_with_the_runtime(unified: Path) -> None:

@@ -141,7 +141,7 @@ def test_what_an_import_left_open_is_open_when_the_handler_is_called(
         [refusal] = [text for text in caplog.messages if "is not forked" in text]
         assert refusal.startswith("opened.main is not forked")
         assert "/var/task/opened.py, anon_inode:[eventpoll], socket:" in refusal
-        assert "written in /tmp" in refusal
+        assert "'written' in /tmp" in refusal
 
     caplog.set_level("INFO")
     with_serving(root, main)

@@ -34,20 +34,24 @@ def test_who_waits_can_be_cancelled_in_any_turn_of_the_loop() -> None:
 def test_an_instance_that_the_runtime_ended_was_stopped_and_not_killed() -> None:
     async def ended() -> list[str]:
         history = History()
-        for kills, how in (
-            (True, Ended(signal=signal.SIGKILL)), (False, Ended(signal=signal.SIGKILL)),
-            (True, Ended(signal=signal.SIGSEGV)), (True, Ended(status=3)),
-            (True, Ended(signal=signal.SIGKILL, out_of_memory=True)),
-        ):  # fmt: skip
+        for kills, state, how in (
+            (True, "running", Ended(signal=signal.SIGKILL)),
+            (True, "timed out", Ended(signal=signal.SIGKILL)),
+            (False, "running", Ended(signal=signal.SIGKILL)),
+            (True, "running", Ended(signal=signal.SIGSEGV)),
+            (True, "running", Ended(status=3)),
+            (True, "running", Ended(signal=signal.SIGKILL, out_of_memory=True)),
+        ):
             never: Any = None
             function = Function(rootfs="/", command=("true",))
             instance = Instance(1, function, 1, None, False, lambda *_: None, never)
+            instance.state = state
             if kills:
                 instance.kill()
             history.ended(instance, how)
         return [event.words for event in await history.after(0, 60)]
 
     assert asyncio.run(ended()) == [
-        "stopped", "killed by SIGKILL", "killed by SIGSEGV", "exit status 3",
+        "stopped", "killed by SIGKILL", "killed by SIGKILL", "killed by SIGSEGV", "exit status 3",
         "out of memory: the limit is 128 MiB",
     ]  # fmt: skip

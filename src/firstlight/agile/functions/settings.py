@@ -129,8 +129,9 @@ def place_to_work(revision: Revision, root: Path) -> tuple[str, ...]:
         return ()
     if directory.split("/")[1] in roots.MOUNT_POINTS:
         return ()
-    where = roots.inside(root, directory)
-    return () if where is None or where.exists() else (f"{directory}/",)
+    with _invalid(), roots.readable("its working directory"):
+        where = roots.inside(root, directory)
+        return () if where is None or where.exists() else (f"{directory}/",)
 
 
 def points(version: FunctionVersion) -> tuple[str, ...]:

@@ -234,8 +234,8 @@ class Interpreter:
             for entry in os.scandir(f"/proc/{self.pid}/fd"):
                 if int(entry.name) > _CONTROL:
                     left.add(os.readlink(entry.path))  # noqa: PTH115 (a path costs twice that)
-            tmp = islice(os.scandir(f"/proc/{self.pid}/root/tmp"), _NAMES_MOST if serves else 0)
-            left |= {f"{entry.name} in /tmp" for entry in tmp}
+            with os.scandir(f"/proc/{self.pid}/root/tmp") as tmp:
+                left |= {f"{entry.name!a} in /tmp" for entry in islice(tmp, _NAMES_MOST) if serves}
         return ", ".join(sorted(left if serves else left & {"anon_inode:[eventpoll]"}))
 
     def _shared(self) -> set[str]:

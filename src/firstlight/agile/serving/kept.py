@@ -32,6 +32,8 @@ _TAIL_MAX = 4096
 Import = tuple[str, str, int]
 Sink = Callable[[bytes], None]
 _log = logging.getLogger(__name__)
+_PIDS = 1024
+"""Lambda's limit of processes and threads: servers have a thread for each connection."""
 _COMMANDS = {
     "python": ("/usr/bin/python3", "-m", "awslambdaric"),
     "bootstrap": ("/var/task/bootstrap",),
@@ -70,6 +72,12 @@ class Kept:
         """Whether it is not known to have ended."""
         return not self.instance.ended.done()
 
+    async def _give_up(self) -> None:
+        """End it for its being late, which its events do not call stopped."""
+        if isinstance(self.instance, Instance):
+            self.instance.state = "timed out"
+        await self.instance.stop()
+
     async def open(self) -> None:
         """Wait until it asks for its first event. Raises InitFailed, Failed; NodeFailed if it is
         killed from outside.
@@ -84,7 +92,7 @@ class Kept:
                     await self._api.open(self.instance.network.result().take_listener())
                 error = await asyncio.shield(self._api.initialized)
         except TimeoutError:
-            await self.instance.stop()
+            await self._give_up()
             raise InitFailed(
                 self._failed("Sandbox.Timedout", f"Init {timed_out(seconds)}")
             ) from None
@@ -129,7 +137,7 @@ class Kept:
             async with asyncio.timeout(event.seconds):
                 reply = await self._api.ask(event)
         except TimeoutError:
-            await self.instance.stop()
+            await self._give_up()
         except Lost as error:
             if not error.taken and not cold:
                 raise
@@ -250,7 +258,7 @@ def definition(version: FunctionVersion) -> Function:
         env={**environment(version), **_of_instance(version)},
         directory=version.directory, memory=version.memory, scratch=version.scratch,
         cpus=version.cpus, network=version.network, netlink=version.netlink, reuse="none",
-        serves="events", volumes=version.volumes, secrets=version.secrets,
+        serves="events", volumes=version.volumes, secrets=version.secrets, pids=_PIDS,
     )  # fmt: skip
 
 

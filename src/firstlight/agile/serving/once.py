@@ -66,7 +66,7 @@ async def run_command(runtime: Runtime, version: FunctionVersion, event: bytes) 
                 ended = await instance.wait()
             in_time = True
     except TimeoutError:
-        pass
+        instance.state = "timed out"
     finally:
         await instance.stop()
         output.close()

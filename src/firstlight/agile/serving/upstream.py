@@ -139,7 +139,7 @@ class Exchange:
 
     def _wait(self, seconds: float | None) -> None:
         self._patience = seconds
-        if self._limit:
+        if self._limit and not self._limit.expired():
             self._limit.reschedule(None if seconds is None else self._loop.time() + seconds)
 
 
@@ -208,7 +208,10 @@ class Upstream:
         return None
 
     async def _connected(self) -> Exchange:
-        connection = socket.socket()
+        try:
+            connection = socket.socket()
+        except OSError as error:
+            raise Unreached(str(error)) from None
         connection.setblocking(False)
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
