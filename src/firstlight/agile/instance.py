@@ -60,10 +60,13 @@ class Instance:
         if not self.ended.done():
             self._signal(self.number, number)
 
+    def _note_stop(self) -> None:
+        if self.state == "running":  # not one that is late, which events do not call stopped
+            self.state = "stopping"
+
     def kill(self) -> None:
         """End it and all its processes."""
-        if self.state == "running":
-            self.state = "stopping"
+        self._note_stop()
         self.signal(9)
 
     async def stop(self, grace: float = 0.0, signal: int = 15) -> Ended:
@@ -73,8 +76,7 @@ class Instance:
         action does not apply to the first process of a PID namespace. Raises Failed if the node
         hangs.
         """
-        if self.state == "running":
-            self.state = "stopping"
+        self._note_stop()
         if grace > 0 and not self.ended.done() and handles(self.pid, signal):
             self.signal(signal)
             await asyncio.wait([self.ended], timeout=grace)

@@ -162,7 +162,7 @@ def cilium_degrades_fastest(evidence: Evidence) -> Judgement:
 
 
 _Grown = tuple[float, Floats, int]
-"""An estimate and its bootstrap draws."""
+"""An estimate, its bootstrap draws, and the batches of the side that has fewer."""
 
 
 def _judged(examine: Callable[[_Five], Finding | str], measured: AbstractSet[str]) -> Judgement:

@@ -26,13 +26,15 @@ def fit() -> None:
     if 0 <= limit < _LEAST:
         raise too_little(f"to read a run takes {_LEAST >> 20} MiB")
     all_threads = _OWN_THREADS + _FOR_EACH_CPU * (os.cpu_count() or 1)
-    if limit < 0 and _can_start(min(all_threads, _MOST)):
-        return
-    if limit < 0 and not _can_start(_OWN_THREADS):  # else trying would take what is limited
-        raise FirstlightError(
-            f"{_OWN_THREADS} threads cannot be started, which it takes to read a run",
-            "raise the limit of processes: ulimit -u, or the container's or cgroup's pids limit",
-        )
+    if limit < 0:  # where memory is limited, trying would take it
+        if _can_start(min(all_threads, _MOST)):
+            return
+        if not _can_start(_OWN_THREADS):
+            raise FirstlightError(
+                f"{_OWN_THREADS} threads cannot be started, which it takes to read a run",
+                "raise the limit of processes: ulimit -u, or the container's or cgroup's pids "
+                "limit",
+            )
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     import numpy as np

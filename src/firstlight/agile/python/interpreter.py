@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from importlib.resources import files
 from itertools import islice
@@ -231,21 +232,24 @@ class Interpreter:
         """
         left, serves = set[str](), self._function.serves == "events"
         with suppress(OSError):  # it has ended, which the next request notices
-            for entry in os.scandir(f"/proc/{self.pid}/fd"):
-                if int(entry.name) > _CONTROL:
-                    left.add(os.readlink(entry.path))  # noqa: PTH115 (a path costs twice that)
+            left |= {target for number, target in self._opened() if number > _CONTROL}
             with os.scandir(f"/proc/{self.pid}/root/tmp") as tmp:
                 left |= {f"{entry.name!a} in /tmp" for entry in islice(tmp, _NAMES_MOST) if serves}
         return ", ".join(sorted(left if serves else left & {"anon_inode:[eventpoll]"}))
 
+    def _opened(self) -> Iterator[tuple[int, str]]:
+        """Its descriptors, and what each is of. Raises OSError."""
+        for entry in os.scandir(f"/proc/{self.pid}/fd"):
+            try:
+                target = os.readlink(entry.path)  # noqa: PTH115 (a path costs twice that)
+            except OSError:  # it has been closed
+                continue
+            yield int(entry.name), target
+
     def _shared(self) -> set[str]:
         """Memory that it can write to and its forks would read. Raises OSError."""
-        proc, shared = f"/proc/{self.pid}", set()
-        for entry in os.scandir(f"{proc}/fd"):
-            with suppress(OSError):
-                target = os.readlink(entry.path)  # noqa: PTH115 (a path costs twice that)
-                if target.startswith("/memfd:"):
-                    shared.add(target)
+        proc = f"/proc/{self.pid}"
+        shared = {target for _, target in self._opened() if target.startswith("/memfd:")}
         mapped = _SHARED.findall(b"\n" + _read(f"{proc}/maps"))
         if mapped != self._harmless:  # a fork may make a read-only mapping writable
             shared |= _writable(_read(f"{proc}/smaps").decode(errors="replace"))

@@ -72,9 +72,7 @@ def disk(file: Path) -> Disk:
         sector = stream.read(SECTOR)
         stream.seek(max(size - SECTOR, 0))
         if container := _container(sector, stream.read(SECTOR)):
-            guess = (
-                "-f vpc " if container == "VHD" else ""
-            )  # a footer alone is not known to qemu-img
+            guess = "-f vpc " if container == "VHD" else ""  # qemu-img knows no footer alone
             raise Failed(
                 f"image {file} is in {container} format",
                 f"convert it: qemu-img convert {guess}-O raw {shlex.quote(str(file))} disk.raw",
