@@ -90,7 +90,7 @@ def test_churn_counts_what_the_pool_gave_and_made(measure: Measure) -> None:
     assert not any(each.counts for each in run.samples if each.instance)
 
 
-def test_churn_is_an_open_loop_whose_instances_have_ended_by_themselves(measure: Measure) -> None:
+def test_churn_is_open_loop_of_ending_instances(measure: Measure) -> None:
     run = measure(CHURN, [churning("full", 4)])
     asked = [each.stamps.intended for each in run.samples]
     due = offsets(Poisson(4), 8, run.header.seed)

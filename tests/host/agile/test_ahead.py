@@ -34,9 +34,7 @@ def neighbours(pid: int) -> str:
 
 
 @pytest.mark.parametrize("preset", [True, False])
-def test_the_gateway_is_known_before_the_first_packet_or_asked_for(
-    function: Make, preset: bool
-) -> None:
+def test_gateway_neighbour_is_preset_or_resolved(function: Make, preset: bool) -> None:
     async def main() -> None:
         config = Config(name="t8", ahead=Ahead(neighbours=preset))
         async with Runtime(config) as runtime:
@@ -54,7 +52,7 @@ def none_of(client: Client) -> Counts:
     return next(pool for pool in client.pools() if pool.name == "network none")
 
 
-def test_networks_of_instances_that_began_and_ended_unseen_are_made_again(function: Make) -> None:
+def test_network_of_unseen_instance_is_replaced(function: Make) -> None:
     """A manager that does not read hears of their starts and ends at once."""
 
     def reuses(number: int) -> Function:

@@ -64,7 +64,7 @@ def test_the_node_itself_starts_nothing_as_root_or_unchanged(
     with_runtime(main)
 
 
-def test_each_instance_has_an_identity_of_its_own_where_that_is_asked_for(function: Make) -> None:
+def test_each_identity_gives_instances_distinct_users(function: Make) -> None:
     async def main(runtime: Runtime) -> None:
         identities = runtime.config.identities
         first, other = function("hold", "60"), function("hold", "61", network="none")
@@ -139,7 +139,7 @@ loop.run_until_complete(main())
 """
 
 
-def test_a_program_without_standard_streams_gives_nothing_of_its_runtime_to_an_instance(
+def test_runtime_with_closed_streams_leaks_no_descriptor(
     function: Make,
 ) -> None:
     async def main() -> None:
@@ -155,7 +155,7 @@ def test_a_program_without_standard_streams_gives_nothing_of_its_runtime_to_an_i
     on_host(main)
 
 
-def test_a_cgroup_that_is_used_again_has_the_limits_of_its_new_function(function: Make) -> None:
+def test_reused_cgroup_has_limits_of_new_function(function: Make) -> None:
     async def main(runtime: Runtime) -> None:
         seen: dict[str, list[dict[str, str]]] = {}
         for pids, memory in ((5, 16 << 20), (64, 256 << 20), (7, 8 << 20), (9, 512 << 20)):
@@ -194,7 +194,7 @@ def test_a_sandbox_that_waits_serves_any_function_and_once(function: Make) -> No
     with_runtime(main, Config(name="t6", pools=pools))
 
 
-def test_the_node_sees_of_the_host_roots_of_functions_and_nothing_else(function: Make) -> None:
+def test_node_mounts_hold_only_function_roots(function: Make) -> None:
     async def main(runtime: Runtime) -> None:
         async with await runtime.start(function("hold", "60", ready="holding")):
             inside = Path(f"/proc/{runtime.node}/root")

@@ -77,7 +77,7 @@ async def ends(runtime: Runtime, function: Function) -> int | None:
         return (await instance.wait()).status
 
 
-def test_a_client_that_asks_and_never_reads_costs_the_node_no_memory(function: Make) -> None:
+def test_client_that_never_reads_costs_node_no_memory(function: Make) -> None:
     async def main(runtime: Runtime) -> None:
         assert await ends(runtime, function("hold", "0")) == 0
         before = memory(runtime.node)
@@ -170,7 +170,7 @@ def test_dry_pools_that_refuse_do_so_by_name_and_serve_again(function: Make) -> 
     with_runtime(main, Config(name="t7", pools=pools))
 
 
-def test_a_network_helper_that_hangs_keeps_nobody_who_needs_no_network(function: Make) -> None:
+def test_hung_network_helper_delays_only_networked_starts(function: Make) -> None:
     async def main(runtime: Runtime) -> None:
         alone = function("hold", "0", network="none")
         mine = function("hold", "0", network="outbound")
@@ -215,7 +215,7 @@ def test_an_instance_that_writes_for_ever_waits_for_its_reader(tmp_path: Path) -
     with_runtime(main)
 
 
-def test_functions_that_nobody_starts_are_forgotten_with_all_that_they_held(
+def test_unused_functions_are_forgotten_and_freed(
     function: Make,
 ) -> None:
     """60 kinds by their words, limits and environment: what is held is bounded, and ends."""
@@ -277,7 +277,7 @@ def test_a_log_keeper_that_hangs_keeps_nobody_who_needs_no_log() -> None:
     with_runtime(main)
 
 
-def test_a_start_that_fetches_events_gets_its_own_network_whatever_the_node_has_to_read() -> None:
+def test_event_start_gets_own_network_on_busy_node() -> None:
     """The network comes by the manager's connection, and the start by another."""
     fetches = Function(rootfs="/", command=("/bin/sleep", "60"), serves="events", reuse="none")
 
@@ -373,7 +373,7 @@ async def client_that_is_held(path: Path) -> Fast:
         client.socket.close()
 
 
-def test_a_client_whose_request_the_node_leaves_unread_keeps_its_place(function: Make) -> None:
+def test_client_with_unread_request_keeps_its_place(function: Make) -> None:
     async def main(runtime: Runtime) -> None:
         hold = function("hold", "60")
         registered = await runtime._instances.registered(hold)

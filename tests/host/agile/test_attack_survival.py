@@ -33,7 +33,7 @@ def survival(*words: str) -> str:
     return done.stdout
 
 
-def test_kills_at_random_leave_nothing_and_the_next_start_succeeds() -> None:
+def test_random_kills_leave_nothing_behind() -> None:
     if not Path("/usr/bin/python3").exists():
         pytest.skip("/usr/bin/python3 is missing")
     assert '"left": "nothing"' in survival("--kills", "14", "--every", "7", "--seed", "2")
@@ -43,7 +43,7 @@ def test_no_instance_is_lost_with_its_manager() -> None:
     assert '"instances": 150' in survival("--instances", "150")
 
 
-def test_a_node_that_was_killed_is_replaced_although_no_client_can_ask_for_that() -> None:
+def test_killed_node_is_replaced_without_request() -> None:
     async def main() -> None:
         async with daemon():
             socket = Config(name="t5").socket
@@ -60,7 +60,7 @@ def test_a_node_that_was_killed_is_replaced_although_no_client_can_ask_for_that(
     on_host(main)
 
 
-def test_a_manager_that_is_stopped_holds_up_no_start_of_what_is_registered() -> None:
+def test_stopped_manager_delays_no_registered_start() -> None:
     async def main() -> None:
         async with daemon() as manager:
             socket, null = Config(name="t5").socket, os.open(os.devnull, os.O_RDWR)
@@ -98,7 +98,7 @@ async def answers(port: int) -> bytes:
         writer.close()
 
 
-def test_published_ports_lead_to_their_instances_while_a_manager_comes_and_goes(
+def test_published_ports_survive_manager_restarts(
     function: Callable[..., Function],
 ) -> None:
     async def main() -> None:

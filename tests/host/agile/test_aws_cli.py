@@ -21,7 +21,7 @@ def main(event, context):
 
 
 @pytest.mark.skipif(not AWS.exists(), reason="the AWS CLI is not installed: make aws-cli")
-def test_a_function_is_made_called_changed_and_removed_by_the_aws_cli(tmp_path: Path) -> None:
+def test_aws_cli_manages_function_lifecycle(tmp_path: Path) -> None:
     code, answer = tmp_path / "code.zip", tmp_path / "answer.json"
     code.write_bytes(zipped(app=CODE))
 

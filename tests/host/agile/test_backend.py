@@ -48,7 +48,7 @@ def test_each_start_is_ready_and_ends_with_its_input(depth: str, via: Via, tmp_p
     ("depth", "phases"),
     [("agile", {"exec", "handshake", "ns.other", "mount", "security"}), ("agile-ready", {"exec"})],
 )
-def test_a_traced_start_is_explained_in_the_runtime_and_in_its_instance(
+def test_traced_start_explains_runtime_and_instance(
     bench: Bench, depth: str, phases: set[str]
 ) -> None:
     with commands_of(Agile(depth), 1, bench.workspace) as commands:

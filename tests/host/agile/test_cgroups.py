@@ -43,7 +43,7 @@ def unified(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (root / "cgroup.subtree_control").write_text(f"-{CONTROLLER}")
 
 
-def test_one_is_made_with_its_limits_entered_emptied_and_removed(unified: Path) -> None:
+def test_cgroup_lifecycle(unified: Path) -> None:
     async def main() -> None:
         groups = Cgroups(TOP)
         groups.open()
@@ -141,7 +141,7 @@ def test_limits_hold_in_whatever_order_version_1_is_mounted(
         on_host(main)
 
 
-def test_node_gets_a_top_for_each_controller_where_some_are_mounted_together(
+def test_node_has_top_for_comounted_controllers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one, other = Path("/cpu"), Path("/memory,pids")

@@ -110,7 +110,7 @@ def test_a_killed_runtime_leaves_nothing_after_the_next_start(
     on_host(main)
 
 
-def test_instances_outlive_their_manager_and_the_next_takes_them_over(function: Make) -> None:
+def test_instances_outlive_manager_and_are_taken_over(function: Make) -> None:
     """None ends, none is missing from ps, and every exit status arrives."""
 
     async def main() -> None:
@@ -189,9 +189,7 @@ async def down(file: Path) -> int:
     return await process.wait()
 
 
-def test_a_manager_that_cannot_take_a_node_over_ends_no_instance(
-    function: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_take_over_ends_no_instance(function: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         config = Config(name="t5")
         first = await serve(config)
@@ -356,7 +354,7 @@ def test_a_killed_node_is_replaced_and_its_instances_end(function: Make) -> None
 
 
 @pytest.mark.parametrize("ends", ["connection", "node"])
-def test_managers_instances_that_the_node_ends_are_reported_and_made_again(
+def test_node_end_is_reported_and_recovered_by_manager(
     function: Callable[..., Function], ends: str
 ) -> None:
     """Its connection for starts, as the node does with who does not read, or the node itself."""
@@ -380,7 +378,7 @@ def test_managers_instances_that_the_node_ends_are_reported_and_made_again(
     on_host(main)
 
 
-def test_a_node_that_was_killed_is_gone_before_another_takes_its_place(function: Make) -> None:
+def test_killed_node_is_gone_before_its_successor(function: Make) -> None:
     async def main() -> None:
         async with Runtime(Config(name="t3")) as runtime:
             hold = function("hold", "60", ready="holding")
@@ -430,7 +428,7 @@ def test_a_killed_network_helper_is_replaced(function: Make) -> None:
     on_host(main)
 
 
-def test_a_journal_that_cannot_be_written_stops_the_start_before_anything_is_made() -> None:
+def test_unwritable_journal_stops_start_first() -> None:
     async def main() -> None:
         state = Path(f"/run/firstlight-test-{os.getpid()}")
         state.mkdir()

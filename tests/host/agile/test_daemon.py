@@ -63,7 +63,7 @@ def test_what_has_just_been_started_can_be_stopped(function: Make) -> None:
     with_daemon(main)
 
 
-def test_a_client_that_vanishes_takes_its_instances_with_it_but_not_the_detached(
+def test_client_end_ends_attached_instances_only(
     function: Make,
 ) -> None:
     async def main(path: Path) -> None:
@@ -125,7 +125,7 @@ def much_asked(path: Path) -> Iterator[tuple[socket.socket, int]]:
         yield raw, asked
 
 
-def test_a_client_that_asks_much_before_it_reads_gets_every_answer() -> None:
+def test_pipelining_client_gets_every_answer() -> None:
     async def main(path: Path) -> None:
         with much_asked(path) as (raw, asked):
             answers = {raw.recv(65536) for _ in range(asked)}
@@ -134,7 +134,7 @@ def test_a_client_that_asks_much_before_it_reads_gets_every_answer() -> None:
     with_daemon(main)
 
 
-def test_clients_after_one_that_never_read_its_answers_are_served() -> None:
+def test_clients_are_served_after_one_that_never_read() -> None:
     async def main(path: Path) -> None:
         with much_asked(path), Client(path) as client:
             assert client.running() == []
@@ -168,9 +168,7 @@ def refusal(path: Path, message: bytes, descriptors: list[int]) -> tuple[Step, i
 
 
 @pytest.mark.parametrize("descriptors", [[], [0], [0, 1, 2, 0], [0] * 8, [0] * 20])
-def test_a_start_with_other_descriptors_than_three_streams_is_refused(
-    function: Make, descriptors: list[int]
-) -> None:
+def test_start_refuses_descriptors_other_than_three(function: Make, descriptors: list[int]) -> None:
     async def main(path: Path) -> None:
         with Client(path) as client:
             number, version = client.register(function("hold", "0"))
@@ -189,7 +187,7 @@ def test_what_is_no_message_of_the_fast_path_is_refused(message: bytes) -> None:
     with_daemon(main)
 
 
-def test_a_number_that_no_function_has_and_an_old_version_are_refused(function: Make) -> None:
+def test_start_refuses_unknown_function_or_old_version(function: Make) -> None:
     async def main(path: Path) -> None:
         with Client(path) as client:
             number, version = client.register(function("hold", "0"))

@@ -53,7 +53,7 @@ async def until_empty(functions: Functions) -> None:
         await asyncio.sleep(0.02)
 
 
-def test_an_event_that_fails_is_tried_again_and_then_a_dead_letter(tmp_path: Path) -> None:
+def test_failing_event_is_retried_then_dead_lettered(tmp_path: Path) -> None:
     async def main(functions: Functions) -> None:
         await functions.add("fails", ZipSource(data=zipped(app=FAILS)), QUICK)
         await functions.add("none", ZipSource(data=zipped(app="main = print\n")), QUICK)
@@ -140,9 +140,7 @@ def test_no_accepted_event_is_lost_when_the_daemon_is_killed(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("size", [200, 400_000])
 @pytest.mark.parametrize("again", [False, True], ids=["at once", "after a restart"])
-def test_what_a_full_disk_has_accepted_can_be_answered_and_removed(
-    tmp_path: Path, size: int, again: bool
-) -> None:
+def test_full_disk_still_completes_accepted_events(tmp_path: Path, size: int, again: bool) -> None:
     def fill() -> None:
         with suppress(OSError), (tmp_path / "disk/others").open("ab", 0) as others:
             while others.write(bytes(4096)):

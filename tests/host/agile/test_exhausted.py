@@ -101,7 +101,7 @@ def test_without_a_pid_a_start_says_so_and_the_next_is_served(function: Make) ->
     on_host(main)
 
 
-def test_a_start_that_found_no_pid_changes_no_limit_of_its_cgroup(function: Make) -> None:
+def test_start_without_pid_keeps_cgroup_limits(function: Make) -> None:
     async def main() -> None:
         usual, few = (function("hold", "60", network="none", pids=pids) for pids in (64, 7))
         one_cgroup = Config(name="t5", pools=Pools(cgroup=PoolSize(low=1, high=1)))
@@ -137,7 +137,7 @@ def test_a_helper_that_cannot_be_started_again_is_when_it_can(function: Make) ->
     on_host(main)
 
 
-def test_without_a_descriptor_a_start_says_so_and_the_next_is_served(function: Make) -> None:
+def test_start_without_descriptor_fails_by_name(function: Make) -> None:
     async def main() -> None:
         async with daemon() as pid:
             with Client(SOCKET) as client:
@@ -155,7 +155,7 @@ def test_without_a_descriptor_a_start_says_so_and_the_next_is_served(function: M
     on_host(main)
 
 
-def test_a_part_that_the_node_cannot_take_is_told_and_made_again(function: Make) -> None:
+def test_part_refused_by_node_is_reported_and_remade(function: Make) -> None:
     async def main() -> None:
         inward = function("hold", "0", network="internal")
         async with Runtime(Config(name="t5")) as runtime:
@@ -215,7 +215,7 @@ def idles(pid: int) -> bool:
     return cpu(pid) - before < 0.5
 
 
-def test_a_node_without_a_descriptor_waits_for_one_and_serves_who_came_meanwhile(
+def test_node_without_descriptors_serves_waiting_clients(
     function: Make,
 ) -> None:
     """Nobody leaves in whose place another could come: it looks again by itself, now and then."""
@@ -243,7 +243,7 @@ def test_a_node_without_a_descriptor_waits_for_one_and_serves_who_came_meanwhile
     on_host(main)
 
 
-def test_an_agent_without_a_descriptor_waits_for_one_and_serves_who_came_meanwhile(
+def test_agent_without_descriptors_serves_waiting_clients(
     host: PodHost,
 ) -> None:
     agent = host.agents[-1]

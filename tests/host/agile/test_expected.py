@@ -44,7 +44,7 @@ def printed(*functions: Function, config: Config | None = None) -> list[str]:
     return on_host(main)
 
 
-def test_hosts_name_and_resolvers_are_there_and_the_root_is_not_written_to(root: Path) -> None:
+def test_etc_files_are_present_and_root_unchanged(root: Path) -> None:
     for name in ("hosts", "resolv.conf"):
         (root / "etc" / name).write_text("the root's own\n")
     config = Config(name="t1", network=NetworkConfig(resolvers=("192.0.2.53",)))
@@ -143,7 +143,7 @@ def test_an_odd_etc_gets_its_files_or_none_and_leads_nowhere(
     assert before == {path: path.read_bytes() for path in before}
 
 
-def test_the_environment_is_that_of_the_root_s_own_user_unless_it_is_set(root: Path) -> None:
+def test_environment_defaults_to_user_of_root(root: Path) -> None:
     (root / "etc/passwd").write_text("bob:x:4242:4242::/home/bob:/bin/sh\nno such line\n")
     plain, bob, own = printed(
         Function(rootfs=str(root), command=("env",)),

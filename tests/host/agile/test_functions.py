@@ -97,7 +97,7 @@ ZIPS: dict[str, tuple[Callable[[], ZipSource], type[Failed]]] = {
 }  # fmt: skip
 
 
-def test_a_zip_file_that_is_wrong_is_named_so_and_leaves_nothing(tmp_path: Path) -> None:
+def test_create_refuses_bad_zip_and_leaves_nothing(tmp_path: Path) -> None:
     async def main(functions: Functions) -> None:
         await functions.add("f", says("old"), SLOW)
         trees = sorted((functions.directory / "trees").iterdir())
@@ -113,7 +113,7 @@ def test_a_zip_file_that_is_wrong_is_named_so_and_leaves_nothing(tmp_path: Path)
     with_functions(tmp_path, main)
 
 
-def test_a_version_answers_what_it_has_begun_and_is_then_removed(tmp_path: Path) -> None:
+def test_removed_version_finishes_its_requests(tmp_path: Path) -> None:
     async def main(functions: Functions) -> None:
         await functions.add("f", says("old"), SLOW)
         begun = asyncio.ensure_future(called(functions, "f", 1.5))
@@ -219,7 +219,7 @@ def test_the_command_line_says_that_an_update_changed_nothing(tmp_path: Path) ->
     on_host(main, GUARD_SECONDS)
 
 
-def test_functions_survive_a_restart_and_what_was_half_made_does_not(tmp_path: Path) -> None:
+def test_restart_keeps_functions_and_drops_partial_ones(tmp_path: Path) -> None:
     async def main() -> None:
         config = configuration(tmp_path)
         async with functions(config) as before:
@@ -271,7 +271,7 @@ async def later(event):
 """
 
 
-def test_a_failure_of_a_fork_has_the_words_and_the_log_of_a_failure(tmp_path: Path) -> None:
+def test_fork_failure_has_error_and_log(tmp_path: Path) -> None:
     async def main(functions: Functions) -> None:
         await functions.add("f", ZipSource(data=zipped(app=FAILS)), SLOW)
         assert await called(functions, "f") == [roots.PATH, "/tmp", "instance"]
@@ -351,7 +351,7 @@ TRIED: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
-def test_a_handler_that_cannot_be_called_is_refused_where_it_is_to_be_tried(
+def test_create_refuses_uncallable_handler(
     tmp_path: Path,
 ) -> None:
     async def main(functions: Functions) -> None:

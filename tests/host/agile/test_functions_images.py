@@ -202,9 +202,7 @@ def open_path() -> Iterator[Path]:
         yield path
 
 
-def test_an_image_of_a_registry_is_fetched_shared_updated_and_collected(
-    tmp_path: Path, open_path: Path
-) -> None:
+def test_registry_image_lifecycle(tmp_path: Path, open_path: Path) -> None:
     image = umoci_image(tmp_path)
 
     async def main(functions: Functions) -> None:

@@ -83,7 +83,7 @@ def test_each_start_of_a_version_has_its_volumes_and_secrets(tmp_path: Path) -> 
     with_functions(tmp_path / "store", main)
 
 
-def test_a_command_has_them_where_its_root_has_no_place_for_them(tmp_path: Path) -> None:
+def test_mounts_reach_command_without_mount_points(tmp_path: Path) -> None:
     data, _, key = shared(tmp_path)
     root = make(tmp_path / "made")
     words = ("/bin/sh", "-c", "cat /run/secrets/key; echo > /deep/in/it/new")

@@ -130,7 +130,7 @@ def test_down_ends_a_node_that_is_stopped() -> None:
     on_host(main)
 
 
-def test_a_program_learns_that_its_node_is_stopped_and_late_starts_end() -> None:
+def test_node_stop_is_reported_and_late_starts_end() -> None:
     async def main() -> None:
         async with Runtime(CONFIG) as runtime, Serving(runtime) as serving:
             await runtime.prepare(hold("600"))

@@ -108,7 +108,7 @@ def check(pid: int, identity: int, session: str = "own") -> None:
 
 
 @pytest.mark.parametrize(("waiting", "reuse"), [(0, "network"), (2, "network"), (0, "sandbox")])
-def test_an_instance_inherits_nothing_of_who_started_the_runtime(
+def test_instance_inherits_nothing_from_starter(
     function: Make, waiting: int, reuse: str, tmp_path: Path
 ) -> None:
     script = tmp_path / "run.py"
@@ -153,7 +153,7 @@ asyncio.run(main())
     on_host(main)
 
 
-def test_each_function_has_an_identity_of_its_own_or_each_instance(function: Make) -> None:
+def test_identities_differ_by_function_or_instance(function: Make) -> None:
     def uid(pid: int) -> int:
         return Path(f"/proc/{pid}").stat().st_uid
 

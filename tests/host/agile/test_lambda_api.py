@@ -118,7 +118,7 @@ def test_what_a_function_has_not_is_read_as_none(tmp_path: Path) -> None:
     with_functions(tmp_path, main)
 
 
-def test_a_name_may_be_an_arn_or_a_part_of_it_and_leads_to_what_it_names(tmp_path: Path) -> None:
+def test_function_name_accepts_full_and_partial_arn(tmp_path: Path) -> None:
     account = "000000000000:function:f"
 
     async def main(_: Functions) -> None:
@@ -237,7 +237,7 @@ def test_a_change_names_the_revision_that_it_changes(tmp_path: Path) -> None:
     with_functions(tmp_path, main)
 
 
-def test_what_the_node_does_not_have_is_refused_and_not_left_out(tmp_path: Path) -> None:
+def test_unsupported_settings_are_refused(tmp_path: Path) -> None:
     async def main(functions: Functions) -> None:
         async with boto() as call:
             await call("create_function", **create("f", Publish=True))
@@ -267,7 +267,7 @@ def test_what_the_node_does_not_have_is_refused_and_not_left_out(tmp_path: Path)
     with_functions(tmp_path, main)
 
 
-def test_where_there_are_credentials_a_key_may_do_what_its_profile_says(tmp_path: Path) -> None:
+def test_credentials_limit_key_to_its_profile(tmp_path: Path) -> None:
     path = tmp_path / "credentials"
     path.write_text("".join(
         f"[{name}]\naws_access_key_id = {name}\naws_secret_access_key = s\n{rights}\n"

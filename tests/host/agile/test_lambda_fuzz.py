@@ -29,7 +29,7 @@ MANGLED = (b"\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x0
            b"Transfer-Encoding: chunked\r\n\r\nzz\r\n")  # fmt: skip
 
 
-def test_malformed_requests_get_the_apis_own_errors_and_change_nothing(tmp_path: Path) -> None:
+def test_malformed_requests_get_api_errors(tmp_path: Path) -> None:
     async def main(functions: Functions) -> None:
         fuzz = Fuzz(SEED)
         own = Settings(handler="app:main", network="none", timeout=60.0, kind="python")

@@ -119,7 +119,7 @@ def test_a_killed_node_is_no_failure_of_its_functions(root: Path) -> None:
     with_serving(root, main)
 
 
-def test_an_instance_that_is_killed_from_outside_is_no_failure_of_its_function(root: Path) -> None:
+def test_outside_kill_is_no_function_failure(root: Path) -> None:
     async def main(serving: Serving) -> None:
         async def all_lost(versions: Kinds, victims: Callable[[], list[int]]) -> None:
             calls = await at_work(serving, versions)

@@ -59,7 +59,7 @@ def test_what_is_allowed_is_reached_and_nothing_beside_it() -> None:
     on_network_host(main, allow=("10.0.0.0/8", "192.168.1.7"))
 
 
-def test_the_hosts_own_addresses_are_closed_but_for_its_services() -> None:
+def test_host_addresses_are_closed_except_services() -> None:
     async def main(made: Networks) -> None:
         with world(), HOST.serving("0.0.0.0", 80), HOST.serving("0.0.0.0", 7777):  # type: ignore[attr-defined]
             network = await made.make("outbound")
@@ -72,7 +72,7 @@ def test_the_hosts_own_addresses_are_closed_but_for_its_services() -> None:
     on_network_host(main, host_services=("tcp/7777",))
 
 
-def test_no_packet_of_an_instance_reaches_another_by_ipv4_or_ipv6() -> None:
+def test_instances_cannot_reach_each_other() -> None:
     """As if it could send what it likes: from inside as root."""
 
     async def main(made: Networks) -> None:
@@ -154,7 +154,7 @@ def test_an_instance_cannot_take_the_hosts_connection_table(
     on_network_host(main, "", **limits)
 
 
-def test_without_ct_count_a_slower_rate_is_the_limit_and_is_reported(
+def test_missing_ct_count_falls_back_to_rate_limit(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As on a kernel without nft_connlimit."""
@@ -182,7 +182,7 @@ def test_what_the_kernel_lacks_is_named_with_its_remedy(monkeypatch: pytest.Monk
         on_network_host(main)
 
 
-def test_a_host_that_loads_its_modules_slowly_is_not_said_to_lack_one(
+def test_slow_module_load_is_not_reported_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run, slow = firewall.Firewall.run, ["not made", "made"]
@@ -210,7 +210,7 @@ def ask(place: Place, address: str, port: int) -> str:
 
 
 @pytest.mark.parametrize("reach", ["outbound", "internal"])
-def test_a_published_port_answers_from_outside_at_the_hosts_address_and_on_localhost(
+def test_published_port_answers_outside_and_on_localhost(
     reach: str,
 ) -> None:
     async def main(made: Networks) -> None:
@@ -231,7 +231,7 @@ def test_a_published_port_answers_from_outside_at_the_hosts_address_and_on_local
     on_network_host(main)
 
 
-def test_localhost_is_open_neither_to_an_instance_that_publishes_nor_to_others() -> None:
+def test_instances_cannot_reach_localhost() -> None:
     """Root inside sends to 127/8 by its link, and a neighbour by the host's."""
     lead = """
         ip route del local 127.0.0.0/8 dev lo table local
@@ -255,7 +255,7 @@ def test_localhost_is_open_neither_to_an_instance_that_publishes_nor_to_others()
     on_network_host(main, host_services=("tcp/81",))
 
 
-def test_ports_that_are_published_at_once_share_transactions_and_fail_alone() -> None:
+def test_concurrent_ports_share_transactions_and_fail_alone() -> None:
     async def main(made: Networks) -> None:
         network = await made.make("outbound")
         address = network.address

@@ -38,7 +38,7 @@ def neighbours() -> Iterator[list]:  # type: ignore[type-arg]
         yield [left, world]
 
 
-def test_forwarding_that_was_off_serves_instances_alone_and_is_off_again_afterwards() -> None:
+def test_forwarding_is_limited_to_instances_and_restored() -> None:
     async def main() -> None:
         sh("ip link set lo up; sysctl -qw net.ipv4.ip_forward=0")
         with neighbours() as (left, world), world.serving("0.0.0.0", 80):
@@ -157,7 +157,7 @@ RULES = {
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_instances_reach_the_world_where_iptables_closes_what_is_forwarded(
+def test_outbound_passes_closed_iptables_forward(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     rules = "iptables-legacy -S; iptables-legacy-save -t filter | grep -v '^[#:]'; true"
@@ -196,7 +196,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_foreign_table_is_left_alone_and_the_suggested_remedy_works(
+def test_foreign_table_is_kept_and_its_remedy_works(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     table, words = FOREIGN[name]

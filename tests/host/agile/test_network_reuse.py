@@ -146,7 +146,7 @@ def test_the_node_sees_what_an_instance_can_leave(name: str, hold: Function) -> 
     assert uses(hold, leave) == 1
 
 
-def test_every_so_often_a_network_is_looked_at_for_what_takes_a_capability(hold: Function) -> None:
+def test_network_is_examined_for_privileged_state(hold: Function) -> None:
     def leave(_: Networks, network: Network) -> None:
         inside(network).run("ip", "address", "add", "192.0.2.1/32", "dev", "lo")
 
@@ -261,7 +261,7 @@ def test_a_path_mtu_and_tcp_metrics_are_seen() -> None:
     on_network_host(main)
 
 
-def test_a_washed_network_has_counters_of_before_and_nothing_else() -> None:
+def test_washed_network_keeps_only_counters() -> None:
     """What is not removed is seen, by the one look at all."""
     washed: dict[str, bool] = {}
 
@@ -287,7 +287,7 @@ def tracked() -> str:
     return Path("/proc/thread-self/net/nf_conntrack").read_text()
 
 
-def test_a_washed_network_has_no_path_mtu_metrics_or_tracked_connection() -> None:
+def test_washed_network_has_no_path_mtu_or_connections() -> None:
     async def main(made: Networks) -> None:
         with neighbour("world", "198.51.100.1/24", "198.51.100.2/24") as there:
             sh("ip link set world mtu 1200")
@@ -325,7 +325,7 @@ def test_many_networks_read_as_new_again_and_again() -> None:
     on_network_host(main)
 
 
-def test_a_network_that_is_destroyed_while_it_rests_is_not_examined() -> None:
+def test_network_destroyed_at_rest_is_not_examined() -> None:
     async def main(net: Networks) -> None:
         network = await net.make("outbound")
         helpers = Path("/proc/thread-self/children").read_text()
@@ -356,7 +356,7 @@ def test_instances_without_a_network_share_no_abstract_socket() -> None:
     on_network_host(main)
 
 
-def test_a_manager_that_takes_over_knows_networks_by_their_notes_and_keeps_their_ports() -> None:
+def test_take_over_keeps_noted_networks_and_ports() -> None:
     async def main() -> None:
         sh("ip link set lo up")
         async with networks() as first:

@@ -252,7 +252,7 @@ def test_delete_succeeds_whatever_is_left(host: PodHost) -> None:
     assert mounted(host, "b") == 1
 
 
-def test_a_path_by_a_link_and_with_odd_characters_is_uncovered_too(host: PodHost) -> None:
+def test_unmount_handles_link_and_odd_characters(host: PodHost) -> None:
     host.sh("ln -s /run/netns /run/other; mkdir '/run/netns/a \\ b'")
     host.sh("ip netns add c; touch '/run/netns/a \\ b/ns'; "
             "mount --bind /run/netns/c '/run/netns/a \\ b/ns'")  # fmt: skip

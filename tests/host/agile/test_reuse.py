@@ -341,7 +341,7 @@ def test_what_root_leaves_in_a_sandbox_ends_it_or_is_removed(tmp_path: Path) -> 
     with_function(tmp_path, main)
 
 
-def test_a_changed_function_is_not_served_by_a_sandbox_of_before(tmp_path: Path) -> None:
+def test_changed_function_gets_new_sandbox(tmp_path: Path) -> None:
     async def main(runtime: Runtime, function: Function) -> None:
         before, _ = await run(runtime, function)
         assert (await run(runtime, function))[0] == before
@@ -369,7 +369,7 @@ def status(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def test_the_first_process_of_a_sandbox_has_no_more_capabilities_than_its_work_takes(
+def test_sandbox_init_has_only_needed_capabilities(
     tmp_path: Path,
 ) -> None:
     """CHOWN, DAC_READ_SEARCH, KILL, SETGID, SETUID, SYS_ADMIN, SYS_RESOURCE."""
@@ -398,9 +398,7 @@ def test_a_sandbox_without_a_network_is_used_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reuse", ["network", "sandbox"])
-def test_an_end_is_not_charged_with_the_memory_that_one_before_ran_out_of(
-    tmp_path: Path, reuse: str
-) -> None:
+def test_oom_is_charged_to_its_own_instance(tmp_path: Path, reuse: str) -> None:
     """The one before ended by itself: only its child was killed."""
     command = ("/usr/bin/python3", "-c", f"import os; exec(os.environ.get('ACT', {EAT!r}))")
 
@@ -451,7 +449,7 @@ def frozen(*pids: int) -> Iterator[None]:
 
 
 @pytest.mark.skipif(not FREEZER.is_dir(), reason=f"needs the freezer of cgroup v1 at {FREEZER}")
-def test_an_end_is_reported_though_its_sandbox_cannot_be_renewed(tmp_path: Path) -> None:
+def test_end_is_reported_when_renewal_fails(tmp_path: Path) -> None:
     async def main(runtime: Runtime, function: Function) -> None:
         async with await runtime.start(doing(function, "stay")) as instance:
             await look(instance)

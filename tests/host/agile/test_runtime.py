@@ -21,7 +21,7 @@ GATEWAY = "10.213.0.1"
 WHOLE = Pools(sandbox=PoolSize(low=2, high=4))
 
 
-def test_a_start_from_parts_reaches_its_gateway_and_is_stamped_in_order(function: Make) -> None:
+def test_start_from_parts_is_stamped_in_order(function: Make) -> None:
     async def main() -> None:
         async with (
             Runtime(Config(name="t1")) as runtime,
@@ -58,7 +58,7 @@ def returned(runtime: Runtime) -> int:
     return next(pool.returned for pool in runtime.pools() if pool.name == "network outbound")
 
 
-def test_a_used_network_serves_its_own_function_again_and_no_other(function: Make) -> None:
+def test_used_network_serves_only_its_function(function: Make) -> None:
     async def address(runtime: Runtime, *words: str) -> object:
         async with await runtime.start(function(*words)) as instance:
             await instance.wait()
@@ -78,9 +78,7 @@ def test_a_used_network_serves_its_own_function_again_and_no_other(function: Mak
 
 
 @pytest.mark.parametrize("reuse", ["network", "sandbox"])
-def test_a_function_that_shares_counters_keeps_networks_that_were_talked_on(
-    function: Make, reuse: str
-) -> None:
+def test_shared_counters_keep_used_networks(function: Make, reuse: str) -> None:
     ping = function("ping", GATEWAY, share_counters=True, reuse=reuse)
 
     async def main() -> None:
@@ -140,7 +138,7 @@ async def ask(host: str, port: int) -> bytes:
     return line
 
 
-def test_a_published_port_leads_to_the_instance_and_is_free_afterwards(function: Make) -> None:
+def test_published_port_reaches_instance_and_is_freed(function: Make) -> None:
     async def main() -> None:
         async with Runtime(Config(name="t1")) as runtime:
             listen = function("listen", "7777", ready="listening", ports={8080: 7777})
@@ -158,7 +156,7 @@ def test_a_published_port_leads_to_the_instance_and_is_free_afterwards(function:
     on_host(main)
 
 
-def test_a_port_that_cannot_be_withdrawn_at_once_is_before_its_address_is_anothers(
+def test_port_is_withdrawn_before_address_reuse(
     function: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where a helper cannot be started, for want of a pid."""
@@ -208,7 +206,7 @@ def test_a_port_that_cannot_be_withdrawn_at_once_is_before_its_address_is_anothe
         ({"ready": "never", "command": ("/bin/escape",)}, "ended before it was ready"),
     ],
 )
-def test_a_bad_function_has_its_own_error_and_does_not_hurt_the_next(
+def test_bad_function_fails_alone(
     function: Make, escape: Path, bad: dict[str, object], expected: str
 ) -> None:
     async def main() -> None:
@@ -236,7 +234,7 @@ def test_names_of_variables_are_looked_at_in_every_start(function: Make) -> None
     on_host(main)
 
 
-def test_more_instances_than_configured_are_refused_and_nothing_is_lost(function: Make) -> None:
+def test_start_refuses_more_than_maximum_instances(function: Make) -> None:
     async def main() -> None:
         hold = function("hold", "60")
         async with Runtime(Config(name="t1", instances=2)) as runtime:
@@ -266,7 +264,7 @@ def test_an_exhausted_address_range_says_so_and_recovers(function: Make) -> None
     on_host(main)
 
 
-def test_an_address_range_of_the_host_is_refused_and_nothing_is_made() -> None:
+def test_runtime_refuses_address_range_of_host() -> None:
     async def main() -> None:
         subprocess.run("ip link add used type bridge && ip addr add 10.213.9.1/24 dev used && "
                        "ip link set used up", shell=True, check=True)  # fmt: skip
@@ -289,9 +287,7 @@ def test_two_runtimes_of_one_name_do_not_meet() -> None:
     on_host(main)
 
 
-def test_two_runtimes_of_one_name_do_not_meet_by_two_state_directories_either(
-    function: Make, tmp_path: Path
-) -> None:
+def test_second_runtime_of_name_is_refused_by_any_state(function: Make, tmp_path: Path) -> None:
     async def main() -> None:
         async with (
             Runtime(Config(name="t1")) as runtime,
@@ -330,7 +326,7 @@ def test_what_has_a_runtimes_name_and_is_not_its_own_stays(make: str, look: str)
     on_host(main)
 
 
-def test_outbound_reaches_the_world_by_the_hosts_address_and_internal_does_not(
+def test_outbound_is_masqueraded_and_internal_closed(
     function: Make,
 ) -> None:
     """Another namespace plays the world."""
@@ -454,9 +450,7 @@ def test_pools_that_nobody_needs_any_more_become_small(function: Make) -> None:
 
 
 @pytest.mark.parametrize("more", [{"user_namespace": True}, {"terminals": True}])
-def test_a_limit_of_files_below_what_the_node_has_open_lets_an_instance_start(
-    function: Make, more: dict[str, bool]
-) -> None:
+def test_file_limit_below_node_use_allows_start(function: Make, more: dict[str, bool]) -> None:
     async def main() -> None:
         async with Runtime(Config(name="t1")) as runtime:
             assert len(list(Path(f"/proc/{runtime.node}/fd").iterdir())) > 8

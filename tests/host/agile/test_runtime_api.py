@@ -129,9 +129,7 @@ def test_a_handler_answers_cold_and_then_warm(root: Path) -> None:
     with_serving(root, main)
 
 
-def test_what_an_import_left_open_is_open_when_the_handler_is_called(
-    root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_handler_keeps_descriptors_of_import(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main(serving: Serving) -> None:
         for _ in range(2):  # the second is not tried by a fork
             answer = await call(serving, function(root, "opened.main", keep_warm=0.0))
@@ -202,7 +200,7 @@ def test_each_failure_is_reported_as_lambda_does(
     with_serving(root, main)
 
 
-def test_the_last_words_of_an_instance_are_of_the_event_that_ended_it(root: Path) -> None:
+def test_last_output_belongs_to_fatal_event(root: Path) -> None:
     async def main(serving: Serving) -> None:
         version = function(root, "app.either")
         assert (await call(serving, version)).error is None

@@ -123,7 +123,7 @@ def test_a_container_prints_ends_and_leaves_nothing(
     assert refused.value.code == Code.NOT_FOUND
 
 
-def test_a_command_that_is_not_there_is_refused_in_the_runtime_s_words(
+def test_missing_command_error_is_the_runtimes(
     server: Shim, containerd: Connection, tmp_path: Path
 ) -> None:
     made = bundle(tmp_path, "c", "", args=["/nonexistent"])
@@ -218,7 +218,7 @@ def test_who_holds_a_pod_has_no_rights_and_no_files(server: Shim, containerd: Co
     assert all((proc / "ns" / name).readlink() != each for name, each in ours.items())
 
 
-def test_containers_of_a_pod_share_its_name_and_memory_and_outlive_the_server(
+def test_pod_containers_share_name_and_shm_and_outlive_server(
     server: Shim, containerd: Connection, tmp_path: Path
 ) -> None:
     pod = make_pod(containerd, server, dns_config=messages.DNSConfig(servers=["192.0.2.9"]))
@@ -247,9 +247,7 @@ def test_containers_of_a_pod_share_its_name_and_memory_and_outlive_the_server(
     assert not list(server.directory.glob("sandboxes/*/*"))
 
 
-def test_a_pod_that_a_killed_server_has_begun_is_made_by_the_next(
-    server: Shim, containerd: Connection
-) -> None:
+def test_next_server_makes_pod_of_killed_one(server: Shim, containerd: Connection) -> None:
     shm = server.directory / "sandboxes" / "default" / "pod" / "shm"
     shm.mkdir(parents=True)
     mount("tmpfs", "shm", shm, ())
@@ -285,12 +283,12 @@ def test_an_end_while_there_is_no_server_is_known_to_the_next(
     directory.rmdir()
 
 
-def test_the_server_has_the_usual_umask_whatever_its_starter_s_is(server: Shim) -> None:
+def test_server_umask_ignores_starter(server: Shim) -> None:
     status = Path(f"/proc/{server.server()}/status").read_text()
     assert "Umask:\t0022\n" in status
 
 
-def test_the_end_of_the_keeper_s_server_by_sigterm_ends_its_pods(tmp_path: Path) -> None:
+def test_sigterm_of_keepers_server_ends_its_pods(tmp_path: Path) -> None:
     with shim(tmp_path) as server:
         containerd = server.connect()
         pod = make_pod(containerd, server)

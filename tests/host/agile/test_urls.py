@@ -130,7 +130,7 @@ def test_requests_reach_one_instance_with_their_headers(tmp_path: Path) -> None:
     with_site(tmp_path, main)
 
 
-def test_a_request_has_nothing_of_another_client_s_and_nothing_added(tmp_path: Path) -> None:
+def test_request_is_forwarded_unchanged_and_alone(tmp_path: Path) -> None:
     async def main(client: httpx.AsyncClient, functions: Functions) -> None:
         assert (await client.get("/")).headers["set-cookie"] == "session=secret"
         reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
@@ -326,7 +326,7 @@ def test_odd_answers_are_passed_on_whole_or_refused_by_name(tmp_path: Path) -> N
     with_site(tmp_path, main, server=ODD)
 
 
-def test_a_server_that_does_not_start_is_reported_with_its_output(tmp_path: Path) -> None:
+def test_failed_server_is_reported_with_output(tmp_path: Path) -> None:
     async def main(client: httpx.AsyncClient, functions: Functions) -> None:
         failed = await client.get("/")
         assert failed.status_code == 502
@@ -348,7 +348,7 @@ async def until_load(functions: Functions, *expected: int) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_more_instances_are_started_when_one_has_as_many_requests_as_it_may(
+def test_full_instance_makes_another_start(
     tmp_path: Path,
 ) -> None:
     settings = msgspec.structs.replace(SETTINGS, per_instance=2, timeout=600.0)

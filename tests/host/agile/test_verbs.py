@@ -88,7 +88,7 @@ def test_an_executed_program_is_confined_as_the_instance_is(
     on_host(main)
 
 
-def test_an_executed_program_ends_by_itself_or_with_who_asked_for_it(root: Path) -> None:
+def test_exec_ends_by_itself_or_with_client(root: Path) -> None:
     async def main(path: Path) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         with Client(path) as client, Client(path) as other:
@@ -208,7 +208,7 @@ def test_a_keeper_of_logs_that_was_killed_is_replaced(root: Path) -> None:
     on_host(main)
 
 
-def test_stop_asks_by_a_signal_and_kills_who_does_nothing_about_it(root: Path) -> None:
+def test_stop_signals_then_kills(root: Path) -> None:
     async def main() -> None:
         async with Runtime(Config(name="t1")) as runtime:
             for name in ("TERM", "USR1"):
@@ -302,9 +302,7 @@ def test_the_command_line_s_verbs(root: Path) -> None:
     with_daemon(main)
 
 
-def test_streams_that_are_files_of_root_s_can_be_opened_by_their_paths(
-    root: Path, tmp_path: Path
-) -> None:
+def test_streams_of_root_open_by_path(root: Path, tmp_path: Path) -> None:
     def verbs() -> None:
         file = tmp_path / "out"
         text = "for i in 1 2 3; do echo out $i >/dev/stdout; echo err $i >/dev/stderr; done; cat"
@@ -337,7 +335,7 @@ def terminal(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("verb", ["start", "exec"])
-def test_a_terminal_is_the_instance_s_own_and_ours_is_left_as_it_was(root: Path, verb: str) -> None:
+def test_terminal_is_private_and_ours_is_restored(root: Path, verb: str) -> None:
     text = "tty; stty size; echo there >/dev/tty; read line; echo got $line; exec 3</dev/ptmx"
 
     def verbs() -> None:
@@ -367,7 +365,7 @@ def test_a_terminal_is_the_instance_s_own_and_ours_is_left_as_it_was(root: Path,
     with_daemon(main)
 
 
-def test_signals_to_the_command_line_reach_an_instance_that_handles_them(root: Path) -> None:
+def test_cli_forwards_signals_to_instance(root: Path) -> None:
     def verbs() -> None:
         for text, status in ((TRAP.format(name="TERM"), 5), ("echo up; exec sleep 60", 143)):
             process = subprocess.Popen(

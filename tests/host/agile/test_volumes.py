@@ -51,9 +51,7 @@ async def output_of(runtime: Runtime, function: Function) -> str:
         return (await instance.stdout.all() + await instance.stderr.all()).decode()
 
 
-def test_a_volume_can_be_written_to_as_its_owner_and_nothing_else_can(
-    root: Path, shared: Path
-) -> None:
+def test_volume_is_writable_only_for_owner(root: Path, shared: Path) -> None:
     text = f"""cat /data/text; echo mine > /data/new; chmod 4755 /data/new
         stat -c %u /data/new /data/text; id -u; touch /x /etc/inner/x; mknod /data/null c 1 3
         cat /data/out /data/up; {OPTIONS}"""
@@ -195,7 +193,7 @@ async def _up(instance: Instance) -> None:
     await instance.stdout.until(b"up")
 
 
-def test_what_a_volume_in_memory_keeps_is_taken_from_no_later_instance(root: Path) -> None:
+def test_memory_volume_is_not_charged_to_later_instances(root: Path) -> None:
     """It stays charged to the cgroup of who wrote it, and cgroups serve again."""
 
     async def main() -> None:

@@ -354,7 +354,7 @@ async def _none_left(runtime: Runtime) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_a_worker_that_is_killed_fails_its_requests_and_is_started_again(made: Make) -> None:
+def test_killed_worker_fails_requests_and_restarts(made: Make) -> None:
     async def main(runtime: Runtime) -> None:
         spin, good = made(MODULE, "spin"), made(MODULE, "next")
         assert await value(runtime, good, 1) == 2

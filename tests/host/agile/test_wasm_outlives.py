@@ -79,7 +79,7 @@ def test_a_worker_and_its_clients_outlive_their_manager(tmp_path: Path, how: int
     with_module(tmp_path, main)
 
 
-def test_a_worker_without_clients_or_manager_is_there_for_the_next(tmp_path: Path) -> None:
+def test_idle_worker_outlives_manager(tmp_path: Path) -> None:
     async def main(function: Function) -> None:
         first = await serve(CONFIG, keep=True)
         assert value(function, [1]) == 2
@@ -108,7 +108,7 @@ def kept(node: int) -> int:
     return sum(str(link.readlink()).startswith("/memfd:kept") for link in links)
 
 
-def test_new_code_is_served_after_a_take_over_and_who_is_attached_to_the_old_keeps_it(
+def test_take_over_serves_new_code_to_new_clients(
     tmp_path: Path,
 ) -> None:
     async def main(function: Function) -> None:

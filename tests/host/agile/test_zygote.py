@@ -162,7 +162,7 @@ def test_one_fork_waits_ahead_until_its_function_rests(python: Path) -> None:
     with_handlers(python, main)
 
 
-def test_to_prepare_makes_networks_and_cgroups_for_forks_by_one_zygote(python: Path) -> None:
+def test_prepare_fills_pools_for_forks_of_one_zygote(python: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         echo = function("echo")
         await runtime.prepare(echo)
@@ -250,7 +250,7 @@ def test_a_zygote_is_replaced_with_its_node(python: Path) -> None:
     with_handlers(python, main)
 
 
-def test_an_event_at_the_end_of_a_node_is_answered_or_may_be_repeated(python: Path) -> None:
+def test_event_at_node_end_is_answered_or_repeatable(python: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         for name in ("echo", "look"):
             await runtime.prepare(function(name), 1)
@@ -267,7 +267,7 @@ def test_an_event_at_the_end_of_a_node_is_answered_or_may_be_repeated(python: Pa
     with_handlers(python, main)
 
 
-def test_an_event_that_comes_while_a_zygote_is_started_again_waits_for_it(python: Path) -> None:
+def test_event_waits_for_restarted_zygote(python: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         echo = function("echo")
         await runtime.invoke(echo, 1)
@@ -323,7 +323,7 @@ def kill_at_once(pid: int) -> None:
         os.close(held)
 
 
-def test_what_was_begun_for_a_zygote_that_ended_leaves_the_next_alone(
+def test_ended_zygotes_request_leaves_next_alone(
     python: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make, send = Placer.make, Interpreter.send

@@ -107,7 +107,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python_root(tmp_path_factory.mktemp("answers"), {"answers": HANDLERS})
 
 
-def test_each_failure_has_an_error_of_its_own_and_the_next_is_served(root: Path) -> None:
+def test_zygote_failures_are_distinct_and_recoverable(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         for name, event, expected in FAILS:
             slow = name in ("hang", "prints_for_ever")

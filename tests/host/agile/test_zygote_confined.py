@@ -189,7 +189,7 @@ def test_a_zygote_ends_where_nobody_reaps_orphans(root: Path) -> None:
         with_handlers(root, main)
 
 
-def test_an_import_can_make_no_namespace_and_enter_none_of_others(root: Path) -> None:
+def test_import_can_neither_make_nor_enter_namespaces(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         at_import, in_fork = value(await runtime.invoke(function("main", "tries"), 1))
         for report in (at_import, in_fork):

@@ -65,7 +65,7 @@ def test_an_import_that_writes_more_than_a_pipe_holds_is_served(root: Path) -> N
     with_handlers(root, main)
 
 
-def test_an_interpreter_that_dies_is_reported_at_once_with_its_output(root: Path) -> None:
+def test_dead_interpreter_is_reported_with_output(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         for module, (text, expected) in DIES.items():
             with pytest.raises(Failed) as caught:
@@ -78,7 +78,7 @@ def test_an_interpreter_that_dies_is_reported_at_once_with_its_output(root: Path
     with_handlers(root, main)
 
 
-def test_a_directory_that_the_interpreter_may_not_enter_is_named(root: Path) -> None:
+def test_import_error_names_unreadable_directory(root: Path) -> None:
     async def main(runtime: Runtime, function: Make) -> None:
         with pytest.raises(Failed, match="may not execute /usr/bin/python3, or not enter /srv"):
             await runtime.invoke(function("main", "app_plain"), 1)

@@ -129,7 +129,7 @@ def test_an_interpreter_that_has_not_imported_its_handler_ends(root: Path) -> No
     with_root(root, main)
 
 
-def test_managers_that_are_killed_again_and_again_lose_no_zygote(root: Path) -> None:
+def test_repeated_manager_kills_lose_no_zygote(root: Path) -> None:
     async def main(function: Callable[..., Function]) -> None:
         echo = function("handlers:echo")
         manager = await serve(CONFIG, keep=True)

@@ -110,7 +110,7 @@ def test_what_forks_share_is_what_the_documentation_says(root: Path) -> None:
     with_handlers(root, main)
 
 
-def test_numpy_draws_anew_but_for_generators_that_the_import_made(root: Path) -> None:
+def test_numpy_reseeds_in_each_fork(root: Path) -> None:
     packages = Path(pytest.importorskip("numpy").__file__).parents[1]
     (root / "srv/numpy").mkdir(exist_ok=True)
     (root / "srv/numpy.libs").mkdir(exist_ok=True)
