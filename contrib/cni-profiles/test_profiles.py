@@ -60,7 +60,7 @@ def test_a_profile_answers_as_the_specification_says(binary: str) -> None:
     assert answer["msg"]
 
 
-def test_an_escape_in_the_configuration_is_the_character_it_stands_for() -> None:
+def test_profile_configuration_unescapes_json() -> None:
     text = r'{"cniVersion": "1\u002e0.0", "name": "net", "type": "x"}'
     status, answer = invoke("weave-profile", "CHECK", text, **CALL)
     assert (status, answer["cniVersion"]) == (1, "1.0.0")
@@ -124,7 +124,7 @@ def counted(bench: Any, network: str) -> dict[str, float]:
     return dict(_counts(starts[0].spans, starts[0].sample.pid).row(0, named=True))
 
 
-def test_weaves_profile_switches_moves_and_asks_as_weaves_plugin(bench: Any) -> None:
+def test_weave_profile_makes_calls_of_weave_plugin(bench: Any) -> None:
     ours = counted(bench, "weave-profile")
     assert (ours["switches"], ours["asks"]) == (8, 1)
     real = counted(bench, "weave")
@@ -160,7 +160,7 @@ def test_more_pods_than_a_block_of_addresses_come_and_go(bench: Any, network: st
     assert {each.exit_status for each in samples} == {0}
 
 
-def test_a_profile_is_measured_only_where_the_product_cannot_be_had(
+def test_profile_replaces_only_missing_product(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(known, "BUILT", tmp_path)
@@ -213,7 +213,7 @@ def test_a_full_datastore_is_reported_in_its_own_words(
         assert "mvcc: database space exceeded" in (each.error or "")
 
 
-def test_a_datastore_that_dies_amid_a_burst_fails_it_in_the_plugins_words(bench: Any) -> None:
+def test_datastore_lost_in_burst_fails_with_plugin_message(bench: Any) -> None:
     usable("calico-profile")
     with commands_of(Cni("calico-profile"), 20, bench.workspace) as commands:
         [daemon] = commands[0].daemons
@@ -231,7 +231,7 @@ def test_a_datastore_that_dies_amid_a_burst_fails_it_in_the_plugins_words(bench:
         assert "etcd on 127.0.0.1:2379" in (each.error or "")
 
 
-def test_a_slow_datastore_makes_a_slow_start_and_not_a_failed_one(bench: Any) -> None:
+def test_slow_datastore_delays_start(bench: Any) -> None:
     usable("calico-profile")
     with commands_of(Cni("calico-profile"), 1, bench.workspace) as commands:
         [daemon] = commands[0].daemons

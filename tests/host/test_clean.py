@@ -137,7 +137,7 @@ def test_all_that_a_killed_lab_left_is_found_and_removed(killed: Lab) -> None:
     assert mine(killed) == []
 
 
-def test_a_loop_device_is_known_when_its_mount_namespace_is_gone(killed: Lab) -> None:
+def test_clean_detaches_loop_of_lost_mount_namespace(killed: Lab) -> None:
     for pid in killed.pids:
         os.kill(pid, signal.SIGKILL)
     backing = Path("/sys/block", Path(killed.loop).name, "loop/backing_file")
@@ -159,7 +159,7 @@ def test_a_lab_that_is_alive_keeps_everything(killed: Lab) -> None:
     assert alive.remains == []
 
 
-def test_a_lab_of_another_pid_namespace_keeps_everything_while_it_is_alive() -> None:
+def test_clean_keeps_live_lab_of_other_pid_namespace() -> None:
     """Its pid says nothing here: a container may share /run with the host."""
     run = f"test-{secrets.token_hex(4)}"
     container = subprocess.Popen(
@@ -219,7 +219,7 @@ def live_lab() -> str:
     return f"{os.getpid()}:{clean._stat(os.getpid())[19]}"
 
 
-def test_a_process_whose_lab_is_gone_is_ended_even_without_its_directory() -> None:
+def test_clean_ends_process_of_dead_lab() -> None:
     """Its lab's pid is in use again, by a process that began at another time."""
     environment = {"FIRSTLIGHT_RUN": "gone", "FIRSTLIGHT_LAB": f"{os.getpid()}:1"}
     with subprocess.Popen(
@@ -244,7 +244,7 @@ def test_a_cgroup_without_directory_goes_only_when_it_is_empty() -> None:
     assert not empty.exists()
 
 
-def test_a_directory_that_has_no_owner_yet_is_of_a_run_that_starts() -> None:
+def test_clean_keeps_ownerless_new_directory() -> None:
     directory = STATE / f"test-{secrets.token_hex(4)}"
     directory.mkdir(parents=True)
     try:
@@ -268,7 +268,7 @@ def test_a_directory_is_never_emptied_through_a_mount(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "mine"
 
 
-def test_a_named_namespace_of_a_dead_run_is_removed_and_others_stay() -> None:
+def test_clean_removes_only_namespaces_of_dead_runs() -> None:
     run = f"t{secrets.token_hex(3)}"
     directory = STATE / run
     directory.mkdir(parents=True)
@@ -299,7 +299,7 @@ def test_cleaning_does_not_end_itself() -> None:
 
 
 @pytest.mark.parametrize("alive", [False, True])
-def test_what_older_watches_left_is_removed_while_none_is_running(
+def test_clean_removes_leftovers_of_old_watches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, alive: bool
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

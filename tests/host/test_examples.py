@@ -27,7 +27,7 @@ def run(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(list(map(str, words)), capture_output=True, text=True, env=environment)
 
 
-def test_the_gate_passes_the_same_runtime_and_stops_a_slower_one(tmp_path: Path) -> None:
+def test_gate_passes_same_runtime_and_stops_slower(tmp_path: Path) -> None:
     runtime = tmp_path / "runc"
     quick = f'#!/bin/sh\nexec {shutil.which("runc")} "$@"\n'
     runtime.write_text(quick)

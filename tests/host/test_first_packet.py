@@ -95,9 +95,7 @@ def test_an_add_ends_when_the_gateway_has_answered(bench: Any, tmp_path: Path) -
         assert steps(sample)["bridge"].end <= steps(sample)["packet"].start
 
 
-def test_a_container_sends_its_packet_to_the_gateway_that_add_returned(
-    bench: Any, tmp_path: Path
-) -> None:
+def test_container_sends_first_packet_to_add_gateway(bench: Any, tmp_path: Path) -> None:
     network = conf(tmp_path, isGateway=True, ipam=local("10.99.0.0/16"))
     samples = measure(bench, usable(Pod("runc", network)), 2)
     check_answered(samples)
@@ -177,7 +175,7 @@ def test_each_start_has_a_network_of_its_own_that_no_other_gets(bench: Any) -> N
     assert all(address.startswith(prefix) for address in addresses)
 
 
-def test_a_program_that_cannot_be_executed_is_reported_and_its_network_ends(bench: Any) -> None:
+def test_failed_exec_is_reported_and_network_removed(bench: Any) -> None:
     with clean(bench), pooled.taking(1, bench.workspace) as pool:
         link = bench.workspace.directory / "link"
         start = pool.start(("/nonexistent/runc",), link, bench.workspace.environment)

@@ -97,7 +97,7 @@ def test_names_are_text_and_never_markup() -> None:
         assert page.title() == "firstlight watch"
 
 
-def test_a_page_from_elsewhere_cannot_read_it_through_a_name_of_its_own() -> None:
+def test_live_page_refuses_foreign_host_name() -> None:
     with server.serving("0", server.page(Board("here"))) as url:
         request = urllib.request.Request(url, headers={"Host": "evil.example"})
         with pytest.raises(urllib.error.HTTPError, match="400"):

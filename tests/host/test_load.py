@@ -135,7 +135,7 @@ def test_arguments_and_environment_arrive_byte_for_byte(
         ),
     ],
 )
-def test_what_no_kernel_would_take_is_refused_and_the_generator_lives(
+def test_generator_refuses_arguments_beyond_kernel_limits(
     generator: Generator, command: Command, text: str
 ) -> None:
     with pytest.raises(Failed, match=text):
@@ -168,9 +168,7 @@ def test_a_command_that_dies_by_a_signal_is_settled_at_once(generator: Generator
 
 @pytest.mark.parametrize("size", [16_000, 16_384, 70_000, 3_000_000])
 @pytest.mark.parametrize("width", [1, 79, 20_000])
-def test_output_beyond_all_room_keeps_the_stamps_and_the_last_words(
-    generator: Generator, size: int, width: int
-) -> None:
+def test_excess_output_keeps_stamps_and_tail(generator: Generator, size: int, width: int) -> None:
     flood = f"head -c {size} /dev/zero | tr '\\0' x | fold -w {width}"
     step = 'echo "firstlight step first 1 2"'
     [seen], _ = both(generator, shell(f"{step}; {flood}; echo; echo last words; {READY}; cat"))
@@ -202,7 +200,7 @@ def test_one_that_never_ceases_to_write_keeps_no_other_waiting(generator: Genera
     assert not quiet.expired
 
 
-def test_a_command_that_closes_its_output_is_ready_never_but_can_end(generator: Generator) -> None:
+def test_command_with_closed_output_is_never_ready(generator: Generator) -> None:
     [closed, ended], _ = both(
         generator, shell("exec >&- 2>&-; sleep 1000"), shell("exec >&- 2>&-; exit 3"), deadline=2
     )
@@ -245,7 +243,7 @@ def test_leaving_ends_every_start_and_its_orphans(program: str) -> None:
     assert not any(map(runs, alive))
 
 
-def test_a_hung_start_is_left_to_be_looked_at_until_it_is_stopped(generator: Generator) -> None:
+def test_hung_start_stays_until_stopped(generator: Generator) -> None:
     [seen] = generator.run(1, [shell("trap '' TERM; while :; do sleep 1000; done")], deadline=0.3)
     assert (seen.expired, seen.seen, seen.status) == (True, 0, None)
     assert runs(seen.pid)
@@ -256,7 +254,7 @@ def test_a_hung_start_is_left_to_be_looked_at_until_it_is_stopped(generator: Gen
     assert ended.expired
 
 
-def test_one_that_ignores_the_end_of_its_input_is_killed_after_the_deadline(
+def test_start_ignoring_eof_is_killed_at_deadline(
     generator: Generator,
 ) -> None:
     generator.run(1, [shell(f"trap '' TERM; {READY}; sleep 1000")], deadline=60)
@@ -264,7 +262,7 @@ def test_one_that_ignores_the_end_of_its_input_is_killed_after_the_deadline(
     assert ended.status == signal.SIGKILL
 
 
-def test_in_sequence_each_is_asked_for_when_the_one_before_is_settled(
+def test_sequence_requests_each_after_previous(
     generator: Generator,
 ) -> None:
     seen, _ = both(
@@ -286,9 +284,7 @@ def test_arrivals_keep_to_their_schedule(generator: Generator) -> None:
 
 
 @given(st.integers(0, 2**32), st.floats(0.1, 1e4), st.integers(0, 50))
-def test_poisson_arrivals_are_ordered_repeatable_and_each_others_prefix(
-    seed: int, rate: float, count: int
-) -> None:
+def test_poisson_arrivals_are_ordered_and_repeatable(seed: int, rate: float, count: int) -> None:
     asked = offsets(Poisson(rate), count, seed)
     assert asked == sorted(asked)
     assert all(at >= 0 for at in asked)
@@ -304,7 +300,7 @@ def test_poisson_arrivals_come_at_their_rate() -> None:
     assert spread == pytest.approx(mean, rel=0.05)  # as only an exponential's is
 
 
-def test_a_hundred_at_once_are_all_ready_and_say_how_late_they_were(generator: Generator) -> None:
+def test_hundred_at_once_are_ready_with_lateness(generator: Generator) -> None:
     seen, ended = both(generator, *[shell(f"{READY}; cat")] * 100, deadline=60)
     assert all(each.seen for each in seen)
     assert len({each.intended for each in seen}) == 1
@@ -315,7 +311,7 @@ def test_a_hundred_at_once_are_all_ready_and_say_how_late_they_were(generator: G
     assert [each.status for each in ended] == [0] * 100
 
 
-def test_starts_may_be_more_than_the_open_files_that_they_are_given(program: str) -> None:
+def test_starts_may_exceed_file_limit(program: str) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = 16 + max(int(each.name) for each in Path("/proc/self/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (few, before[1]))
@@ -368,7 +364,7 @@ def test_a_start_has_no_descriptors_but_the_standard_ones(generator: Generator) 
     assert ended.output.split("\n")[0] in {"0 1 2", "0 1 2 3"}  # 3 is the listing's own
 
 
-def test_a_generator_that_is_killed_is_an_error_of_the_next_request(program: str) -> None:
+def test_killed_generator_fails_next_request(program: str) -> None:
     with Generator() as generator:
         [seen] = generator.run(1, [shell(f"{READY}; cat")], deadline=60)
         os.kill(generator.pid, signal.SIGKILL)
@@ -390,7 +386,7 @@ def test_a_generator_that_is_killed_meanwhile_is_an_error(program: str) -> None:
         generator.run(1, [shell("kill -KILL $PPID; cat")], deadline=60)
 
 
-def test_an_interrupt_is_answered_at_once_whatever_the_flags_of_its_handler(
+def test_interrupt_is_answered_at_once(
     generator: Generator,
 ) -> None:
     """Polars installs one that restarts what it interrupts."""

@@ -291,7 +291,7 @@ def test_a_descriptor_holds_a_namespace_without_a_name(lab: Workspace) -> None:
 
 
 @pytest.mark.parametrize(("trick", "copied"), [("crowded mounts", CROWD), ("pruned mounts", 0)])
-def test_the_mount_namespace_copies_the_crowd_unless_it_is_pruned(
+def test_mount_namespace_copies_crowd_unless_pruned(
     lab: Workspace, trick: str, copied: int
 ) -> None:
     with commands_of(Network(trick=trick), 1, lab) as [command], started(command) as process:
@@ -313,7 +313,7 @@ def test_all_tricks_together(lab: Workspace) -> None:
         assert list(addresses(link)) == ["10.88.0.2"]
 
 
-def test_a_link_that_goes_with_its_peer_is_no_failure_of_its_removal(lab: Workspace) -> None:
+def test_remove_tolerates_link_gone_with_peer(lab: Workspace) -> None:
     before = state()
     with commands_of(Network(method="netlink"), 1, lab):
         words = "ip link add fl0-h type veth peer name fl0-c"

@@ -83,7 +83,7 @@ def test_a_run_works_whatever_it_inherits(host: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
 
 
-def test_other_users_may_read_what_a_run_makes_whatever_the_umask(tmp_path: Path) -> None:
+def test_run_files_are_readable_whatever_umask(tmp_path: Path) -> None:
     """Also where the umask allows it to nobody; afterwards it is the caller's again."""
     code = """
 import os, stat
@@ -99,7 +99,7 @@ print(oct(os.umask(0)))
     assert done.stdout.split() == ["0o755", "0o22", "0o77"], done.stderr
 
 
-def test_without_a_temporary_directory_clean_works_and_others_say_so(tmp_path: Path) -> None:
+def test_missing_temporary_directory_is_reported(tmp_path: Path) -> None:
     assert on(NOWHERE, f"{FIRSTLIGHT} clean --dry-run", tmp_path).returncode == 0
     done = on(NOWHERE, f"{FIRSTLIGHT} trace --out /run/unused -- true", tmp_path)
     assert done.returncode == 2

@@ -94,9 +94,7 @@ DESK, PHONE, NIGHT = (1280, "light"), (390, "light"), (1280, "dark")
 
 
 @pytest.mark.parametrize("opened", [DESK, PHONE], indirect=True)
-def test_every_chart_draws_and_nothing_is_fetched_or_complained_of(
-    opened: Opened, file: Path
-) -> None:
+def test_page_draws_charts_without_requests_or_errors(opened: Opened, file: Path) -> None:
     opened.everything()
     charts = opened.page.locator("[data-chart]")
     assert charts.count() > 20

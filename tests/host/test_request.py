@@ -99,9 +99,7 @@ def both(
     return seen, generator.stop(1, deadline=60)
 
 
-def test_a_start_that_is_asked_for_is_stamped_and_ends_with_its_input(
-    generator: Generator, tmp_path: Path
-) -> None:
+def test_request_is_stamped_and_ends_with_input(generator: Generator, tmp_path: Path) -> None:
     with runtime(tmp_path / "socket", behaves) as path:
         [seen], [ended] = both(generator, asking(path))
     assert 0 < seen.intended <= seen.spawned <= seen.seen
@@ -180,9 +178,7 @@ def test_a_runtime_that_is_gone_before_it_answers_says_so(
     assert all(str(each.reply.error).endswith(message) for each in lost)
 
 
-def test_a_runtime_that_is_gone_while_its_instance_is_up_has_ended_it(
-    generator: Generator, tmp_path: Path
-) -> None:
+def test_lost_runtime_ends_request(generator: Generator, tmp_path: Path) -> None:
     def vanish(peer: Peer) -> None:
         _, streams = peer.request()
         os.write(streams[1], b"firstlight ready 50\n")
@@ -214,9 +210,7 @@ def test_one_that_is_not_answered_is_hung_until_it_is_stopped(
     assert ended.status == 9
 
 
-def test_a_greeting_that_is_not_answered_does_not_hold_it_for_ever(
-    generator: Generator, tmp_path: Path
-) -> None:
+def test_request_times_out_on_unanswered_greeting(generator: Generator, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(tmp_path / "socket"))
         listener.listen()
@@ -242,9 +236,7 @@ def test_leaving_is_not_held_up_by_a_greeting(tmp_path: Path) -> None:
         leaving.join()
 
 
-def test_in_sequence_the_next_is_asked_when_the_one_before_is_answered(
-    generator: Generator, tmp_path: Path
-) -> None:
+def test_sequence_asks_next_after_answer(generator: Generator, tmp_path: Path) -> None:
     with runtime(tmp_path / "socket", *[behaves] * 5) as path:
         seen = generator.run(1, [asking(path)] * 5, Sequence(), deadline=60)
         generator.stop(1, deadline=60)

@@ -137,7 +137,7 @@ def test_every_point_is_measured_in_every_repetition_as_often(
     assert scheduled(points, repetitions, seed, traced) == batches
 
 
-def test_another_seed_is_another_order_and_no_point_is_always_first() -> None:
+def test_seed_changes_order_of_points() -> None:
     points: list[Point] = [{"instances": 10, "place": place} for place in range(5)]
     first = {
         tuple(b.point["place"] for b in scheduled(points, 1, seed, False)) for seed in range(20)
@@ -192,7 +192,7 @@ def test_a_stamp_of_a_foreign_clock_is_replaced_by_its_arrival(stamp: int) -> No
     ["firstlight ready soon\n", "firstlight ready \n", "firstlight ready -5\n",
      "firstlight ready 4000 or so\n", "firstlight ready 99999999999999999999999\n"],
 )  # fmt: skip
-def test_what_only_looks_like_a_stamp_is_a_failure_and_no_error_of_ours(printed: str) -> None:
+def test_malformed_stamp_is_failed_start(printed: str) -> None:
     sample = sampled(printed)
     assert (sample.ending, sample.stamps.ready, sample.error) == (Ending.FAILED, None, "not ready")
 
@@ -207,9 +207,7 @@ def test_a_stamp_whose_line_was_cut_is_not_believed() -> None:
     ("console", "words"),
     [("Booting\npanic: no init\n\n", 'last printed "panic: no init"'), ("", "printed nothing")],
 )
-def test_a_machine_that_hangs_is_reported_with_its_guests_last_output(
-    console: str, words: str
-) -> None:
+def test_hung_machine_is_reported_with_guest_output(console: str, words: str) -> None:
     hung = outcome("", expired=True, seen=0)
     batch = Batch(Case({"instances": 1}, Process()), 0, traced=False)
     first = sample(5, 2, 0, batch, hung, hung, "hung in x", 0, GuestLog("ticks", console=console))
@@ -308,7 +306,7 @@ def test_a_start_that_hangs_is_a_sample_with_where_it_hung(tmp_path: Path) -> No
 
 
 @needs_root
-def test_of_a_hung_tree_the_process_whose_call_tells_most_is_named(tmp_path: Path) -> None:
+def test_hung_tree_names_most_telling_process(tmp_path: Path) -> None:
     os.mkfifo(fifo := tmp_path / "exec.fifo")
     run = measured(experiment(f"cat {fifo} & sleep 1000", instances=(1,)), tmp_path, deadline=0.5)
     assert str(run.samples[0].error).startswith(f"hung in phase handshake: cat {fifo}")
@@ -421,7 +419,7 @@ except KeyboardInterrupt:
 
 @needs_root
 @pytest.mark.parametrize("at", ["before", "amid", "later"])
-def test_an_interrupt_keeps_what_was_measured_and_leaves_nothing(tmp_path: Path, at: str) -> None:
+def test_interrupt_keeps_measurements_and_cleans_up(tmp_path: Path, at: str) -> None:
     before = links()
     script = textwrap.dedent(INTERRUPTED)
     process = subprocess.Popen(

@@ -40,7 +40,7 @@ def opened(path: Path, number: int) -> int:
     return number
 
 
-def test_a_command_has_the_descriptors_that_it_is_given_and_no_others(tmp_path: Path) -> None:
+def test_traced_command_gets_only_given_descriptors(tmp_path: Path) -> None:
     given = tuple(opened(tmp_path / str(number), number) for number in (103, 107, 163))
     try:
         alone = subprocess.run(
@@ -77,14 +77,14 @@ def trace_with_copies(out: Path, *words: str, before: str = "", programs: str = 
     return run
 
 
-def test_the_copies_of_a_preemptible_kernel_do_without_a_tracefs_that_shows(tmp_path: Path) -> None:
+def test_preemptible_copies_need_no_tracefs(tmp_path: Path) -> None:
     """As in a container."""
     hide = "for at in tracing debug; do umount --lazy /sys/kernel/$at; done 2> /dev/null; "
     run = trace_with_copies(tmp_path / "run", *WORK, before=hide)
     assert run.spans_of(run.samples[0]).filter(pl.col("kind") == "call").height > 50
 
 
-def test_copies_take_nothing_twice_and_alone_see_what_the_programs_see(tmp_path: Path) -> None:
+def test_copied_programs_record_each_event_once(tmp_path: Path) -> None:
     """Alone: as if the kernel had skipped each program every time."""
     words = ("/usr/bin/unshare", "--mount", "--net", "--pid", "--fork", *WORK)
     native = Path(__file__).parents[2] / "native"
@@ -154,7 +154,7 @@ def test_waits_whose_reason_the_kernel_hides_say_so(tmp_path: Path) -> None:
     assert "unknown wait (kernel symbols are hidden)" in causes
 
 
-def test_a_directory_that_cannot_be_written_is_refused_before_the_command_runs(
+def test_trace_refuses_unwritable_directory_first(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "full").mkdir()
@@ -187,7 +187,7 @@ def test_words_of_any_bytes_are_traced_kept_and_shown(tmp_path: Path) -> None:
     assert "na\\xffme" in json.loads(shown.stdout)["runs"][0]["points"][0]["point"]["command"]
 
 
-def test_a_command_that_never_executes_what_is_waited_for_leaves_no_run(tmp_path: Path) -> None:
+def test_trace_without_awaited_exec_leaves_no_run(tmp_path: Path) -> None:
     done = subprocess.run(
         [FIRSTLIGHT, "trace", "--out", tmp_path / "run", "--until", "never", "--", "/bin/true"],
         capture_output=True, text=True, timeout=60,

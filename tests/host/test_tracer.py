@@ -80,9 +80,7 @@ def test_a_sleep_between_calls_is_of_its_own_phase_and_cause(
     assert seen.calls("umount2", str(tmp_path))["result"].to_list() == [0]
 
 
-def test_burning_the_cpu_between_calls_is_of_its_own_phase_and_on_the_cpu(
-    bench: Bench, known: Path, tmp_path: Path
-) -> None:
+def test_cpu_between_calls_is_own_phase(bench: Bench, known: Path, tmp_path: Path) -> None:
     seen = bench.start(known, "mount-burn", tmp_path, "50")
     start, end = own_time(seen)
     burnt = seen.wall("compute", "on CPU") + seen.wall("compute", "lock: spinlock")
@@ -91,7 +89,7 @@ def test_burning_the_cpu_between_calls_is_of_its_own_phase_and_on_the_cpu(
     assert seen.wall(None, "sleep") == 0
 
 
-def test_what_takes_too_long_to_prepare_a_call_is_not_that_calls(bench: Bench, known: Path) -> None:
+def test_long_preparation_is_not_part_of_call(bench: Bench, known: Path) -> None:
     seen = bench.start(known, "late", "30")
     assert seen.wall("compute", "on CPU") >= 0.95 * 30 * MS
     assert seen.wall("sleep") + queued(seen) >= 0.95 * 2 * 30 * MS
@@ -175,9 +173,7 @@ def test_the_time_that_a_file_lock_is_waited_for_is_its_holders(
     assert length(slept) + queued(seen) >= 0.95 * 50 * MS
 
 
-def test_the_time_that_seccomp_lets_a_call_wait_is_the_supervisors(
-    bench: Bench, known: Path, tmp_path: Path
-) -> None:
+def test_seccomp_wait_is_charged_to_supervisor(bench: Bench, known: Path, tmp_path: Path) -> None:
     seen = bench.start(known, "notify", tmp_path, "50")
     [child] = children(seen)
     assert seen.calls("chdir", str(tmp_path))["pid"].to_list() == [child]
@@ -207,9 +203,7 @@ def test_a_chain_of_vfork_and_execve_is_followed_to_its_end(bench: Bench, known:
     assert length(owned) > 0  # how much depends on which of two CPUs each link ran on
 
 
-def test_a_process_is_followed_through_the_execve_of_another_thread(
-    bench: Bench, known: Path
-) -> None:
+def test_tracer_follows_execve_of_other_thread(bench: Bench, known: Path) -> None:
     seen = bench.start(known, "thread-exec")
     assert seen.spans.filter(pl.col("kind") == "exec")["tid"].to_list() == [seen.sample.pid] * 2
     last = seen.spans.filter(pl.col("kind") == "exit").row(-1, named=True)
@@ -268,9 +262,7 @@ def causes(table: pl.DataFrame, phase: str) -> dict[str, int]:
     return dict(rows.group_by("cause").agg(pl.col("wall").sum()).rows())
 
 
-def test_network_namespaces_at_once_wait_for_locks_that_are_named(
-    bench: Bench, known: Path
-) -> None:
+def test_concurrent_netns_name_their_locks(bench: Bench, known: Path) -> None:
     result = causes(at_once(bench, known, "netns", "10", count=8), "ns.net")
     locks = {cause for cause, took in result.items() if cause.startswith("lock: ") and took}
     assert any(lock.startswith(("lock: rtnl_mutex", "lock: pernet_ops_rwsem")) for lock in locks)
@@ -319,7 +311,7 @@ def test_network_requests_are_read_from_their_messages(bench: Bench, method: str
         assert kernel["wall"].sum() <= steps[step]
 
 
-def test_the_move_is_slow_for_a_grace_period_and_the_report_says_which(bench: Bench) -> None:
+def test_cgroup_move_is_explained_by_grace_period(bench: Bench) -> None:
     with commands_of(Network(method="netlink"), 4, bench.workspace) as commands:
         seen = bench.starts(commands, shape=Sequence())
     result = causes(seen.breakdown(), "veth.move")

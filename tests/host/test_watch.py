@@ -327,9 +327,7 @@ SLOW = '#!/bin/sh\nsleep 1 # longer than a window stays open\nexec "$D/my-runtim
 
 
 @pytest.mark.parametrize("name", ["dockerd", "conmonrs"])
-def test_what_a_lasting_program_forked_unseen_is_no_part_of_later_starts(
-    bundle: Path, tmp_path: Path, name: str
-) -> None:
+def test_unseen_forks_are_no_part_of_later_starts(bundle: Path, tmp_path: Path, name: str) -> None:
     prefix = f"w{uuid.uuid4().hex[:8]}-"
     (tmp_path / "slow").mkdir()
     shutil.copy(str(shutil.which("runc")), tmp_path / "my-runtime")
@@ -382,9 +380,7 @@ def wait_for_links(pid: int, count: int) -> None:
         time.sleep(0.05)
 
 
-def test_the_tracer_is_attached_while_a_start_goes_on_and_no_longer(
-    bundle: Path, tmp_path: Path
-) -> None:
+def test_tracer_is_attached_only_during_starts(bundle: Path, tmp_path: Path) -> None:
     prefix = f"w{uuid.uuid4().hex[:8]}-"
     with watching("--sample", 1) as watch:
         children = Path(f"/proc/{watch.process.pid}/task/{watch.process.pid}/children")

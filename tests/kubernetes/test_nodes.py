@@ -224,7 +224,7 @@ def patched(cluster: Cluster, of: str, by: str) -> str:
     return ""
 
 
-def test_the_agents_have_the_rights_that_they_need_and_no_others(cluster: Cluster) -> None:
+def test_agent_rights_are_minimal(cluster: Cluster) -> None:
     def may(verb: str, what: str) -> bool:
         resource, _, part = what.partition("/")
         answer = subprocess.run(
@@ -391,7 +391,7 @@ def has_samples(pid: int) -> bool:
         return False
 
 
-def test_an_experiment_runs_on_the_nodes_and_names_the_one_that_fails(
+def test_experiment_runs_on_nodes_and_names_failing_one(
     cluster: Cluster, lab_image: Path, tmp_path: Path
 ) -> None:
     standing.load(lab_image, (NODES[0], NODES[2]))

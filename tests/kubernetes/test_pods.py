@@ -42,7 +42,7 @@ def samples(run: store.Run) -> list[Sample]:
     return list(run.samples)
 
 
-def test_every_pod_reaches_its_first_instruction_and_is_ready_later(samples: list[Sample]) -> None:
+def test_pods_reach_first_instruction_then_ready(samples: list[Sample]) -> None:
     assert len(samples) == 2 * (3 + 3 + 5)
     for sample in samples:
         assert sample.ending is Ending.READY, sample.error
@@ -64,7 +64,7 @@ def test_the_phases_of_every_pod_sum_to_its_latency(samples: list[Sample]) -> No
         assert sample.telemetry.uncertainty < 1_000_000
 
 
-def test_of_single_pods_the_kernel_tells_what_the_node_s_stages_waited_for(
+def test_traced_pod_explains_waits_of_stages(
     run: store.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breakdowns, "_CHUNK_SPANS", 1)

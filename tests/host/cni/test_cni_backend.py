@@ -137,9 +137,7 @@ def test_an_exhausted_range_fails_in_the_plugins_words(bench: Any, tmp_path: Pat
         assert (each.error or "").startswith("plugin bridge ADD: ")
 
 
-def test_plugins_are_given_their_configuration_and_the_results_before(
-    bench: Any, recording: Path
-) -> None:
+def test_plugins_get_configuration_and_previous_result(bench: Any, recording: Path) -> None:
     backend = write(
         recording,
         listed({"type": "one", "mtu": 1400}, {"type": "two", "capabilities": {"mac": True}}),
@@ -217,7 +215,7 @@ def test_an_interface_that_a_delete_left_is_its_error(bench: Any, recording: Pat
     assert sample.error == "DEL left the interface eth0 in /run/netns/fl0"
 
 
-def test_a_probe_says_the_line_of_a_syntax_error_and_the_plugin_that_is_missing(
+def test_probe_reports_syntax_line_and_missing_plugin(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "10-bad.conflist"
@@ -235,7 +233,7 @@ def test_every_network_of_ours_can_be_read_and_says_what_it_is(name: str) -> Non
     assert about.about
 
 
-def test_runs_side_by_side_share_the_directories_they_mount_over(
+def test_concurrent_runs_share_mounted_directories(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mounts, "STATE", tmp_path / "state")

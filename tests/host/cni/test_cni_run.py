@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 
-def test_background_pods_that_cannot_be_brought_up_are_recorded_and_the_run_goes_on(
+def test_failed_background_pods_are_recorded(
     tmp_path: Path,
 ) -> None:
     conf = tmp_path / "10-small.conflist"

@@ -25,7 +25,7 @@ def links() -> str:
     return subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout
 
 
-def test_the_container_is_in_the_namespace_that_the_plugins_made(bench: Any) -> None:
+def test_container_joins_namespace_of_plugins(bench: Any) -> None:
     try:
         Cni("kube-router").probe()
     except Unsupported as error:

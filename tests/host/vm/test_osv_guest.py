@@ -96,7 +96,7 @@ def test_counted_time_is_that_of_the_instructions(room: Room, tmp_path: Path) ->
         assert span.end - span.start == pytest.approx(2 * LOOPS, rel=0.01), "a ns an instruction"
 
 
-def test_a_qemu_that_cannot_receive_the_end_is_refused_before_a_start(tmp_path: Path) -> None:
+def test_qemu_without_end_event_is_refused(tmp_path: Path) -> None:
     (tmp_path / "kernel").write_bytes(laying(0))
     if not shutil.which("qemu-system-x86_64-microvm"):
         pytest.skip("needs qemu-system-x86_64-microvm")
