@@ -64,7 +64,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         http.shutdown()
 
 
-def test_a_watch_goes_on_where_it_ended_and_lists_again_when_it_cannot(server: Server) -> None:
+def test_watch_resumes_or_lists_again(server: Server) -> None:
     gone = {"type": "ERROR", "object": {"code": 410, "message": "too old"}}
     Handler.answers = [
         (200, [listed(5, "a")]),

@@ -38,7 +38,7 @@ def test_one_that_writes_without_end_is_ended_and_costs_little() -> None:
     assert is_gone(child)
 
 
-def test_of_errors_without_end_the_last_are_kept_until_its_time_is_over() -> None:
+def test_child_keeps_last_errors_until_deadline() -> None:
     with python(FLOOD % 2, seconds=1.0) as child, pytest.raises(TimeoutError):
         child.finish()
     assert len(child.errors) <= 4096

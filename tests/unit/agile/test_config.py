@@ -86,7 +86,7 @@ def test_a_function_is_checked_before_anything_is_made() -> None:
         Function(rootfs="/", kind="python", handler="x").check()
 
 
-def test_the_example_configuration_is_the_default_but_for_its_sandboxes() -> None:
+def test_example_configuration_matches_defaults() -> None:
     example = load(Path(__file__).parents[3] / "conf/agile/firstlight.toml")
     assert example.network == Config().network
     assert example.pools.network == Config().pools.network

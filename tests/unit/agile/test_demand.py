@@ -26,9 +26,7 @@ class Clock:
     st.lists(st.tuples(st.floats(0, 8), st.integers(-6, 6)), max_size=40),
     st.floats(0, 25),
 )
-def test_the_demand_is_the_most_that_were_out_at_once_within_the_window(
-    changes: list[tuple[float, int]], later: float
-) -> None:
+def test_demand_is_maximum_within_window(changes: list[tuple[float, int]], later: float) -> None:
     clock = Clock()
     demand = Demand(PoolSize(low=0, high=1000), WINDOW, clock)
     history, out = [(0.0, 0)], 0
@@ -44,7 +42,7 @@ def test_the_demand_is_the_most_that_were_out_at_once_within_the_window(
     assert demand.target() == max(within)
 
 
-def test_a_pool_has_a_lower_and_an_upper_mark_and_one_without_a_window_its_upper_mark() -> None:
+def test_pool_marks_follow_window() -> None:
     clock = Clock()
     demand = Demand(PoolSize(low=2, high=5), WINDOW, clock)
     assert demand.target() == 2
@@ -63,7 +61,7 @@ async def filled(pool: Pool[int] | Shelf, count: int) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_a_pool_is_filled_to_what_was_wanted_at_once_and_emptied_when_that_is_long_ago() -> None:
+def test_pool_fills_to_demand_and_empties_after_window() -> None:
     async def main() -> None:
         clock, discarded = Clock(), list[int]()
 
@@ -94,7 +92,7 @@ def test_a_pool_is_filled_to_what_was_wanted_at_once_and_emptied_when_that_is_lo
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
-def test_a_shelf_is_filled_to_what_was_wanted_at_once_and_knows_its_surplus() -> None:
+def test_shelf_fills_to_demand_and_knows_surplus() -> None:
     async def main() -> None:
         clock = Clock()
 

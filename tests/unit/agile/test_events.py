@@ -34,9 +34,7 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "functions.db")
 
 
-def test_what_waits_is_bounded_and_no_function_takes_the_room_of_another(
-    store: Store, tmp_path: Path
-) -> None:
+def test_event_queue_is_bounded_per_function(store: Store, tmp_path: Path) -> None:
     first = [event(f"f{number}") for number in range(100)]
     refused = store.accept(first, ROOM)
     kept = store.waiting()
@@ -121,7 +119,7 @@ def test_of_dead_letters_the_oldest_go(store: Store, tmp_path: Path) -> None:
     assert 5 <= len(kept) < 16
 
 
-def test_a_dead_letter_that_cannot_be_written_is_not_tried_without_end(
+def test_unwritable_dead_letter_has_bounded_retries(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queues, "_BUSY_SECONDS", 3600.0)
@@ -142,7 +140,7 @@ def test_a_dead_letter_that_cannot_be_written_is_not_tried_without_end(
     with_queue(store, tmp_path / "none" / "dead.jsonl", Events(retries=0), answer, main)
 
 
-def test_an_event_whose_node_ended_is_retried_although_its_function_may_not_fail(
+def test_event_of_ended_node_is_retried(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not without end: an event may be what ends the node."""
@@ -236,7 +234,7 @@ def test_dead_letters_of_many_threads_are_all_kept(
     assert sorted((first + second).splitlines(keepends=True)) == texts
 
 
-def test_the_search_for_an_event_passes_over_those_of_a_function_without_room(
+def test_next_event_skips_full_functions(
     store: Store,
 ) -> None:
     def steps() -> int:

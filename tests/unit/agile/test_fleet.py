@@ -49,7 +49,7 @@ async def refused(*waiting: "asyncio.Task[Kept]") -> None:
             await each
 
 
-def test_waiters_get_an_error_on_close_and_nothing_more_is_started() -> None:
+def test_close_fails_waiters_and_stops_starts() -> None:
     async def main(fleet: Fleet, started: list[Started]) -> None:
         waiting = [asyncio.create_task(fleet.take()) for _ in range(50)]
         await asyncio.sleep(0.01)

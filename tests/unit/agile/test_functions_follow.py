@@ -77,9 +77,7 @@ def test_only_what_was_made_of_an_object_is_removed(fake: Fake) -> None:
 
 
 @pytest.mark.parametrize(("away", "served"), [("f", 1), ("status", 2)])
-def test_what_cannot_be_asked_for_is_tried_and_waits_for_its_next_turn(
-    fake: Fake, away: str, served: int
-) -> None:
+def test_failed_query_waits_for_next_turn(fake: Fake, away: str, served: int) -> None:
     fake.away = {away}
     follower = follow.Follower(fake, "functions", Path("socket"))  # type: ignore[arg-type]
     compare(follower, "f", "g")
@@ -109,7 +107,7 @@ def test_a_function_that_the_runtime_refuses_is_counted(
     assert follower.counts() == {"wanted": 1, "served": 0, "refused": 1}
 
 
-def test_nodes_that_left_the_cluster_are_taken_out_of_the_status() -> None:
+def test_status_drops_nodes_that_left() -> None:
     failed = function("f")
     for node in ("gone", "here"):
         failed["status"] = objects.status(failed, node, "it cannot be imported")
@@ -144,7 +142,7 @@ def test_nodes_that_left_the_cluster_are_taken_out_of_the_status() -> None:
     assert [each["name"] for each in status["nodes"]] == ["here"]
 
 
-def test_the_first_look_for_such_nodes_has_its_own_time_on_each_node(
+def test_first_check_of_gone_nodes_has_random_delay(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, looks = [0.0], []

@@ -146,7 +146,7 @@ def test_what_names_no_handler_is_refused(handler: str) -> None:
         once.check_name(handler)
 
 
-def test_an_image_whose_handler_is_named_is_called_without_its_entry_point() -> None:
+def test_named_handler_replaces_image_entry_point() -> None:
     code = Code(source="docker://x", digest=f"sha256:{'0' * 64}", size=1, trees=(1,))
     own = ImageSettings(
         entrypoint=["/entry"], cmd=["app.main"], env=["WORD=one"], working_dir="/task"

@@ -31,7 +31,7 @@ def test_who_waits_can_be_cancelled_in_any_turn_of_the_loop() -> None:
         asyncio.run(ends_after(turns))
 
 
-def test_an_instance_that_the_runtime_ended_was_stopped_and_not_killed() -> None:
+def test_instance_ended_by_runtime_is_stopped() -> None:
     async def ended() -> list[str]:
         history = History()
         for kills, state, how in (

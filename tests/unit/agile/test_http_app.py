@@ -117,7 +117,7 @@ def test_requests_beyond_the_most_are_refused_by_name(
     with_server(tmp_path, main)
 
 
-def test_bodies_beyond_the_most_are_refused_by_name_but_where_they_are_passed_on(
+def test_large_bodies_are_refused_unless_streamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bounded, "BYTES_MOST", 1 << 20)

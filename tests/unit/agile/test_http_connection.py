@@ -358,7 +358,7 @@ def test_a_connection(case: Callable[[Client], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_an_answer_is_sent_at_once_and_its_head_waits_for_no_body() -> None:
+def test_answer_head_does_not_wait_for_body() -> None:
     async def main() -> None:
         client = Client()
 
@@ -385,7 +385,7 @@ UPGRADE = b"GET /s HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websoc
 NEXT = b"GET /next HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
-def test_what_comes_after_a_request_for_another_protocol_is_of_that_protocol() -> None:
+def test_bytes_after_upgrade_belong_to_new_protocol() -> None:
     async def main() -> None:
         client, read = Client(), b""
 
@@ -421,9 +421,7 @@ def test_what_comes_after_a_request_for_another_protocol_is_of_that_protocol() -
 
 @pytest.mark.parametrize("at_once", [1, 1 << 10])
 @pytest.mark.parametrize("asked", [b"h2c", b"websocket"])
-def test_a_request_that_also_asks_for_another_protocol_keeps_its_content(
-    asked: bytes, at_once: int
-) -> None:
+def test_upgrade_request_keeps_its_content(asked: bytes, at_once: int) -> None:
     async def main() -> None:
         client, bodies = Client(), []
 
@@ -452,7 +450,7 @@ def test_a_request_that_also_asks_for_another_protocol_keeps_its_content(
     asyncio.run(main())
 
 
-def test_a_request_for_another_protocol_that_is_refused_is_one_of_many() -> None:
+def test_refused_upgrade_keeps_connection() -> None:
     async def main() -> None:
         client, paths = Client(), []
 

@@ -51,7 +51,7 @@ def test_a_client_keeps_so_many_ends(tmp_path: Path, monkeypatch: pytest.MonkeyP
                         connection.wait(forgotten)
 
 
-def test_a_client_disconnected_at_once_learns_that_too_many_are_attached() -> None:
+def test_attached_names_limit_when_disconnected_at_once() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.close()
     function = Function(rootfs="/x.wasm", kind="wasm", handler="x")
@@ -116,7 +116,7 @@ def test_a_server_that_was_replaced_is_counted_and_closed() -> None:
     asyncio.run(run())
 
 
-def test_a_server_that_was_replaced_is_waited_for_until_its_instances_have_ended() -> None:
+def test_replaced_server_is_awaited_until_instances_end() -> None:
     async def run() -> None:
         runtime = SimpleNamespace(config=Config())
         version = FunctionVersion(name="f", version="1", kind="http", port=80)

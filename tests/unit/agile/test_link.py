@@ -54,7 +54,7 @@ def descriptors() -> int:
 
 
 @pytest.mark.parametrize("error", PASSING)
-def test_what_is_passing_delays_a_message_and_nothing_is_lost_or_out_of_order(error: int) -> None:
+def test_busy_link_keeps_messages_in_order(error: int) -> None:
     async def main() -> None:
         ours, theirs = pair()
         outbox = Outbox(ours)
@@ -107,7 +107,7 @@ def test_an_end_is_the_reader_s_to_tell(error: int) -> None:
     on_loop(main)
 
 
-def test_a_message_that_no_socket_takes_is_refused_and_the_link_goes_on() -> None:
+def test_oversized_message_is_refused_and_link_survives() -> None:
     async def main() -> None:
         ours, theirs = pair()
         link = Link(ours, lambda *_: None, lambda: None)
@@ -121,7 +121,7 @@ def test_a_message_that_no_socket_takes_is_refused_and_the_link_goes_on() -> Non
     on_loop(main)
 
 
-def test_without_a_descriptor_what_has_to_wait_is_refused_and_none_is_lost() -> None:
+def test_outbox_without_descriptor_refuses_one_message() -> None:
     async def main() -> None:
         ours, theirs = pair()
         outbox = Outbox(ours)

@@ -36,7 +36,7 @@ def test_every_user_reaches_the_points_whatever_the_umask(mounts: Mounts) -> Non
     assert (made / "d/e").is_file()
 
 
-def test_the_root_of_an_image_of_many_layers_has_a_name_that_a_directory_can_have() -> None:
+def test_root_name_of_many_layers_is_bounded() -> None:
     first, second = (
         Code(source="oci:x", digest="", size=1, trees=tuple(range(start, start + 127)))
         for start in (100_000, 100_001)

@@ -66,7 +66,7 @@ def test_a_cancelled_request_leaves_no_namespace_open(answered_first: bool) -> N
 
 
 @pytest.mark.usefixtures("quiet")
-def test_answers_are_matched_by_number_and_one_that_was_not_asked_for_is_dropped() -> None:
+def test_helper_answers_are_matched_by_number() -> None:
     async def main() -> None:
         helper = NetHelper()
         first, second = (asyncio.create_task(helper.ask(Request(Verb.CHECK))) for _ in range(2))
@@ -80,7 +80,7 @@ def test_answers_are_matched_by_number_and_one_that_was_not_asked_for_is_dropped
 
 
 @pytest.mark.usefixtures("quiet")
-def test_a_helper_that_answers_nothing_is_replaced_and_what_it_was_asked_fails_by_name() -> None:
+def test_silent_helper_is_replaced_and_requests_fail() -> None:
     async def main() -> None:
         helper = NetHelper(silence=0.01)
         asking = [asyncio.create_task(helper.ask(Request(Verb.CHECK))) for _ in range(2)]

@@ -113,7 +113,7 @@ def test_the_node_survives_any_message_and_keeps_no_descriptor(parsers: Path, se
         assert done.returncode == 0, (part, done.stderr.decode()[-3000:])
 
 
-def test_a_client_that_was_held_and_did_not_read_is_told_all_when_it_does(parsers: Path) -> None:
+def test_slow_client_gets_all_messages_later(parsers: Path) -> None:
     """It asks for more than can wait at once, and every start is refused."""
     definition = wire.DEFINITION.pack(1, 1, 0, 0, 0, 0, 5, 5, 9, 9, 9, 9, 9, b"instance")
     start = wire.request(RequestVerb.START, 1, 0, tag=1)

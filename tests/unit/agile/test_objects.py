@@ -79,7 +79,7 @@ def test_the_status_is_bounded_and_failures_come_first() -> None:
     assert status_of(now, "bad-99", "y") == now
 
 
-def test_a_node_that_recovers_says_so_and_an_older_generation_counts_for_nothing() -> None:
+def test_recovered_node_ignores_older_generation() -> None:
     now = status_of(status_of(function(), "one", "first line\n  more\nlast line"), "two")
     assert condition(now)["message"] == "one: first line … last line"
     assert status_of(now, "two") == now

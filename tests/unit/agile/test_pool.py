@@ -71,7 +71,7 @@ def test_warming_fills_to_the_high_mark_or_to_what_was_asked() -> None:
     with_pool(main)
 
 
-def test_a_take_is_a_hit_while_there_are_parts_and_refills_below_the_low_mark() -> None:
+def test_take_hits_and_refills_below_low_mark() -> None:
     async def main(pool: Pool[int], maker: Maker) -> None:
         await pool.warm()
         assert [(await pool.take())[1] for _ in range(2)] == [True, True]
@@ -117,7 +117,7 @@ def test_a_dry_pool_lets_wait_and_serves_in_order() -> None:
 
 
 @pytest.mark.parametrize("error", [Failed("broken"), OSError("broken"), AssertionError("broken")])
-def test_one_who_waits_hears_of_the_failure_and_the_next_is_served(
+def test_waiter_gets_failure_and_next_is_served(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "_RETRY_SECONDS", 0.0)
@@ -150,7 +150,7 @@ def test_what_is_ready_first_is_for_who_asked_first() -> None:
     with_pool(main, allowed=0)
 
 
-def test_a_part_that_cannot_be_made_fails_one_request_and_no_more_than_have_none() -> None:
+def test_failed_part_fails_only_requests_without_one() -> None:
     async def main(pool: Pool[int], maker: Maker) -> None:
         asked = [asyncio.ensure_future(pool.take_first()) for _ in range(2)]
         await turns()
@@ -170,7 +170,7 @@ def test_a_part_that_cannot_be_made_fails_one_request_and_no_more_than_have_none
     with_pool(main, allowed=0)
 
 
-def test_one_who_gives_up_leaves_what_is_made_for_it_to_the_next() -> None:
+def test_cancelled_take_leaves_part_to_next() -> None:
     async def main(pool: Pool[int], maker: Maker) -> None:
         asked = asyncio.ensure_future(pool.take_first())
         await turns()
@@ -209,7 +209,7 @@ def test_a_refill_waits_while_requests_are_under_way() -> None:
     with_pool(main, gate, low=4)
 
 
-def test_a_refill_of_a_pool_that_is_half_empty_waits_for_no_lull() -> None:
+def test_refill_of_half_empty_pool_is_immediate() -> None:
     gate = LoadGate(patience=1e9)
 
     async def main(pool: Pool[int], maker: Maker) -> None:
@@ -283,7 +283,7 @@ class Calm(LoadGate):
         await asyncio.sleep(0)
 
 
-def test_closing_ends_a_refill_whose_part_swallows_the_cancellation() -> None:
+def test_close_ends_uncancellable_refill() -> None:
     swallowed: list[int] = []
 
     async def make() -> int:
@@ -306,7 +306,7 @@ def test_closing_ends_a_refill_whose_part_swallows_the_cancellation() -> None:
 
 
 @pytest.mark.parametrize("dry", ["wait", "build", "refuse"])
-def test_requests_that_wait_for_a_part_on_close_or_come_later_get_an_error(dry: str) -> None:
+def test_close_fails_waiting_and_later_requests(dry: str) -> None:
     async def main(pool: Pool[int], maker: Maker) -> None:
         waiting: list[asyncio.Task[object]] = [asyncio.create_task(pool.warm())]
         if dry == "wait":
@@ -338,7 +338,7 @@ def test_requests_that_wait_for_a_shelf_on_close_get_an_error() -> None:
     asyncio.run(main())
 
 
-def test_a_shelf_makes_the_part_of_a_start_whose_turn_came_with_the_one_before() -> None:
+def test_shelf_makes_next_part_with_previous() -> None:
     """The node asks for it as soon as it has the other, before the filler has gone on."""
 
     async def main() -> None:

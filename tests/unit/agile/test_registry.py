@@ -12,9 +12,7 @@ from firstlight.errors import Failed
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_number_is_freed_once_if_the_node_ends_during_a_registration(
-    tmp_path: Path, fails: bool
-) -> None:
+def test_node_end_frees_number_once(tmp_path: Path, fails: bool) -> None:
     async def register(entry: Registered) -> None:
         if entry.function.command == ("first",):
             registry.clear()
@@ -42,7 +40,7 @@ def test_a_number_is_freed_once_if_the_node_ends_during_a_registration(
     asyncio.run(main())
 
 
-def test_when_all_numbers_are_taken_a_function_is_refused_until_one_is_free(
+def test_registry_refuses_when_numbers_are_taken(
     tmp_path: Path,
 ) -> None:
     """A function's number makes its uid: no two that run may have the same."""

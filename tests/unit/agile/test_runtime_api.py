@@ -159,7 +159,7 @@ def test_too_long_an_error_of_the_initialization_is_refused() -> None:
     asyncio.run(main())
 
 
-def test_who_has_answered_by_one_connection_may_answer_by_another() -> None:
+def test_answers_may_use_another_connection() -> None:
     async def main() -> None:
         api = RuntimeApi()
         made = [connected(api) for _ in range(2)]

@@ -70,9 +70,7 @@ SEVERITY = (0x80000000, 0x50000, 0x7FFF0000)
 
 @pytest.mark.parametrize("netlink", [True, False])
 @pytest.mark.parametrize("extra", [(), ZYGOTE_CALLS], ids=["instance", "zygote"])
-def test_the_nodes_filter_and_an_instances_own_are_the_whole_profile(
-    extra: tuple[str, ...], netlink: bool
-) -> None:
+def test_node_and_instance_filters_equal_profile(extra: tuple[str, ...], netlink: bool) -> None:
     base = seccomp.base()
     rest, whole = seccomp.rest(extra, netlink), seccomp.program(extra, netlink)
     flags = (0, 17, 0x10000000, 0x20000000, 0x7E020000, 3, 5, 8, 16, 17, 2**32 - 1)
@@ -84,7 +82,7 @@ def test_the_nodes_filter_and_an_instances_own_are_the_whole_profile(
             assert strict == run(whole, number, words), (number, value)
 
 
-def test_a_zygotes_filters_and_a_forks_own_are_the_whole_profile() -> None:
+def test_zygote_and_fork_filters_equal_profile() -> None:
     """What a fork adds denies all that a zygote may beyond it."""
     zygote, own = seccomp.program(ZYGOTE_CALLS), seccomp.without(ZYGOTE_CALLS)
     for number in (*range(1100), 2**30, 2**32 - 1):

@@ -15,9 +15,7 @@ from firstlight.agile.shim import daemon
     ("program", "is_ours"),
     [("shim-sandbox", True), ("runc", True), ("pause", False), ("paused", False)],
 )
-def test_a_process_is_the_servers_by_its_program_not_by_the_name_that_pods_see(
-    program: str, is_ours: bool, tmp_path: Path
-) -> None:
+def test_server_process_is_known_by_program(program: str, is_ours: bool, tmp_path: Path) -> None:
     path = tmp_path / program
     shutil.copy("/bin/sleep", path)
     process = subprocess.Popen([path, "60"])

@@ -32,7 +32,7 @@ def output(program: Program, *words: str) -> str:
             os.close(ours)
 
 
-def test_a_program_runs_under_its_name_from_memory_that_nobody_can_write(program: Program) -> None:
+def test_program_runs_from_sealed_memory(program: Program) -> None:
     assert output(program, "/proc/self/comm") == "runc\n"
     assert "/memfd:runc (deleted)" in output(program, "/proc/self/maps")
     with pytest.raises(PermissionError):
@@ -51,7 +51,7 @@ def test_a_script_runs_by_its_path(program: Program, tmp_path: Path) -> None:
     assert output(program) == f"{tmp_path / 'runc'}\n"
 
 
-def test_a_program_runs_by_its_path_where_memory_cannot_be_executed(
+def test_program_runs_by_path_with_noexec_memfd(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_name: str, _flags: int) -> int:

@@ -54,7 +54,7 @@ def test_all_who_ask_get_the_same_and_others_keys_another() -> None:
     with_once(main)
 
 
-def test_all_who_wait_hear_of_a_failure_and_the_next_tries_again() -> None:
+def test_single_flight_shares_failure_and_retries() -> None:
     async def main(once: SingleFlight[int], maker: Maker) -> None:
         maker.broken = True
         tasks = await asked(once, maker, 3)

@@ -62,7 +62,7 @@ def with_turns(main: Callable[[Turns, Requests], Awaitable[None]], **config: obj
     asyncio.run(asyncio.wait_for(on(), 60))
 
 
-def test_a_functions_requests_wait_for_their_turn_within_its_queue() -> None:
+def test_requests_wait_within_queue() -> None:
     async def main(turns: Turns, requests: Requests) -> None:
         first = function("f", concurrency=2, queue=3)
         await requests.ask(first, 5)
@@ -78,7 +78,7 @@ def test_a_functions_requests_wait_for_their_turn_within_its_queue() -> None:
     with_turns(main)
 
 
-def test_without_a_queue_and_with_no_concurrency_a_request_is_refused_at_once() -> None:
+def test_request_without_queue_is_refused_at_once() -> None:
     async def main(turns: Turns, requests: Requests) -> None:
         await requests.ask(function("f", concurrency=1))
         for each in (function("f", concurrency=1), function("g", concurrency=0, queue=5)):

@@ -61,7 +61,7 @@ def test_an_answer_is_streamed_while_the_request_is() -> None:
     _served(echo, ask, 5)
 
 
-def test_an_answer_to_the_head_arrives_although_the_rest_is_not_read() -> None:
+def test_early_answer_arrives_during_upload() -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nno!")
@@ -74,7 +74,7 @@ def test_an_answer_to_the_head_arrives_although_the_rest_is_not_read() -> None:
     _served(refuse, ask, 5)
 
 
-def test_what_may_be_repeated_is_sent_again_when_a_kept_connection_ends() -> None:
+def test_idempotent_request_is_repeated_on_lost_connection() -> None:
     connections = 0
 
     async def one_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
