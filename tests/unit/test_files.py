@@ -53,7 +53,7 @@ def test_what_cannot_be_written_leaves_the_file(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_the_error_of_a_failed_write_names_the_file_and_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_write_names_file_and_leaves_nothing(tmp_path: Path) -> None:
     file = tmp_path / "record.json"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))

@@ -181,7 +181,7 @@ def test_constants_are_the_same_in_c_and_in_python() -> None:
         conf.parse(json.dumps(many), "x.conflist")
 
 
-def test_the_load_generator_knows_answers_by_the_protocols_names() -> None:
+def test_load_generator_uses_protocol_names() -> None:
     text = (NATIVE / "lab" / "launch_ask.c").read_text()
     named = {answer.__struct_config__.tag for answer in (protocol.Error, protocol.Invoked)}
     assert set(re.findall(r'message_is\(text, "(\w+)"\)', text)) == named | {"ended"}  # a peer's

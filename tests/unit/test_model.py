@@ -11,7 +11,7 @@ BATCH = Batch(Case({"instances": 1}, Process()), 0, traced=False)
 DONE = Outcome(1000, 1010, 2000, 3000, 5, 6, 77, 0, False, "firstlight ready 1990\n")
 
 
-def test_a_guest_that_left_out_its_root_has_failed_though_it_was_ready() -> None:
+def test_guest_without_root_has_failed() -> None:
     sound = sample(0, 0, 0, BATCH, DONE, DONE, None, 0, GuestLog("ticks"))
     assert (sound.ending, sound.stamps.ready, sound.error) == (Ending.READY, 1990, None)
     faulty = GuestLog("ticks", fault="OSv did not mount its root, zfs")

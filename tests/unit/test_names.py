@@ -12,7 +12,7 @@ FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-w", f"-I{NATIVE}", f"-I{ROOT}/subproje
 ENTRY = {"main", "first_light", "first_instruction"}
 
 
-def test_names_that_are_not_static_have_the_prefix_of_a_file_or_record(tmp_path: Path) -> None:
+def test_external_c_names_have_prefix(tmp_path: Path) -> None:
     bare = []
     for folder in sorted(each for each in NATIVE.iterdir() if each.is_dir()):
         sources = [each for each in sorted(folder.glob("*.c")) if each.name not in APART]

@@ -24,7 +24,7 @@ def forgotten() -> object:
     native.checkout.cache_clear()
 
 
-def test_hints_of_a_package_do_not_name_a_makefile_that_it_lacks(packaged: None) -> None:
+def test_installed_hints_name_no_makefile(packaged: None) -> None:
     assert native.checkout() is None
     assert native.make("kubernetes") == "in a checkout of firstlight: make kubernetes"
     assert "make" not in native.make("setup")

@@ -95,7 +95,7 @@ def test_a_run_of_which_no_start_was_ready_has_the_same_frame(tmp_path: Path, fa
     assert len(frame) == failed
 
 
-def test_a_run_that_was_killed_is_read_without_its_footer_and_its_last_line(
+def test_killed_run_is_read_without_footer(
     tmp_path: Path,
 ) -> None:
     path = written(tmp_path / "run", sample(0), sample(1))
@@ -124,9 +124,7 @@ def test_what_was_appended_survives_a_kill(tmp_path: Path) -> None:
     assert [sample.index for sample in read(tmp_path / "run").samples] == [0, 1]
 
 
-def test_a_file_that_a_kill_cut_short_does_not_stand_for_a_whole_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_truncated_file_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Writer(tmp_path / "run", HEADER) as writer:
         writer.append_spans(0, spans(1))
         monkeypatch.setattr(Path, "rename", lambda _from, _to: None)  # killed before it
@@ -183,9 +181,7 @@ def test_samples_that_are_no_file_are_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"ARROW1", b"\0" * 100, None])
-def test_damaged_or_foreign_spans_are_an_error_that_names_the_file(
-    tmp_path: Path, content: bytes | None
-) -> None:
+def test_damaged_spans_name_the_file(tmp_path: Path, content: bytes | None) -> None:
     path = written(tmp_path / "run", sample())
     file = path / "spans" / "0.arrow"
     if content is None:
@@ -219,7 +215,7 @@ def test_a_panic_of_the_reader_is_an_error_and_not_printed(
         ),
     ],
 )
-def test_the_axes_that_a_header_must_name_are_those_of_its_experiment(
+def test_header_names_axes_of_experiment(
     table: dict[str, tuple[str, ...]], named: dict[str, tuple[str, ...]]
 ) -> None:
     for name, axes in table.items():

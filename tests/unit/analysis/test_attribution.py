@@ -46,13 +46,13 @@ def test_a_languages_start_lasts_to_the_programs_first_own_call() -> None:
     assert gaps == [*["process.start"] * 5, "signals", "mount"]
 
 
-def test_a_start_without_an_execve_is_known_by_what_only_a_run_time_does() -> None:
+def test_start_without_execve_is_known_by_runtime_calls() -> None:
     calls, gaps = charge(["handshake", "security", "process.start", "signals", "-", "config"])
     assert calls[2:] == ["process.start"] * 3 + ["config"]
     assert gaps[2:] == ["process.start"] * 4
 
 
-def test_handlers_that_are_reset_for_an_execve_are_part_of_that_start() -> None:
+def test_signal_resets_before_execve_belong_to_start() -> None:
     calls, _ = charge(["fork", "signals", "-", "signals", "process.start"])
     assert calls == ["fork", *["process.start"] * 4]
 
@@ -67,7 +67,7 @@ def test_data_that_was_read_is_used_before_the_next_call() -> None:
     assert gaps == ["config", "config", "mount"]
 
 
-def test_a_read_that_still_goes_on_beside_says_nothing_of_the_time() -> None:
+def test_charge_ignores_read_still_going_on() -> None:
     codes = np.array([PHASE["config"], PHASE["mount"]])
     starts, ends = np.array([0, 10]), np.array([50, 15])
     calls = Calls(np.array([0, 0]), starts, ends, codes, np.array([True, False]))
@@ -82,7 +82,7 @@ def test_from_its_execve_to_the_end_point_the_payload_is_exec() -> None:
     assert gaps == ["security", "exec", "exec", "exec", "exec"]
 
 
-def test_a_program_that_works_before_the_end_point_is_no_payload() -> None:
+def test_program_before_end_point_is_no_payload() -> None:
     calls, _ = charge(["process.start", "mount", "handshake"], execs=[2], end=25)
     assert calls == ["process.start", "mount", "handshake"]
 

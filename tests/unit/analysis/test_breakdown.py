@@ -113,7 +113,7 @@ def owners(held: Held) -> list[tuple[int, int, int]]:
     return path
 
 
-def test_the_end_of_an_instance_that_was_not_traced_is_of_the_last_thread_that_was() -> None:
+def test_untraced_end_belongs_to_last_traced_thread() -> None:
     call_over_http = msgspec.structs.replace(sample(100), pid=0)
     held = run(start_of_root(), call_over_http, end_point=EndPoint.FIRST_INSTRUCTION)
     assert wall(held) == 100
@@ -140,13 +140,13 @@ def work(length: int, sleep: bool = False) -> dict[str, int]:
     return dict(table.group_by("phase").agg(pl.col("wall").sum()).rows())
 
 
-def test_work_is_of_the_call_that_it_prepares_unless_it_takes_too_long() -> None:
+def test_short_work_belongs_to_next_call() -> None:
     assert work(LONGEST_PREPARATION) == {"process.start": 10, "mount": 20 + LONGEST_PREPARATION}
     longer = LONGEST_PREPARATION + 1
     assert work(longer) == {"process.start": 10, "mount": 20, "compute": longer}
 
 
-def test_a_sleep_is_of_the_call_that_it_precedes_unless_it_is_too_long() -> None:
+def test_short_sleep_belongs_to_next_call() -> None:
     assert work(LONGEST_PAUSE, sleep=True) == {"process.start": 10, "mount": 20 + LONGEST_PAUSE}
     longer = LONGEST_PAUSE + 1
     assert work(longer, sleep=True) == {"process.start": 10, "mount": 20, "sleep": longer}
@@ -279,7 +279,7 @@ def test_a_wait_for_what_is_not_of_the_start_stays_its_own() -> None:
     assert wall(held, cause="another process: pipe") == 60
 
 
-def test_a_wake_up_by_a_thread_that_is_born_later_is_not_followed() -> None:
+def test_wake_up_by_later_thread_is_ignored() -> None:
     late = [fork(60, 101), call("mount", "/x tmpfs", 70, 90, 101)]
     held = run([*start_of_root(), wait(PIPE, 20, 40, 101), *late], sample(100))
     assert owners(held) == [(ROOT, 0, 100)]
@@ -293,7 +293,7 @@ def test_a_parent_whose_number_was_used_again_ends_the_path() -> None:
     assert owners(held) == [(102, 0, 10), (101, 10, 80)]
 
 
-def test_a_monitor_that_polls_hands_on_to_the_thread_that_was_busy() -> None:
+def test_polling_monitor_yields_to_busy_thread() -> None:
     """As Go's sysmon does: it sleeps, looks, and wakes a thread for want of one."""
     monitor = [fork(10, 101, name="thread"), wait(NAP, 20, 58, tid=101, pid=ROOT)]
     busy = [fork(12, 102, name="thread"), call("mount", "/x tmpfs", 30, 95, 102, pid=ROOT)]
@@ -353,7 +353,7 @@ def test_a_request_that_is_done_is_of_the_thread_that_says_so() -> None:
     assert owners(held) == [(ROOT, 0, 20), (101, 20, 80)]
 
 
-def test_what_goes_on_beside_a_request_says_it_on_a_pipe_of_its_own() -> None:
+def test_pipe_of_concurrent_work_is_not_the_requests() -> None:
     held = run(
         [*start_of_root(), fork(20, 101), {**call("write", "pipe:", 82, 85, 101), "peer": 7},
          {**call("write", "pipe:", 90, 95), "peer": 8}],
@@ -372,7 +372,7 @@ def test_what_goes_on_beside_a_request_says_it_on_a_pipe_of_its_own() -> None:
         ([(60, "setup_net")], {"ns.mount": 50, "ns.net": 40}),
     ],
 )  # fmt: skip
-def test_one_call_that_makes_several_namespaces_is_divided_by_the_kernels_marks(
+def test_call_making_namespaces_is_divided_by_marks(
     marks: list[tuple[int, str]], phases: dict[str, int]
 ) -> None:
     detail = "net,mount,ipc" if "ns.other" in phases else "net,mount"
@@ -512,7 +512,7 @@ def test_the_phases_partition_every_possible_start(
 @settings(max_examples=100)
 @given(rows=lives(), renamed=st.dictionaries(st.integers(100, 106), st.integers(100, 106)),
        end_point=END_POINTS)  # fmt: skip
-def test_the_sum_holds_even_where_numbers_of_threads_are_used_again(
+def test_sum_holds_with_reused_thread_ids(
     rows: list[Row], renamed: dict[int, int], end_point: EndPoint
 ) -> None:
     for row in rows:
@@ -552,7 +552,7 @@ def test_many_batches_are_divided_as_each_is_alone(monkeypatch: pytest.MonkeyPat
     assert pl.concat(alone).equals(whole)
 
 
-def test_a_program_of_many_threads_needs_memory_for_its_own_calls_only() -> None:
+def test_many_threads_use_linear_memory() -> None:
     """Not for each call in each thread."""
     rows = start_of_root()
     for number in range(1000):

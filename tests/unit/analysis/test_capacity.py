@@ -132,7 +132,7 @@ def tables(*capacities: Capacity) -> Table:
     return table
 
 
-def test_a_lock_that_is_held_all_the_time_limits_what_is_measured() -> None:
+def test_saturated_lock_limits_measured_rate() -> None:
     """8 starts in 80 ms, all of which rtnl_mutex is held: 10 ms each, 100 a second at most."""
     [start] = made(cores=2, batches=[8, 8, 8], cpu_ms=5, held_ms=80, all_ready_ms=80)
     assert start.sections[0].held.value == 10e6
@@ -146,7 +146,7 @@ def test_a_lock_that_is_held_all_the_time_limits_what_is_measured() -> None:
     assert "can use at most one CPU: rtnl_mutex admits at most 100 starts" in tables(start).advice
 
 
-def test_one_cpu_and_two_have_one_start_and_twice_the_rate_until_the_lock() -> None:
+def test_two_cpus_double_rate_until_lock() -> None:
     """16 ms of CPU and 10 ms of a lock: 62.5 a second on one CPU, 100 on two and on more."""
     [one] = made(cores=1, batches=[8, 8, 8], cpu_ms=16, held_ms=80, all_ready_ms=130)
     [two] = made(cores=2, batches=[8, 8, 8], cpu_ms=16, held_ms=80, all_ready_ms=82)
@@ -187,7 +187,7 @@ def test_no_rate_is_predicted_from_fewer_starts_than_cpus() -> None:
     assert "x is too few at once for 64 CPUs: no rate is predicted." in table.advice
 
 
-def test_a_bound_that_is_exceeded_says_why_and_assumptions_stand_beside() -> None:
+def test_exceeded_bound_gives_reason_and_assumptions() -> None:
     """4 ms of traced CPU on two CPUs: 500 a second, of which 800 were measured."""
     [start] = made(cores=2, batches=[8, 8, 8], cpu_ms=4, all_ready_ms=10)
     assert start.rate(2) == 500

@@ -140,9 +140,7 @@ def test_a_lock_whose_name_the_kernel_lists_has_that_name() -> None:
         ("rwsem_down_read_slowpath;down_read;a;b;c;vfs_read", "rwsem-read", "lock: rwsem-read (a)"),
     ],
 )  # fmt: skip
-def test_a_lock_is_not_named_after_a_distant_caller_or_another_kind(
-    stack: str, kind: str, cause: str
-) -> None:
+def test_lock_name_ignores_distant_callers(stack: str, kind: str, cause: str) -> None:
     assert of_lock(stack, kind, "") == cause
 
 

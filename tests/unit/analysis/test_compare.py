@@ -84,7 +84,7 @@ def test_the_other_way_round_it_is_an_improvement() -> None:
     assert (differences.regression, differences.improvement) == (False, True)
 
 
-def test_a_significant_change_below_the_threshold_is_no_regression() -> None:
+def test_small_significant_change_is_no_regression() -> None:
     a, b = run_of({1: 30}, seed=1, repetitions=60), run_of({1: 31}, seed=2, repetitions=60)
     (differences,) = compare(a, b).differences
     assert differences.p is not None
@@ -93,7 +93,7 @@ def test_a_significant_change_below_the_threshold_is_no_regression() -> None:
     assert compare(a, b, threshold=0.01).regression
 
 
-def test_a_change_whose_interval_reaches_below_the_threshold_is_no_regression() -> None:
+def test_interval_below_threshold_is_no_regression() -> None:
     """As two runs of the same thing may look when the machine is busier during the second."""
     result = compare(run_of({10: 100}, seed=1), run_of({10: 107}, seed=2, between=0.04))
     (difference,) = result.differences
@@ -131,9 +131,7 @@ def test_some_starts_that_fail_in_each_batch_are_a_regression() -> None:
 
 
 @pytest.mark.parametrize(("repetitions", "regression"), [(3, False), (4, True)])
-def test_a_point_at_which_nothing_starts_any_more_is_a_regression(
-    repetitions: int, regression: bool
-) -> None:
+def test_point_without_starts_is_regression(repetitions: int, regression: bool) -> None:
     a, b = (
         run_of({10: 90}, seed=1, repetitions=repetitions, failing=share) for share in (0.1, 1.0)
     )
@@ -142,9 +140,7 @@ def test_a_point_at_which_nothing_starts_any_more_is_a_regression(
 
 
 @pytest.mark.parametrize(("repetitions", "share", "pairs"), [(7, 0.15, 60), (4, 0.8, 20)])
-def test_batches_that_fail_as_a_whole_seldom_look_like_a_regression(
-    repetitions: int, share: float, pairs: int
-) -> None:
+def test_whole_batch_failures_seldom_regress(repetitions: int, share: float, pairs: int) -> None:
     """One cause fails all of a burst: seven bursts are seven observations."""
     alarms = [
         compare(*(
@@ -196,7 +192,7 @@ def test_runs_that_differ_are_compared_only_when_asked(
     assert any(fact in warning for warning in compare(a, other, across=True).warnings)
 
 
-def test_points_of_one_side_are_named_and_nothing_in_common_is_refused() -> None:
+def test_compare_names_unmatched_points() -> None:
     a, b = run_of({1: 30, 10: 90}, seed=1), run_of({1: 30, 50: 400}, seed=2)
     result = compare(a, b)
     assert [each.point["instances"] for each in result.differences] == [1]

@@ -23,7 +23,7 @@ def path(threads: list[Thread], last: int, end: int) -> list[tuple[int, int, int
     return sorted((start, stop, each.tid) for each in threads for start, stop in each.owned)
 
 
-def test_a_thread_that_a_monitor_made_goes_on_with_what_another_did() -> None:
+def test_thread_of_monitor_continues_work() -> None:
     made = Thread(OTHER, MAIN, MONITOR, 100)
     assert path([Thread(MAIN, MAIN), monitor(), made], OTHER, 150) == [
         (0, 100, MAIN), (100, 150, OTHER)
@@ -37,7 +37,7 @@ def test_a_thread_that_waits_for_its_vfork_child_is_busy() -> None:
     assert path([lender, monitor(), made], OTHER, 150)[0] == (0, 100, MAIN)
 
 
-def test_the_last_of_a_process_to_go_acts_for_the_one_that_ended_it() -> None:
+def test_last_thread_stands_for_exiting_one() -> None:
     parent = Thread(MAIN, MAIN, wakes=[(140, CHILD + 1)])
     child = Thread(CHILD, CHILD, MAIN, 20, exit=130, ended=125)
     helper = Thread(CHILD + 1, CHILD, CHILD, 30, exit=140)
@@ -46,14 +46,14 @@ def test_the_last_of_a_process_to_go_acts_for_the_one_that_ended_it() -> None:
     ]  # fmt: skip
 
 
-def test_a_parent_that_had_slept_is_no_monitor_if_none_else_was_busy() -> None:
+def test_sleeping_parent_is_no_monitor_of_idle_tree() -> None:
     slept = intervals((10, 90))
     parent = Thread(MAIN, MAIN, waits=slept[0], sleeps=slept, idle=slept)
     made = Thread(OTHER, MAIN, MAIN, 100)
     assert path([parent, made], OTHER, 150) == [(0, 100, MAIN), (100, 150, OTHER)]
 
 
-def test_the_path_does_not_look_at_every_thread_for_each_wake_up() -> None:
+def test_path_scales_with_wake_ups() -> None:
     class Counted(dict[int, Thread]):
         looks = 0
 

@@ -26,7 +26,7 @@ def of_point(run: Analysis, point: PointFigures, *, traced: bool) -> pl.DataFram
     return frame
 
 
-def test_headline_latencies_are_numpys_quantiles_of_the_untraced_samples(
+def test_headline_latencies_match_numpy_quantiles(
     container: Analysis,
 ) -> None:
     for point in container.points:
@@ -46,7 +46,7 @@ def test_a_tail_that_too_few_starts_bound_is_absent(container: Analysis) -> None
     assert many.p99
 
 
-def test_shares_of_phases_sum_to_one_and_are_those_of_the_wall_time(container: Analysis) -> None:
+def test_phase_shares_sum_to_one(container: Analysis) -> None:
     for point in container.points:
         assert sum(part.share.value for part in point.parts) == pytest.approx(1)
         chosen = container.breakdown.filter(
@@ -77,14 +77,14 @@ def test_causes_of_a_point_sum_to_one_the_greatest_first(container: Analysis) ->
     assert shares == sorted(shares, reverse=True)
 
 
-def test_starts_that_were_not_ready_are_counted_and_in_no_latency(container: Analysis) -> None:
+def test_failed_starts_are_counted_without_latency(container: Analysis) -> None:
     point = of(container, "runc", 10)
     assert point.ended == {Ending.READY: 196, Ending.FAILED: 2, Ending.HUNG: 2}
     assert point.latency
     assert point.latency.count == 98
 
 
-def test_all_ready_is_the_median_makespan_of_the_complete_batches(container: Analysis) -> None:
+def test_all_ready_is_median_makespan(container: Analysis) -> None:
     point = of(container, "runc", 10)
     at_point = [
         sample
@@ -116,7 +116,7 @@ def test_tracings_cost_is_the_ratio_of_the_medians(container: Analysis) -> None:
     assert point.overhead.value == pytest.approx(np.median(traced) / np.median(untraced))
 
 
-def test_the_bars_of_fig_6_sum_to_the_median_that_stands_over_them(container: Analysis) -> None:
+def test_fig_6_bars_sum_to_median(container: Analysis) -> None:
     heights: Counter[tuple[str, int]] = Counter()
     for row in container_creation.values(container):
         heights[row["series"], row["instances"]] += row["ms"]
@@ -127,7 +127,7 @@ def test_the_bars_of_fig_6_sum_to_the_median_that_stands_over_them(container: An
         assert height == pytest.approx(latency.median.value / 1e6)
 
 
-def test_the_bars_of_fig_7_sum_to_the_time_until_the_last_request_is_done(
+def test_fig_7_bars_sum_to_last_request(
     network: Analysis,
 ) -> None:
     heights: Counter[tuple[str, int]] = Counter()

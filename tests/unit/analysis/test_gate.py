@@ -58,9 +58,7 @@ FAULTS = (388, 390, 391, 386, 395, 389, 384, 388, 390)
 
 
 @pytest.mark.parametrize(("more", "outcome"), [(0, "same"), (15, "same"), (50, "more")])
-def test_page_faults_count_where_more_than_the_page_cache_changed(
-    tmp_path: Path, more: int, outcome: str
-) -> None:
+def test_gate_counts_page_faults_beyond_page_cache(tmp_path: Path, more: int, outcome: str) -> None:
     a = run_of(tmp_path / "a", [USUAL] * 9, faults=FAULTS)
     b = run_of(tmp_path / "b", [USUAL] * 9, faults=[each + more for each in reversed(FAULTS)])
     assert gate.compare(a, b).outcome == outcome
@@ -133,9 +131,7 @@ def test_too_few_starts_are_refused(tmp_path: Path) -> None:
     st.lists(st.integers(0, 50), min_size=9, max_size=30),
     st.lists(st.integers(0, 50), min_size=9, max_size=30),
 )
-def test_a_change_is_seen_from_both_sides_and_overlapping_noise_is_none(
-    a: list[int], b: list[int]
-) -> None:
+def test_gate_sees_change_either_way_but_not_noise(a: list[int], b: list[int]) -> None:
     left, right = gate._values(a), gate._values(b)
     changed = has_changed("call read", left, right)
     assert changed == has_changed("call read", right, left)

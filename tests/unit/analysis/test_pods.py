@@ -54,7 +54,7 @@ def test_to_ready_the_kubelet_s_wait_and_its_status_follow() -> None:
                                     "request": 60}  # fmt: skip
 
 
-def test_a_process_that_waits_for_a_cpu_after_the_runtime_s_end_has_its_own_phase() -> None:
+def test_cpu_wait_after_runtime_is_own_phase() -> None:
     late = msgspec.structs.replace(
         pod(ready=1000), steps=(Step("first-instruction", 1, 1000), Step("Ready", 1, 1400))
     )

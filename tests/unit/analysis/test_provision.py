@@ -23,7 +23,7 @@ def test_a_burst_takes_what_is_ready_and_the_rest_waits_in_line() -> None:
     assert outcome.waits == pytest.approx((0, 0, 0, 0, 2 * MAKE, 3 * MAKE))
 
 
-def test_a_pool_is_filled_again_at_its_rate_and_no_sooner_than_below_its_low_mark() -> None:
+def test_pool_refills_at_rate_below_low_mark() -> None:
     pool = Pool(2, 4, 10.0)
     # Three taken at 0 s leave one: made by 0.01, 0.11 and 0.21 s.
     assert provision.simulate(pool, MAKE, [0.0] * 3 + [0.2] * 4).missed == 1

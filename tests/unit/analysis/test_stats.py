@@ -25,9 +25,7 @@ def lognormal(seed: int, size: int) -> stats.Floats:
 
 @given(LATENCIES, QUANTILES)
 @settings(max_examples=60)
-def test_an_interval_holds_its_estimate_and_stays_within_the_values(
-    values: stats.Floats, q: float
-) -> None:
+def test_interval_holds_estimate_within_values(values: stats.Floats, q: float) -> None:
     result = stats.quantile_interval(values, q, resamples=50)
     assert result.value == pytest.approx(float(np.quantile(values, q)))
     assert result.low <= result.value <= result.high
@@ -59,7 +57,7 @@ def test_intervals_scale_with_the_unit(values: stats.Floats, factor: float) -> N
 
 @given(LATENCIES, st.integers(1, 9), QUANTILES)
 @settings(max_examples=60)
-def test_a_counted_quantile_is_the_quantile_of_the_repeated_values(
+def test_counted_quantile_equals_repeated_values(
     values: stats.Floats, batches: int, q: float
 ) -> None:
     """The bootstrap counts instead of copying: both must say what numpy says."""
@@ -72,7 +70,7 @@ def test_a_counted_quantile_is_the_quantile_of_the_repeated_values(
 
 
 @pytest.mark.parametrize(("q", "size"), [(0.5, 40), (0.95, 400)])
-def test_an_interval_covers_the_true_quantile_as_often_as_it_says(q: float, size: int) -> None:
+def test_interval_coverage_is_as_stated(q: float, size: int) -> None:
     truth = float(np.exp(3 + 0.4 * reference.norm.ppf(q)))
     result = [
         stats.quantile_interval(lognormal(seed, size), q, resamples=400) for seed in range(400)
@@ -209,7 +207,7 @@ def test_p_is_uniform_when_nothing_differs() -> None:
     assert 0.02 <= np.mean(np.array(result) <= 0.05) <= 0.09
 
 
-def test_bursts_that_only_differ_by_batch_are_not_called_different() -> None:
+def test_bursts_differing_by_batch_are_equal() -> None:
     def p(seed: int, by_batch: bool) -> float:
         (a, groups_a), (b, groups_b) = bursts(seed, 10), bursts(seed + 1000, 10)
         if not by_batch:

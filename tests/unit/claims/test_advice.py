@@ -165,7 +165,7 @@ QUEUE: Piece = ("process.start", "around", "waiting for a CPU", 60 * MS)
 
 
 @pytest.mark.parametrize("storm", ["fork of a fat daemon", "fsync of state"])
-def test_a_wait_for_a_cpu_goes_with_the_work_or_the_wait_before_it(storm: str) -> None:
+def test_advice_joins_cpu_wait_to_previous_work(storm: str) -> None:
     piece, count = MET[storm]
     [alone] = advise(starts(*USUAL, piece, count=count), STORMS)
     [after] = advise(starts(*USUAL, piece, QUEUE, count=count), STORMS)
@@ -190,13 +190,13 @@ def test_a_wait_for_a_lock_goes_with_what_its_holder_did(holder: str, gained: in
     assert evidence.get((RTNL[0], RTNL[2]), 0) == pytest.approx(gained * MS)
 
 
-def test_a_start_that_only_queues_behind_others_in_a_storm_meets_it() -> None:
+def test_advice_counts_start_queued_in_storm() -> None:
     [advice] = advise(starts(*USUAL, RTNL, held=(("rtnl_mutex", MOVING, RTNL[3]),)), STORMS)
     assert advice.storm == "veth move"
     assert advice.evidence[0][:2] == (RTNL[0], RTNL[2])
 
 
-def test_a_queue_inside_the_storm_for_other_holders_is_not_gained() -> None:
+def test_advice_excludes_queue_of_other_holders() -> None:
     inside = ("veth.move", "kernel", "lock: rtnl_mutex (rtnl_newlink)", 40 * MS)
     held = (("rtnl_mutex", MOVING, 10 * MS), ("rtnl_mutex", "RCU: synchronize_rcu (x)", 30 * MS))
     [advice] = advise(starts(*USUAL, MET["veth move"][0], inside, held=held), STORMS)

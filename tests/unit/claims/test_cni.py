@@ -146,7 +146,7 @@ def test_another_that_spends_more_on_the_same_refutes(monkeypatch: pytest.Monkey
     assert of("C13", run).verdict == "does not hold"
 
 
-def test_a_profile_is_judged_where_it_stands_in_and_by_its_own_name(
+def test_claim_judges_profile_by_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(SLOW, "calico-profile", 60)
@@ -259,7 +259,7 @@ def test_background_pods_of_a_cluster() -> None:
     assert of("C16", run).verdict == "does not hold"
 
 
-def test_what_the_kernel_sees_inside_a_pod_s_network_is_its_share(
+def test_claim_counts_kernel_share_of_pod_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = ("kube-router-2021", "flannel-2021", "cilium-profile")

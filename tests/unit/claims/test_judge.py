@@ -153,7 +153,7 @@ def test_three_repetitions_are_too_few() -> None:
     assert (result.verdict, "4 complete batches" in result.figure) == ("not measured", True)
 
 
-def test_the_ip_command_decides_as_in_the_paper_and_netlink_stands_beside() -> None:
+def test_claim_decides_by_ip_command() -> None:
     by_ip = requests(move_alone=20, other=10, serial=False)
     other = requests(move_alone=20, other=10)
     samples = by_ip.samples + [
@@ -229,7 +229,7 @@ def test_heavy_phases_that_stay_as_long_hold(monkeypatch: pytest.MonkeyPatch) ->
     assert "40 %" in result.figure
 
 
-def test_waiting_for_a_cpu_is_not_growth_of_the_phase_but_is_shown(
+def test_claim_excludes_cpu_wait_from_growth(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     result = of("C7", creation(monkeypatch, heavy=1, net=1, cpu=6))
@@ -246,7 +246,7 @@ def test_a_network_namespace_that_outgrows_the_rest_holds(monkeypatch: pytest.Mo
     assert of("C8", creation(monkeypatch, heavy=2, net=9, cpu=2)).verdict == "holds"
 
 
-def test_a_network_namespace_that_grows_as_the_rest_does_not_hold(
+def test_claim_rejects_proportional_netns_growth(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert of("C8", creation(monkeypatch, heavy=3, net=2, cpu=3)).verdict == "does not hold"
@@ -284,7 +284,7 @@ def test_c18_compares_full_pools_with_empty_ones() -> None:
     assert verdict(points[:2], plan)[0] == "not measured"
 
 
-def test_c18_is_judged_by_an_ablation_that_leaves_out_the_networks() -> None:
+def test_c18_is_judged_by_ablation_of_networks() -> None:
     points: list[Point] = [
         {"without": part, "instances": size}
         for part in ("nothing", "sandboxes", "networks", "everything")

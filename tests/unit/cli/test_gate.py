@@ -34,7 +34,7 @@ def test_the_exit_status_says_whether_a_start_does_more(runs: tuple[str, str]) -
     assert invoke("compare", a, b).exit_code == 0
 
 
-def test_a_pattern_that_matches_no_count_is_named_and_changes_no_status(
+def test_gate_names_unmatched_pattern(
     runs: tuple[str, str],
 ) -> None:
     # 'call read' is a count that did not change, 'call m[ou]*' matches that which did.

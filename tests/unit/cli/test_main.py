@@ -80,7 +80,7 @@ def test_too_little_virtual_memory_is_named(tmp_path: Path) -> None:
     assert "ulimit -v" in done.stderr
 
 
-def test_a_run_is_read_in_little_virtual_memory_whatever_the_number_of_cpus() -> None:
+def test_report_bounds_virtual_memory() -> None:
     """For each of these CPUs the libraries would reserve memory; measured commands are not told."""
     limits = (1600 << 20, resource.RLIM_INFINITY)
     many = {**os.environ, "POLARS_MAX_THREADS": "64"}
@@ -209,7 +209,7 @@ def test_the_verbs() -> None:
 
 
 @pytest.mark.parametrize("verb", sorted(commands()))
-def test_the_help_of_each_verb_explains_every_option_and_has_examples(verb: str) -> None:
+def test_help_explains_options_with_examples(verb: str) -> None:
     command = commands()[verb]
     assert command.help
     assert f"firstlight {verb}" in str(command.epilog)
@@ -225,7 +225,7 @@ def test_the_version_is_that_of_the_package() -> None:
 HEAVY = ("asyncio", "rich", "pydantic", "polars", "firstlight.lab", "firstlight.agile.runtime")
 
 
-def test_the_verbs_of_the_runtime_import_neither_the_lab_nor_the_runtime_nor_rich() -> None:
+def test_agile_verbs_import_no_lab_runtime_or_rich() -> None:
     script = (
         "import sys\n"
         "from firstlight.cli.main import app\n"

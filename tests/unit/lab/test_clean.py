@@ -98,7 +98,7 @@ def test_scratch_is_removed_once_its_owner_is_killed(
     assert not work.parent.exists()
 
 
-def test_scratch_without_an_owner_is_left_while_it_may_be_starting(
+def test_clean_keeps_young_ownerless_scratch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -52,7 +52,7 @@ def test_versions_are_read_from_what_programs_say(
     assert facts.version(str(program), "--version") == version
 
 
-def test_a_program_that_is_missing_or_says_nothing_has_no_version() -> None:
+def test_missing_or_silent_program_has_no_version() -> None:
     assert facts.version("/nonexistent/runc", "--version") is None
     assert facts.version("true", "--version") is not None
     assert facts.version("false", "") is None
@@ -68,9 +68,7 @@ def test_every_check_answers_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch
         assert check.ok or check.hint
 
 
-def test_a_machine_with_nothing_installed_gets_hints_and_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_doctor_hints_on_empty_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     checks = {check.name: check for check in doctor.run()}
     for name, package in (("runc", "runc"), ("crun", "crun"), ("ip", "iproute2")):
@@ -94,7 +92,7 @@ def test_the_veth_check_leaves_nothing() -> None:
 @pytest.mark.parametrize(
     ("user", "hint"), [(65534, "run firstlight with sudo"), (0, "the checks above")]
 )
-def test_a_tracer_that_does_not_load_does_not_send_back_to_the_doctor(
+def test_doctor_hint_for_tracer_is_not_doctor(
     user: int, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused() -> None:

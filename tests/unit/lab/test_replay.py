@@ -26,7 +26,7 @@ def test_calls_are_in_order_and_the_same_for_the_same_seed() -> None:
         assert all(0 <= at < replay.DAY + 1 for at in arrivals)
 
 
-def test_a_fixed_pool_is_paid_for_all_day_and_serves_what_it_holds() -> None:
+def test_fixed_pool_costs_all_day() -> None:
     burst = [[1000.0] * 3]
     day = replay.simulated(burst, PoolSize(low=2, high=2), 0, COSTS)
     # Nothing waits before the first call: each makes its own fork, one after the other.
@@ -37,7 +37,7 @@ def test_a_fixed_pool_is_paid_for_all_day_and_serves_what_it_holds() -> None:
     assert list(again.latencies[1:]) == pytest.approx([0.001, 0.001, 0.006])
 
 
-def test_a_pool_that_follows_holds_what_was_wanted_at_once_for_a_window() -> None:
+def test_following_pool_holds_demand_for_window() -> None:
     size = PoolSize(low=0, high=64)
     day = replay.simulated([[1000.0] * 4 + [1500.0] * 4], size, 600, COSTS)
     assert list(day.latencies[4:]) == pytest.approx([0.001] * 4)
@@ -48,7 +48,7 @@ def test_a_pool_that_follows_holds_what_was_wanted_at_once_for_a_window() -> Non
     assert late.latencies[4] == pytest.approx(0.006)
 
 
-def test_following_spares_a_third_of_the_best_fixed_size_at_no_higher_a_tail() -> None:
+def test_following_saves_third_at_equal_tail() -> None:
     compared = replay.compared(COSTS)
     assert compared.fixed.p99 <= compared.follows.p99
     assert compared.follows.idle < 0.7 * compared.fixed.idle

@@ -78,7 +78,7 @@ class Machine:
 
 
 @given(st.lists(st.floats(0.01, 5), min_size=1, max_size=6), st.floats(1, 100), st.integers(1, 5))
-def test_a_budget_is_kept_but_for_what_was_not_known_to_take_longer(
+def test_budget_is_exceeded_by_one_batch_at_most(
     seconds: list[float], budget: float, most: int
 ) -> None:
     machine = Machine({str(place): each for place, each in enumerate(seconds)})
@@ -94,7 +94,7 @@ def test_the_first_batch_is_measured_however_small_the_budget() -> None:
     assert sum(machine.measure(schedule).values()) == 1
 
 
-def test_a_budget_begins_with_the_fewest_instances_in_the_background_too() -> None:
+def test_budget_begins_with_fewest_background_instances() -> None:
     points: list[Point] = [{"background": each, "instances": 1} for each in (1000, 0, 500, 10)]
     cases = [Case(point, Nothing()) for point in points]
     schedule = Schedule(cases, 1, lambda _: False, None, budget=60.0, clock=lambda: 0.0)
@@ -130,7 +130,7 @@ def test_most_of_a_budget_goes_to_what_varies_most() -> None:
     assert count["varying"] >= 50
 
 
-def test_each_further_repetition_goes_to_the_point_known_least_well() -> None:
+def test_repetitions_go_to_least_known_point() -> None:
     """Widths relative to the median: 2 % of 100 ms, 40 % and 10 % of 1 ms."""
     around = {"narrow": (100, 0.01), "wide": (1, 0.2), "middle": (1, 0.05)}
     cases = [Case({"name": name, "instances": 3}, Nothing()) for name in around]
@@ -158,7 +158,7 @@ def test_a_slow_point_does_not_keep_others_from_a_budgets_rest() -> None:
 
 
 @pytest.mark.parametrize("most", range(12))
-def test_a_run_that_is_continued_has_the_batches_of_one_that_was_not(most: int) -> None:
+def test_continued_run_has_all_batches(most: int) -> None:
     names = {"a": 1.0, "b": 1.0, "c": 1.0}
     whole = list(Machine(names).schedule(None, repetitions=4).batches())
     machine = Machine(names)

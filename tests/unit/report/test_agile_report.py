@@ -93,7 +93,7 @@ def test_the_gain_over_a_runtime_is_the_answer() -> None:
     assert f"{(9 + 60.9) / (9 + 3.045):.2f}× (" in message
 
 
-def test_what_the_pool_alone_gives_to_a_runtime_stands_beside_it() -> None:
+def test_report_shows_gain_of_pool_alone() -> None:
     took = {"runc + bridge": 30.0, "runc + pooled": 20.0, "agile": 1.5}
     points: list[Point] = [{"backend": name, "instances": 1} for name in took]
     answer = agile_view.VIEW.answer(
@@ -135,7 +135,7 @@ def ablation() -> Analysis:
     )  # fmt: skip
 
 
-def test_a_part_is_compared_with_the_start_that_only_has_it_more() -> None:
+def test_part_is_compared_with_start_lacking_only_it() -> None:
     result = {(each.part, each.instances, each.end): each for each in worth(ablation())}
     gains = {
         part: (round(each.longer.value, 3), round(each.extra / MS, 2))
@@ -154,7 +154,7 @@ def test_a_part_is_compared_with_the_start_that_only_has_it_more() -> None:
     assert packet.longer.low > 1
 
 
-def test_the_parts_that_gain_are_listed_in_order_and_the_others_named() -> None:
+def test_gaining_parts_are_listed_in_order() -> None:
     message = answer.answer(ablation())
     assert "from parts 2.00× (" in message
     assert "with nothing prepared 8.00× (" in message
@@ -187,7 +187,7 @@ def test_churn_is_shown_at_the_rate_that_the_pool_keeps_up_with() -> None:
     assert message.endswith("at 200 per second it runs empty: 20 % find a waiting sandbox.")
 
 
-def test_churn_that_no_pool_keeps_up_with_is_shown_at_its_highest_rate() -> None:
+def test_churn_beyond_pools_shows_highest_rate() -> None:
     message = answer.answer(churn({50: 40, 100: 10}))
     assert "at 100 starts and stops a second" in message
     assert "runs empty" not in message
@@ -303,7 +303,7 @@ def test_calls_of_a_replayed_trace_are_not_made_at_once() -> None:
     assert message.endswith(") where the pool is fixed 0 (medians).")
 
 
-def test_a_replayed_hour_is_compared_with_the_cheapest_fixed_size_of_no_higher_a_tail() -> None:
+def test_replay_compares_cheapest_fixed_size_of_equal_tail() -> None:
     took = {"follows": 2.0, "fixed 0": 4.0, "fixed 4": 1.5, "fixed 8": 1.0}
     held = {"follows": 100.0, "fixed 0": 50.0, "fixed 4": 400.0, "fixed 8": 900.0}
     day = {"functions": 40.0, "day": 1.0, "fixed day": 5.0, "size": 10.0, "p99": 1e6,

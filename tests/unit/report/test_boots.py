@@ -85,7 +85,7 @@ def test_each_part_alone_is_worth_what_it_takes_off(tmp_path: Path) -> None:
     assert "(probe, qemu microvm)" in message
 
 
-def test_roots_of_one_kind_are_compared_and_a_hypervisors_protocols_named(tmp_path: Path) -> None:
+def test_boots_compares_roots_and_names_protocols(tmp_path: Path) -> None:
     points: list[tuple[Point, Parts]] = [
         ({"hypervisor": hypervisor, "guest": guest, "filesystem": root, "protocol": protocol,
           "accel": accel, "instances": 1}, {"init": init, "mount": mount})

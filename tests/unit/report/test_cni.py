@@ -90,7 +90,7 @@ def run(tmp_path: Path) -> store.Run:
     return store.read(tmp_path / "run")
 
 
-def test_operations_of_the_plugins_are_counted_and_not_our_own_or_the_daemons(
+def test_report_counts_only_plugin_operations(
     run: store.Run,
 ) -> None:
     [row] = cni.side_by_side(Analysis(run)).iter_rows(named=True)

@@ -42,9 +42,7 @@ def named(events: list[dict[str, Any]], kind: str) -> dict[tuple[int, int], str]
     }
 
 
-def test_every_instance_is_a_process_and_its_phases_fill_its_latency(
-    container: Analysis, tmp_path: Path
-) -> None:
+def test_export_fills_each_instance_with_phases(container: Analysis, tmp_path: Path) -> None:
     events = trace(container, tmp_path / "trace.json")
     processes = named(events, "process_name")
     assert len(processes) == 2 * (1 + 10 + 50)
@@ -64,9 +62,7 @@ def test_every_instance_is_a_process_and_its_phases_fill_its_latency(
         assert phases == pytest.approx(end - start, abs=0.1)
 
 
-def test_causes_lie_within_phases_and_threads_belong_to_one_process(
-    container: Analysis, tmp_path: Path
-) -> None:
+def test_export_nests_causes_and_threads(container: Analysis, tmp_path: Path) -> None:
     events = trace(container, tmp_path / "trace.json")
     threads = {(event["pid"], event["tid"]) for event in events}
     assert len({thread for _, thread in threads}) == len(threads)

@@ -30,7 +30,7 @@ def state(board: Board) -> dict[str, Any]:
     return decoded
 
 
-def test_the_latest_come_first_and_the_slowest_keep_their_waterfalls() -> None:
+def test_live_lists_latest_and_keeps_slowest() -> None:
     board = Board("here", Clock())
     for index in range(100):
         board.add(start(index, (1000 if index == 3 else 10 + index % 7) * MS))

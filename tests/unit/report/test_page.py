@@ -49,7 +49,7 @@ def test_every_latency_of_the_tables_is_the_figure(text: str, container: Analysi
         assert " ".join(wording.duration_interval(point.latency.median).split()) in seen
 
 
-def test_the_tables_name_causes_failures_skips_and_the_environment(text: str) -> None:
+def test_page_tables_name_causes_failures_and_skips(text: str) -> None:
     seen = body(text)
     assert "lock: pernet_ops_rwsem (copy_net_ns) 70 %" in seen
     assert "runc run failed: unable to start container process" in seen

@@ -54,7 +54,7 @@ def test_a_kernel_that_may_preempt_the_programs(
     assert preemptible(tmp_path, monkeypatch, release, **more) is expected
 
 
-def test_a_kernel_that_forbids_or_lacks_what_tracing_needs_is_reported(
+def test_missing_kernel_support_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bpf, "SYS", tmp_path)

@@ -63,7 +63,7 @@ def test_a_guests_clock_is_laid_on_the_hosts(tmp_path: Path) -> None:
     assert log.console == "booted"
 
 
-def test_what_a_guest_stamped_it_stamped_before_its_hypervisor_was_gone(tmp_path: Path) -> None:
+def test_guest_stamps_precede_hypervisor_end(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("1000=entered\n1030 booted\n1025=ended\n")
     log = guest_log(FakeGuest(), BootConfig(), tmp_path / "log", None)
     assert (log.offset, log.uncertainty) == (1002, 8), "from 1000 - 5 to 1025 - 15"

@@ -42,7 +42,7 @@ def test_every_plugin_gets_the_same_environment(bench: Bench) -> None:
     ]
 
 
-def test_delete_goes_backwards_with_the_kept_result_and_forgets_it(bench: Bench) -> None:
+def test_delete_runs_backwards_with_kept_result(bench: Bench) -> None:
     network = bench.network("one", "two")
     bench.run("up", network, POD)
     result = bench.result
@@ -84,7 +84,7 @@ def test_a_failed_delete_stops_and_keeps_the_result(bench: Bench) -> None:
     assert bench.result == result
 
 
-def test_a_failed_add_is_undone_by_every_plugin_and_says_the_plugins_words(bench: Bench) -> None:
+def test_failed_add_is_undone_and_reported(bench: Bench) -> None:
     network = bench.network("one", {"type": "two", "does": {"ADD": "fail", "DEL": "fail"}}, "three")
     done = bench.run("up", network, POD)
     assert done == "plugin two ADD: try again (code 11): lease is busy"
@@ -192,7 +192,7 @@ def test_a_plugin_that_is_missing_says_how_to_have_it(bench: Bench, kind: str, h
     assert "CNI_PATH" in raised.value.hint
 
 
-def test_a_plugin_of_a_network_that_searches_built_sets_can_be_built() -> None:
+def test_missing_plugin_hints_at_build() -> None:
     with pytest.raises(Unsupported) as raised:
         find("flannel", [BUILT / "no-such-set"])
     assert raised.value.hint

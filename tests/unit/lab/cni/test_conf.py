@@ -79,7 +79,7 @@ def test_a_file_without_end_is_refused() -> None:
         load(Path("/dev/zero"))
 
 
-def test_a_flag_may_be_a_boolean_or_the_word_of_specification_1_0() -> None:
+def test_flag_accepts_boolean_or_word() -> None:
     assert listed(disableCheck="true").disable_check
     assert listed(disableCheck=True).disable_check
     assert not listed(disableCheck="false").disable_check

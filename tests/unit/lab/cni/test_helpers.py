@@ -29,7 +29,7 @@ def test_a_helper_is_known_by_its_name(program: str, phase: str | None) -> None:
     assert phases.of_helper(program) == phase
 
 
-def test_a_helpers_time_is_its_phases_but_for_what_it_asks_of_a_daemon() -> None:
+def test_helper_time_excludes_daemon_requests() -> None:
     starts = np.array([0, 10, 20, 30, 40])
     codes = np.array([ROUTE, START, STORE, ROUTE, ROUTE])
     gaps = np.array([ROUTE, START, STORE, STORE, START])

@@ -32,14 +32,12 @@ def network(*plugins: dict[str, Any]) -> Network:
         ({"type": "bridge", "ipam": {"type": "host-local", "dataDir": ""}}, set()),
     ],
 )  # fmt: skip
-def test_directories_that_plugins_write_are_found_wherever_they_are_named(
-    plugin: dict[str, Any], named: set[str]
-) -> None:
+def test_needs_find_written_directories(plugin: dict[str, Any], named: set[str]) -> None:
     assert needs.directories(network(plugin)) == {Path(name) for name in named}
 
 
 @pytest.mark.parametrize("path", ["leases", "/", "/srv/../etc", "/etc/passwd"])
-def test_a_directory_that_a_run_cannot_hide_is_refused_by_its_key(path: str) -> None:
+def test_needs_refuse_unhideable_directory(path: str) -> None:
     with pytest.raises(BadConf, match=r"mine\.conflist: dataDir is"):
         needs.directories(network({"type": "bridge", "ipam": {"type": "x", "dataDir": path}}))
 

@@ -53,7 +53,7 @@ def test_every_change_is_in_the_file(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "map").read_text()) == {"b": str(BRIDGE + 2)}
 
 
-def test_no_address_is_given_out_twice_and_none_is_left_at_the_end(
+def test_weaver_allocates_unique_addresses_and_frees_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weaver, "NETWORK", type(NETWORK)("10.32.0.0/29"))

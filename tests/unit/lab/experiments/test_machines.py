@@ -109,7 +109,7 @@ def test_a_users_guest_is_booted_as_its_files_can_be(
 
 
 @pytest.mark.parametrize(("asked", "taken"), [("auto", "tcg"), ("kvm", "kvm")])
-def test_builds_without_a_common_accelerator_have_a_note_on_the_chosen_one(
+def test_mixed_accelerators_are_noted(
     asked: str, taken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def choose(program: str, accel: str) -> None:

@@ -45,9 +45,7 @@ def test_the_true_offset_is_within_the_uncertainty(world: World) -> None:
 
 
 @given(worlds(), st.floats(0.5, 2.0))
-def test_no_event_is_placed_after_the_host_saw_it_whatever_the_guest_counts_by(
-    world: World, rate: float
-) -> None:
+def test_guest_events_precede_host_sight(world: World, rate: float) -> None:
     true = world.reading
     drifting = Reading(
         "guest",
@@ -61,7 +59,7 @@ def test_no_event_is_placed_after_the_host_saw_it_whatever_the_guest_counts_by(
 
 
 @given(worlds())
-def test_a_clock_that_began_with_the_machine_is_known_as_well_as_the_quickest_line(
+def test_clock_uncertainty_is_bounded_by_quickest_line(
     world: World,
 ) -> None:
     assume(world.zero == world.entered or world.zero < world.entered)

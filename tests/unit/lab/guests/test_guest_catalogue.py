@@ -63,7 +63,7 @@ def test_what_is_added_is_found_until_it_is_removed(kernel: Path, image: Path, o
     assert list(own.iterdir()) == []
 
 
-def test_a_catalogue_that_cannot_be_read_is_named_and_does_not_stop_the_doctor(
+def test_unreadable_catalogue_does_not_stop_doctor(
     own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (own / "mine").mkdir(parents=True)
@@ -157,7 +157,7 @@ def test_what_cannot_boot_is_refused_and_leaves_nothing(
         assert not own.exists() or list(own.iterdir()) == []
 
 
-def test_any_kernel_is_a_guest_with_a_pattern_that_ends_its_start(kernel: Path, own: Path) -> None:
+def test_generic_kernel_needs_end_pattern(kernel: Path, own: Path) -> None:
     entry = Entry(name="mine", kind="generic", ready="^up( |$)", arguments="ip={ip}")
     added = catalogue.add(entry, {"kernel": kernel})
     expected = Generic("mine", "^up( |$)", own / "mine/kernel", arguments="ip={ip}")

@@ -77,9 +77,7 @@ def test_the_command_line_says_how_to_boot() -> None:
 
 @pytest.mark.parametrize("verbose", [False, True])
 @pytest.mark.parametrize("console", ["serial", "vga"])
-def test_the_real_mode_code_speaks_where_that_takes_no_line_away(
-    console: str, verbose: bool
-) -> None:
+def test_real_mode_output_is_asked_for_when_harmless(console: str, verbose: bool) -> None:
     line = words(Linux(verbose=verbose), BootConfig("kernel", console, icount=True))
     assert ("debug" in line) == (not (verbose and console == "vga"))
     if "debug" in line:

@@ -65,7 +65,7 @@ def test_a_boot_without_a_packed_kernel_uncompresses_nothing() -> None:
     assert spans[:2] == (Step("firmware", 0, 500 * MS), Step("kernel", 500 * MS, 1000 * MS))
 
 
-def test_where_instructions_are_counted_the_hosts_clock_says_nothing() -> None:
+def test_icount_ignores_host_clock() -> None:
     spans = linux_log.read(lines(*BOOT), HERTZ, packed=True, counted=True).spans
     assert spans[0] == Step("firmware and uncompress", 0, 500 * MS)
 

@@ -89,9 +89,7 @@ def test_a_directory_is_shared_as_the_root(kernel: Path, tmp_path: Path) -> None
     assert (boot.share, boot.disk) == (tmp_path, None)
 
 
-def test_a_disk_boots_with_each_guests_own_command_line_on_a_copy(
-    disk: Path, tmp_path: Path
-) -> None:
+def test_disk_boots_from_copy_with_own_command_line(disk: Path, tmp_path: Path) -> None:
     before = disk.read_bytes()
     wanted = replace(ADDRESS, protocol="disk")
     other = replace(wanted, address="172.31.0.10/16")

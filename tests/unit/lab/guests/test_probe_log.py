@@ -51,7 +51,7 @@ def test_a_log_is_its_spans_from_the_machines_start() -> None:
     assert text.anchors == ((10**9 + 3, 5_000_000), (10**9 + 11, 10_000_000))
 
 
-def test_a_counter_that_did_not_begin_with_the_machine_begins_with_the_guest() -> None:
+def test_late_counter_begins_with_guest() -> None:
     text = read(LOG.replace("TCGTCGTCGTCG", "KVMKVMKVM"))
     assert text.spans[:2] == (Step("entry", 0, 100_000), Step("console", 100_000, 200_000))
     assert [guest for _, guest in text.anchors] == [3_000_000, 8_000_000]

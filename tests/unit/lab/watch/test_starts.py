@@ -61,7 +61,7 @@ def test_a_bundle_that_says_nothing_has_no_labels(tmp_path: Path, content: bytes
     assert labels_of(str(tmp_path)) == {}
 
 
-def test_a_bundle_that_others_chose_neither_blocks_nor_fills_the_memory(tmp_path: Path) -> None:
+def test_hostile_bundle_neither_blocks_nor_fills_memory(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     os.mkfifo(config)
     assert labels_of(str(tmp_path)) == {}
@@ -153,7 +153,7 @@ def test_crio_names_its_pods_and_containers_in_one_word(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_podmans_pods_are_podmans_though_their_annotations_are_those_of_crio() -> None:
+def test_podman_pod_is_not_crio() -> None:
     config = {"annotations": {"io.container.manager": "libpod",
                               "io.kubernetes.cri-o.SandboxID": "pod"}}  # fmt: skip
     words = ("conmon", "-c", "id", "-n", "web", "-b", "/b")
@@ -174,7 +174,7 @@ OWN, HOSTS, ANOTHERS = [{"type": "pid"}], [{"type": "mount"}], [{"type": "pid", 
 
 
 @pytest.mark.parametrize("namespaces", [HOSTS, ANOTHERS])
-def test_a_container_in_a_shared_pid_namespace_begins_with_its_own_program(
+def test_shared_pid_namespace_starts_at_own_program(
     namespaces: list[dict[str, str]],
 ) -> None:
     executed = [
@@ -196,11 +196,11 @@ UNKNOWN: list[object] = [
 
 
 @pytest.mark.parametrize("config", UNKNOWN)
-def test_a_container_of_which_nothing_is_known_has_a_namespace_of_its_own(config: object) -> None:
+def test_unknown_container_has_own_namespace(config: object) -> None:
     assert own_program(config) is None
 
 
-def test_starts_of_the_same_container_one_after_the_other_are_distinguished() -> None:
+def test_repeated_starts_of_container_are_distinct() -> None:
     programs = [runtime("runc run a", at, pid=at) for at in (10, 20, 30)]
     starts = join(
         programs, [Executed((15, 10), 15), Executed((25, 20), 25), Executed((35, 30), 35)]
@@ -228,7 +228,7 @@ def test_a_runtime_is_known_behind_a_script_and_a_descriptor() -> None:
     [("crun create --bundle /b app", "npm run dev"),
      ("mine --root /r create --bundle /b app", "tool run x --root /r")],
 )  # fmt: skip
-def test_a_program_of_a_container_that_looks_like_a_runtime_is_none(command: str, own: str) -> None:
+def test_container_program_named_runc_is_no_runtime(command: str, own: str) -> None:
     made = runtime(command, 2, pid=2, namespaces=HOSTS)
     assert isinstance(made.config, dict)
     made.config["process"] = {"args": own.split()}
@@ -256,7 +256,7 @@ def test_what_engines_execute_is_watched_by_any_name(tmp_path: Path) -> None:
     assert {"my-runtime", "runc", "bridge", "containerd-shim/", "conmon/", "crio//"} <= set(names)
 
 
-def test_annotations_tell_the_engine_of_a_container_that_another_shim_starts() -> None:
+def test_annotations_name_engine_of_unknown_shim() -> None:
     assert labels_of("", {"annotations": {"io.kubernetes.cri.sandbox-id": "s"}}) == {
         "sandbox": "s", "engine": "containerd",
     }  # fmt: skip
