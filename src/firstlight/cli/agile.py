@@ -525,10 +525,10 @@ def _secret(word: str) -> tuple[str, str]:
     return name, str(Path(file).absolute())
 
 
-def _bytes(size: str) -> int:
+def _bytes(size: str, option: str = "--memory") -> int:
     number, unit = (size[:-1], size[-1].upper()) if size[-1:].isalpha() else (size, "")
     if not _NUMBER.fullmatch(number) or unit not in _BYTES:
-        raise FirstlightError(f"--memory {size!r} is not a size", "such as 64M or 1G")
+        raise FirstlightError(f"{option} {size!r} is not a size", "such as 64M or 1G")
     return int(number) * _BYTES[unit]
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _KINDS = ("command", "bootstrap", "python", "image", "http", "wasm")
 _NETWORKS = ("outbound", "internal", "none")
+_SIZES = {"memory": "--memory", "scratch": "--tmp-size"}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -75,7 +76,14 @@ HttpPort = Annotated[
 ]
 Directory = Annotated[str | None, typer.Option(metavar="DIR", help="Working directory.")]
 Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory limit, such as 64M.")]
+TmpSize = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Size of /tmp, part of --memory.  [default: 64M]")
+]
 CpuLimit = Annotated[float | None, typer.Option(metavar="N", help="CPU limit.")]
+Pids = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Limit on processes and threads.  [default: 1024]"),
+]
 Timeout = Annotated[
     float | None, typer.Option(metavar="SECONDS", help="Deadline per event.  [default: 3]")
 ]
@@ -157,7 +165,9 @@ def add(
     env: Env = None,
     directory: Directory = None,
     memory: Memory = None,
+    tmp_size: TmpSize = None,
     cpus: CpuLimit = None,
+    pids: Pids = None,
     timeout: Timeout = None,
     keep_warm: KeepWarm = None,
     warm: Warm = None,
@@ -178,9 +188,10 @@ def add(
     from firstlight.agile import protocol
 
     code, settings = _given(
-        source, command, handler, kind, http, env, directory=directory, memory=memory, cpus=cpus,
-        timeout=timeout, keep_warm=keep_warm, warm=warm, per_instance=per_instance, network=network,
-        netlink=netlink, description=description, volumes=volume, secrets=secret,
+        source, command, handler, kind, http, env, directory=directory, memory=memory,
+        scratch=tmp_size, cpus=cpus, pids=pids, timeout=timeout, keep_warm=keep_warm, warm=warm,
+        per_instance=per_instance, network=network, netlink=netlink, description=description,
+        volumes=volume, secrets=secret,
     )  # fmt: skip
     if code is None:
         raise FirstlightError(f"{name} has no code", "give a source, or --handler FILE.py:NAME")
@@ -204,7 +215,9 @@ def update(
     env: Env = None,
     directory: Directory = None,
     memory: Memory = None,
+    tmp_size: TmpSize = None,
     cpus: CpuLimit = None,
+    pids: Pids = None,
     timeout: Timeout = None,
     keep_warm: KeepWarm = None,
     warm: Warm = None,
@@ -227,9 +240,10 @@ def update(
     from firstlight.agile import protocol
 
     code, settings = _given(
-        source, command, handler, kind, http, env, directory=directory, memory=memory, cpus=cpus,
-        timeout=timeout, keep_warm=keep_warm, warm=warm, per_instance=per_instance, network=network,
-        netlink=netlink, description=description, volumes=volume, secrets=secret,
+        source, command, handler, kind, http, env, directory=directory, memory=memory,
+        scratch=tmp_size, cpus=cpus, pids=pids, timeout=timeout, keep_warm=keep_warm, warm=warm,
+        per_instance=per_instance, network=network, netlink=netlink, description=description,
+        volumes=volume, secrets=secret,
     )  # fmt: skip
     _change(protocol.UpdateFunction(name, code, settings, alias), config, as_json)
 
@@ -461,6 +475,8 @@ def _without_effect(given: "Settings", version: "FunctionVersion") -> "Iterator[
     if given.keep_warm is not msgspec.UNSET and (forks or version.kind in ("command", "wasm")):
         remedy = "; --warm N keeps forks waiting" if forks else ""
         yield f"--keep-warm has no effect: each event has an instance of its own{remedy}"
+    if given.pids is not msgspec.UNSET and version.kind == "wasm":
+        yield "--pids has no effect: a WebAssembly module starts no processes"
     if given.per_instance is not msgspec.UNSET and version.kind != "http":
         yield "--per-instance has no effect: it is for functions with --http"
 
@@ -492,8 +508,9 @@ def _given(
         if word not in valid:
             raise UnknownName(what, word, valid)
     fields = {key: value for key, value in limits.items() if value is not None}
-    if "memory" in fields:
-        fields["memory"] = _bytes(str(fields["memory"]))
+    fields |= {
+        name: _bytes(str(fields[name]), _SIZES[name]) for name in fields.keys() & _SIZES.keys()
+    }
     if volumes is not None:
         fields["volumes"] = [_volume(word) for word in volumes if word]
     if secrets is not None:

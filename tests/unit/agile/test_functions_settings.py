@@ -12,7 +12,7 @@ from firstlight.agile.functions.records import LATEST, Code, ImageSettings, Regi
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.http import lambda_shapes
 from firstlight.agile.parts import roots
-from firstlight.agile.serving import once
+from firstlight.agile.serving import kept, once, web
 from firstlight.errors import Failed
 
 
@@ -62,6 +62,22 @@ def test_a_lambda_handler_may_have_a_search_path_of_its_own() -> None:
         handled = Settings(handler="app.main", environment=given)
         version = settings.made("f", 1, handled, code, None, "").version
         assert version.environment["PYTHONPATH"] == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "handler"),
+    [("command", ""), ("http", ""), ("image", ""), ("python", "app.main"), ("python", "app:main")],
+)
+def test_each_kind_is_started_with_its_limits(kind: str, handler: str) -> None:
+    version = FunctionVersion(name="f", kind=kind, handler=handler)  # type: ignore[arg-type]
+    definition = {"http": web.definition, "command": once.definition}.get(kind, kept.definition)
+    if ":" in handler:
+        definition = once.handler_definition
+    for limits in ({}, {"pids": 7, "scratch": 1 << 20, "memory": 64 << 20, "cpus": 0.5}):
+        given = msgspec.structs.replace(version, **limits)
+        for name in ("pids", "scratch", "memory", "cpus"):
+            assert getattr(definition(given), name) == getattr(given, name)
+    assert version.pids == 1024
 
 
 def test_words_that_are_not_text_are_refused() -> None:

@@ -20,13 +20,13 @@ def function(generation: int = 1, **spec: Any) -> dict[str, Any]:
 
 
 def test_texts_are_a_zip_file_that_is_the_same_each_time() -> None:
-    request = objects.request(function(memory="64Mi", keepWarm=5, concurrency=2, queue=3))
+    request = objects.request(function(memory="64Mi", pids=7, keepWarm=5, concurrency=2, queue=3))
     assert isinstance(request.source, ZipSource)
     with zipfile.ZipFile(io.BytesIO(request.source.data)) as file:
         assert file.read("app.py") == b"x = 1\n"
     assert request.source == objects.request(function()).source
     assert request.settings.memory == 64 << 20
-    assert request.settings.keep_warm == 5
+    assert (request.settings.keep_warm, request.settings.pids) == (5, 7)
     assert (request.concurrency, request.queue) == (2, 3)
     assert objects.kept(request.tags) == objects.state(function()) == ("u", 1)
 

@@ -29,7 +29,8 @@ def test_what_follows_the_dashes_is_a_command(
         monkeypatch.setattr("sys.argv", ["firstlight", "agile", "function", "update", "f", *words])
         source, *command = (word for word in words if word != "--")
         code, settings = function._given(source, command, "", "", None, None, None, None,
-                                         network=None)  # fmt: skip
+                                         network=None, scratch="2M", pids=7)  # fmt: skip
+        assert (settings.scratch, settings.pids) == (2 << 20, 7)
         return code is not None, settings.command
 
     assert given("--", "serve", "now") == (False, ("serve", "now"))
@@ -38,10 +39,16 @@ def test_what_follows_the_dashes_is_a_command(
 
 @pytest.mark.parametrize(
     ("kind", "handler", "lines"),
-    [("python", "app:main", 2), ("python", "app.main", 1), ("command", "", 2), ("http", "", 0)],
+    [
+        ("python", "app:main", 2),
+        ("python", "app.main", 1),
+        ("command", "", 2),
+        ("http", "", 0),
+        ("wasm", "main", 3),
+    ],
 )
 def test_settings_without_effect_are_named(kind: str, handler: str, lines: int) -> None:
     version = FunctionVersion(name="f", kind=kind, handler=handler)  # type: ignore[arg-type]
-    given = Settings(keep_warm=5.0, per_instance=3)
+    given = Settings(keep_warm=5.0, per_instance=3, pids=7)
     assert len(list(function._without_effect(given, version))) == lines
     assert not list(function._without_effect(Settings(), version))

@@ -51,6 +51,7 @@ class Spec(Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fie
     memory: str | int | UnsetType = UNSET
     scratch: str | int | UnsetType = UNSET
     cpus: float | UnsetType = UNSET
+    pids: int | UnsetType = UNSET
     timeout: float | UnsetType = UNSET
     keep_warm: float | UnsetType = UNSET
     warm: int | UnsetType = UNSET

@@ -27,6 +27,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     memory: int | UnsetType = UNSET
     scratch: int | UnsetType = UNSET
     cpus: float | UnsetType = UNSET
+    pids: int | UnsetType = UNSET
     timeout: float | UnsetType = UNSET
     keep_warm: float | UnsetType = UNSET
     warm: int | UnsetType = UNSET

@@ -43,8 +43,8 @@ def made(
     """A revision from this code, these settings and those of its image. Raises Invalid."""
     fields: dict[str, Any] = {
         key: value
-        for key in ("environment", "directory", "memory", "scratch", "cpus", "timeout",
-                    "keep_warm", "warm", "per_instance", "network", "netlink", "port",
+        for key in ("environment", "directory", "memory", "scratch", "cpus", "pids",
+                    "timeout", "keep_warm", "warm", "per_instance", "network", "netlink", "port",
                     "volumes", "secrets")
         if (value := getattr(settings, key)) is not UNSET
     }  # fmt: skip
@@ -246,6 +246,6 @@ def _check_numbers(version: FunctionVersion) -> None:
     with _invalid():
         Function(
             rootfs="/", command=("/",), memory=version.memory, cpus=version.cpus,
-            scratch=version.scratch, network=version.network, volumes=version.volumes,
-            secrets=version.secrets,
+            pids=version.pids, scratch=version.scratch, network=version.network,
+            volumes=version.volumes, secrets=version.secrets,
         ).check()  # fmt: skip

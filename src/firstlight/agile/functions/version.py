@@ -25,7 +25,7 @@ class FunctionVersion(Struct, frozen=True, kw_only=True):
     ``queue`` more wait for their turn. At least ``warm`` instances are kept. With kind ``http``,
     each serves up to ``per_instance`` requests at once. ``revision`` identifies a state of the
     function's code and settings, also of ``$LATEST``. ``volumes`` and ``secrets`` are those of a
-    ``Function``; each start gets them. So is ``netlink``.
+    ``Function``; each start gets them. So are ``netlink`` and ``pids``.
     """
 
     name: str
@@ -41,6 +41,8 @@ class FunctionVersion(Struct, frozen=True, kw_only=True):
     memory: int = 128 << 20
     scratch: int = 64 << 20
     cpus: float = 1.0
+    pids: int = 1024
+    """Lambda's limit of processes and threads: servers have a thread for each connection."""
     timeout: float = 3.0
     keep_warm: float = 300.0
     concurrency: int | None = None

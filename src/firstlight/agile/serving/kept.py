@@ -32,8 +32,6 @@ _TAIL_MAX = 4096
 Import = tuple[str, str, int]
 Sink = Callable[[bytes], None]
 _log = logging.getLogger(__name__)
-_PIDS = 1024
-"""Lambda's limit of processes and threads: servers have a thread for each connection."""
 _COMMANDS = {
     "python": ("/usr/bin/python3", "-m", "awslambdaric"),
     "bootstrap": ("/var/task/bootstrap",),
@@ -258,7 +256,7 @@ def definition(version: FunctionVersion) -> Function:
         env={**environment(version), **_of_instance(version)},
         directory=version.directory, memory=version.memory, scratch=version.scratch,
         cpus=version.cpus, network=version.network, netlink=version.netlink, reuse="none",
-        serves="events", volumes=version.volumes, secrets=version.secrets, pids=_PIDS,
+        serves="events", volumes=version.volumes, secrets=version.secrets, pids=version.pids,
     )  # fmt: skip
 
 

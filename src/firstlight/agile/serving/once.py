@@ -31,7 +31,8 @@ def definition(version: FunctionVersion) -> Function:
         rootfs=version.root, name=version.label, command=version.command, env=version.environment,
         directory=version.directory, memory=version.memory, scratch=version.scratch,
         cpus=version.cpus, network=version.network, netlink=version.netlink,
-        timeout=version.timeout, volumes=version.volumes, secrets=version.secrets,
+        pids=version.pids, timeout=version.timeout, volumes=version.volumes,
+        secrets=version.secrets,
     )  # fmt: skip
 
 
