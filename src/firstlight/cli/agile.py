@@ -334,11 +334,11 @@ def agent(
     """
     import asyncio
 
-    from firstlight.agile.pods import daemon, networks
+    from firstlight.agile.pods import daemon
 
     loaded = _pods_configuration(config)
     if remove:
-        networks.remove(loaded)
+        daemon.remove(loaded)
         return
     programs.add_system()
     asyncio.run(daemon.serve(loaded, lambda: say(f"ready: {loaded.socket}")))

@@ -14,6 +14,7 @@ from tests.support.network_host import CLOSED, CONNECT, OPEN, SERVE
 from tests.support.pod_host import CNITOOL, CONF, PLUGIN, PodHost, host, pod_host, until
 
 from firstlight.agile.pods import wire
+from firstlight.agile.pods.cluster import ROUTE_PROTOCOL
 
 __all__ = ["host"]
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -365,6 +366,8 @@ def test_without_an_agent_add_waits_and_says_so(host: PodHost) -> None:
 
 def test_what_is_removed_leaves_nothing(host: PodHost) -> None:
     host.add("a")
+    host.sh("ip addr add 192.0.2.1/24 dev lo")
+    host.sh(f"ip route add 10.245.0.0/24 via 192.0.2.2 proto {ROUTE_PROTOCOL}")  # another node's
     host.kill(signal.SIGTERM)
     assert "10.244" in host.sh("ip -br addr show eth0", net="a")
     words = host.command(str(Path(sys.prefix, "bin", "firstlight")), "agile", "agent",
@@ -372,6 +375,8 @@ def test_what_is_removed_leaves_nothing(host: PodHost) -> None:
     subprocess.run(words, check=True, capture_output=True)
     assert host.sh("ip -br link | cut -d' ' -f1").split() == ["lo"]
     assert "firstlight" not in host.sh("nft list ruleset")
+    assert "10.2" not in host.sh("ip route")
+    assert not host.sh("ls /run/firstlight-agile")
 
 
 def cnitool(host: PodHost, verb: str, pod: str, conflist: dict[str, Any], **env: str) -> str:

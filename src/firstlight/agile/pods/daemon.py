@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from firstlight.agile.config import Config, load
+from firstlight.agile.pods import leases, networks
 from firstlight.agile.pods.agent import Agent
-from firstlight.agile.pods.cluster import Cluster
+from firstlight.agile.pods.cluster import Cluster, set_routes
 
 _NICE = -10
 _RULES_SECONDS = 60.0
@@ -46,6 +47,14 @@ async def serve(config: Config, ready: Callable[[], None] = lambda: None) -> Non
             metrics.serve(agent, config.pods.metrics)
         ready()
         await stopped.wait()
+
+
+def remove(config: Config) -> None:
+    """Remove what an agent leaves on the host, with the links of remaining pods. Raises Failed."""
+    networks.remove(config)
+    set_routes({})
+    config.socket.unlink(missing_ok=True)
+    leases.remove(config.directory)
 
 
 if __name__ == "__main__":

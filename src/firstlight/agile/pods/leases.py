@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,6 +140,15 @@ class Leases:
         except OSError as error:
             raise Failed(f"cannot write {self._path}: {error.strerror}") from error
         self._lines += 1
+
+
+def remove(directory: Path) -> None:
+    """Remove an ended agent's leases, and their directory if nothing else is in it."""
+    leases = directory / "leases"
+    for path in (leases, leases.with_suffix(".lock"), leases.with_suffix(".new")):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        directory.rmdir()
 
 
 def _line(*event: str | int) -> bytes:
