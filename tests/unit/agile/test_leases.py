@@ -1,13 +1,18 @@
 """Leases: what one agent writes the next one reads, wherever the writing ended."""
 
+import asyncio
 import os
+import shutil
+import socket
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstlight.agile.config import Config, PodsConfig
 from firstlight.agile.pods import wire
+from firstlight.agile.pods.agent import Agent
 from firstlight.agile.pods.leases import Lease, Leases
 from firstlight.agile.pods.wire import Answer, Key
 from firstlight.errors import Failed
@@ -78,6 +83,27 @@ def test_two_agents_do_not_share_them(tmp_path: Path, monkeypatch: pytest.Monkey
         opened(tmp_path)
     leases.close()
     opened(tmp_path).close()
+
+
+def test_files_that_another_program_removed_are_made_again(tmp_path: Path) -> None:
+    lease = Lease(2, Key("net", "a", "eth0"), "")
+
+    async def lose(config: Config) -> None:
+        agent = Agent(config)
+        agent.leases.open()
+        agent._listen()
+        agent.leases.add(lease)
+        shutil.rmtree(config.directory)
+        agent._restore()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as plugin:
+            plugin.connect(str(config.socket))
+        await agent.__aexit__()
+
+    config = Config(name="a", state=str(tmp_path), pods=PodsConfig(range="10.244.1.0/24"))
+    asyncio.run(lose(config))
+    again = opened(config.directory)
+    assert again.all() == [lease]
+    again.close()
 
 
 def test_a_full_disk_is_an_error_and_no_lease() -> None:

@@ -312,11 +312,23 @@ class Agent:
         _send(peer, Answer(Code.TRY_AGAIN, why).encode())
 
     async def _look(self) -> None:
-        """Drop leases whose namespaces have ended without a DEL."""
+        """Drop leases whose namespaces have ended without a DEL, and see to the agent's files."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            with suppress(Failed):
+            try:
+                self._restore()
                 await self._drop_ended()
+            except (Failed, OSError) as error:
+                _log.warning("cannot look after the leases: %s", error)
+
+    def _restore(self) -> None:
+        """Make the leases' file and the socket again where another program removed them."""
+        self.leases.restore()
+        if self._listener and not self.config.socket.exists():
+            _log.warning("%s was removed by another program and is made again", self.config.socket)
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listen()
 
     async def _drop_ended(self) -> None:
         leases = self.leases.all()  # those of now: one that comes meanwhile may have a newer link

@@ -54,6 +54,12 @@ class Leases:
         except OSError as error:
             raise Failed(f"cannot keep leases in {self._path.parent}: {error.strerror}") from error
 
+    def restore(self) -> None:
+        """Write the file again if another program has removed it. Raises Failed."""
+        if not self._path.exists():
+            self.close()
+            self.open()
+
     def close(self) -> None:
         """Unlock the leases for the next agent."""
         for descriptor in (self._file, self._lock):
