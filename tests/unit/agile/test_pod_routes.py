@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from firstlight.agile.apiserver import Object, Server
 from firstlight.agile.config import Config, PodsConfig
+from firstlight.agile.function import Counts
 from firstlight.agile.pods.cluster import Cluster, wanted_routes
 from firstlight.errors import Failed
 
@@ -38,6 +40,48 @@ def test_each_family_goes_by_the_nodes_address_of_that_family() -> None:
 
 
 FOUR, SIX = "10.244.1.0/24", "fd00:244:1::/64"
+
+
+class Nodes(Server):
+    """A server that has the Node "own"; ``patched`` are the conditions sent to it."""
+
+    def __init__(self, ranges: list[str]) -> None:
+        self.node, self.patched = node("own", ranges), list[tuple[str, str]]()
+
+    def ask(self, method: str, *words: Any) -> Object:
+        if method == "PATCH":
+            [condition] = words[1]["status"]["conditions"]
+            self.patched.append((condition["status"], condition["reason"]))
+            self.node["status"]["conditions"] = [condition]
+        return self.node
+
+
+def test_the_condition_is_that_of_the_node_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Nodes([FOUR])
+    monkeypatch.setattr(Server, "__init__", lambda *_: None)
+    monkeypatch.setenv("NODE_NAME", "own")
+    cluster = Cluster("any")
+    cluster._server = server
+    cluster.complete(Config(name="a", pods=PodsConfig(range="", kubeconfig="any")))
+    full = Counts(name="p", ready=1, low=1, high=1, hits=0, misses=0, made=1, returned=0,
+                  failed=0, fill_rate=0, fill_seconds=0)  # fmt: skip
+    empty = msgspec.structs.replace(full, ready=0)
+
+    def told(counts: Counts, error: str = "") -> list[tuple[str, str]]:
+        server.patched.clear()
+        for _ in range(2):
+            cluster._tell(server.node, counts, error)
+        return server.patched
+
+    assert told(full) == [("True", "Ready")]
+    assert told(full, "once") == []
+    assert told(empty, "no room") == [("False", "CannotMake")]
+    assert told(full) == [("True", "Ready")]
+    server.node = node("own", [FOUR])  # deleted, and made again
+    assert told(full) == [("True", "Ready")]
+    server.node = node("own", ["10.244.9.0/24"])
+    assert told(full) == [("False", "RangeChanged")]
+    assert "10.244.9.0/24" in server.node["status"]["conditions"][0]["message"]
 
 
 def of(monkeypatch: pytest.MonkeyPatch, of_node: list[str], configured: str) -> tuple[str, str]:

@@ -41,7 +41,7 @@ class Cluster:
         self._server = Server(kubeconfig)
         self.name = os.environ.get("NODE_NAME") or socket.gethostname().lower()
         self._event_times: dict[str, float] = {}
-        self._status: str | None = None
+        self._ranges: list[str] = []  # that were taken from the Node
 
     def complete(self, config: Config) -> Config:
         """The configuration; ranges that it lacks are taken from the Node. Raises Failed."""
@@ -64,6 +64,7 @@ class Cluster:
                 except msgspec.ValidationError as error:
                     what = f"the ranges of the node {self.name} do not fit: {error}"
                     raise Failed(what, "change the configuration or the ranges") from error
+                self._ranges = ranges
                 return msgspec.structs.replace(config, pods=pods)
             if time.monotonic() > until:
                 raise Failed(why, "let the controller manager allocate-node-cidrs, "
@@ -94,7 +95,8 @@ class Cluster:
         for nodes in self._server.follow(_NODES):
             try:
                 routes = self._follow(nodes, routes, show_to)
-                self._tell(counts(), error())
+                if node := nodes.get(self.name):
+                    nodes[self.name] = self._tell(node, counts(), error())
             except Exception as failure:  # the API server is unreachable, or a route is refused
                 _log.warning("cannot follow the cluster's nodes: %s", failure)
 
@@ -111,21 +113,36 @@ class Cluster:
             set_routes(routes)
         return routes
 
-    def _tell(self, counts: Counts, error: str) -> None:
-        """Set the node's condition when it changes."""
-        status = "False" if error and not counts.ready else "True"
-        if status == self._status:
-            return
+    def _tell(self, node: Object, counts: Counts, error: str) -> Object:
+        """Set the Node's condition where it differs; returns the Node with it.
+
+        The Node is compared, and not what was sent before: one that is made anew has no condition.
+        """
+        ranges = _ranges(node)
+        if self._ranges and ranges and ranges != self._ranges:
+            status, reason = "False", "RangeChanged"
+            message = (f"the node's range is {', '.join(ranges)} now, but its pods have addresses "
+                       f"of {', '.join(self._ranges)}, to which other nodes have no route: "
+                       "drain the node, then restart its agent")  # fmt: skip
+        elif error and not counts.ready:
+            status, reason, message = "False", "CannotMake", error
+        else:
+            status, reason = "True", "Ready"
+            message = error or f"{counts.ready} of {counts.high} networks are prepared"
+        shown = [(each["status"], each.get("reason"))
+                 for each in (node.get("status") or {}).get("conditions") or ()
+                 if each["type"] == CONDITION]  # fmt: skip
+        if shown == [(status, reason)]:
+            return node
+        if status == "False":
+            _log.warning("pods' networks: %s", message)
         now = datetime.datetime.now(datetime.UTC).isoformat()
         condition = {
-            "type": CONDITION, "status": status, "lastHeartbeatTime": now,
-            "lastTransitionTime": now,
-            "reason": "CannotMake" if status == "False" else "Ready",
-            "message": error or f"{counts.ready} of {counts.high} networks are prepared",
+            "type": CONDITION, "status": status, "reason": reason, "message": message,
+            "lastHeartbeatTime": now, "lastTransitionTime": now,
         }  # fmt: skip
         body = {"status": {"conditions": [condition]}}
-        self._server.ask("PATCH", f"{_NODES}/{self.name}/status", body)
-        self._status = status
+        return self._server.ask("PATCH", f"{_NODES}/{self.name}/status", body)
 
     def refused(self, request: Request, why: str) -> None:
         """Post an event on a pod, at most one a minute, without waiting for it."""
