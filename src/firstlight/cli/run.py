@@ -108,7 +108,7 @@ def run(
         kubeconfig="" if nodes else kubeconfig and str(Path(kubeconfig).absolute()),
         context="" if nodes else context,
         image="" if nodes else image,
-        cri=cri,
+        cri=cri.removeprefix("unix://"),  # as crictl's configuration names it
         deadline=deadline,
     )
     opt.check_use(chosen, options)
@@ -141,7 +141,7 @@ def run(
     last = f": {lines[-1]}" if (lines := first.output.strip().splitlines()) else ""
     hint = (
         "firstlight doctor tries to start a container by each runtime"
-        if "runtimes" in chosen.options
+        if "runtimes" in chosen.options and not kubeconfig
         else f"the error of each start is in {directory / 'samples.jsonl'}"
     )
     say(f"firstlight: no start became ready; the first {first.error}{last}\nHint: {hint}")

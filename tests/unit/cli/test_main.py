@@ -285,6 +285,20 @@ def test_an_option_without_effect_on_an_experiment_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("prefix", "name", "fact"),
+    [("", "none", "does not exist"), ("unix://", "none", "does not exist"),
+     ("unix://", "file", "is not a socket")],
+)  # fmt: skip
+def test_what_is_not_a_runtimes_socket_is_named(
+    tmp_path: Path, prefix: str, name: str, fact: str
+) -> None:
+    (tmp_path / "file").touch()
+    words = ("run", "cri-sandbox", "--out", str(tmp_path / "run"))
+    error = refusal(*words, "--cri", f"{prefix}{tmp_path / name}")
+    assert f"the CRI socket {tmp_path / name} {fact} " in error.message
+
+
 @pytest.mark.parametrize("option", ["--instances", "--runtime"])
 @pytest.mark.parametrize("empty", ["", ","])
 def test_a_list_that_names_nothing_is_refused(tmp_path: Path, option: str, empty: str) -> None:

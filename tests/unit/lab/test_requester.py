@@ -1,11 +1,15 @@
 """What a start that fails leaves in a cluster."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import msgspec
 import pytest
+from kubernetes import client
 
-from firstlight.lab.cluster.requester import Cluster, Pod
+from firstlight.lab.cluster import requester
+from firstlight.lab.cluster.requester import Cluster, Configuration, Pod
 
 
 class Refusal(Exception):
@@ -46,3 +50,55 @@ def test_a_pod_whose_creation_had_no_answer_is_deleted(
         pod.make({"name": "p", "image": "i"})
     pod.end()
     assert names == deleted
+
+
+@pytest.mark.parametrize(
+    ("failing", "error", "deleted"),
+    [
+        ("create_namespace", client.ApiException(403, "Forbidden"), False),
+        ("create_namespace", client.ApiException(504, "Timeout"), True),
+        ("create_namespace", OSError("timed out"), True),
+        ("read_namespaced_service_account", client.ApiException(403, "Forbidden"), True),
+        ("list_namespaced_pod", client.ApiException(403, "Forbidden"), True),
+    ],
+    ids=["rejected", "given-up", "unanswered", "without-account", "without-watch"],
+)
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_namespace_that_may_exist_is_deleted_or_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    failing: str, error: Exception, deleted: bool, stays: bool,
+) -> None:  # fmt: skip
+    names = []
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    def read(_: str) -> SimpleNamespace:
+        if not stays:
+            raise client.ApiException(404, "Not Found")
+        why = SimpleNamespace(status="True", message="has finalizers")
+        return SimpleNamespace(status=SimpleNamespace(conditions=[why]))
+
+    api = SimpleNamespace(
+        create_namespace=lambda _: None,
+        delete_namespace=lambda name, **_: names.append(name),
+        read_namespace=read,
+        read_namespaced_service_account=lambda *_: None,
+    )
+    setattr(api, failing, fail)
+
+    def init(self: Cluster, configuration: Configuration) -> None:
+        self.configuration, self._client, self.api = configuration, client, api
+
+    monkeypatch.setattr(Cluster, "__init__", init)
+    monkeypatch.setattr(Cluster, "_new", lambda self: self.api)
+    monkeypatch.setattr(requester, "_DELETE_SECONDS", 0.0)
+    file = tmp_path / "requester.json"
+    file.write_bytes(msgspec.json.encode(Configuration("s", "k", "n", "r")))
+    requester.main(file)
+    out, err = capsys.readouterr()
+    assert out.startswith("cannot use the cluster of k: ")
+    assert names == ["n"] * deleted
+    assert ("n is not known to be deleted: it is still Terminating; has finalizers" in err) == (
+        deleted and stays
+    )

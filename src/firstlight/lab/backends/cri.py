@@ -73,9 +73,9 @@ class Cri:
         """Needs a runtime, or what is needed to start one."""
         if isinstance(self.of, Socket):
             if not Path(self.of.path).is_socket():
-                raise Unsupported(
-                    f"the CRI socket {self.of.path} does not exist", "give one with --cri PATH"
-                )
+                fact = "is not a socket" if Path(self.of.path).exists() else "does not exist"
+                raise Unsupported(f"the CRI socket {self.of.path} {fact}",
+                                  "give one with --cri PATH")  # fmt: skip
             return
         running.probe(control_plane=False)
         running.handlers((self.runtime,), (self.network,), control_plane=False)

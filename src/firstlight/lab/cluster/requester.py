@@ -64,21 +64,25 @@ class _Watch:
         self._events: dict[str, dict[str, int]] = {}
         self._pods: dict[str, dict[str, Any]] = {}
         self._changed = threading.Condition()
-        threading.Thread(target=self._listen, daemon=True).start()
+        answer = self._open()  # here, to fail at once if this user may not watch
+        threading.Thread(target=self._listen, args=(answer,), daemon=True).start()
 
-    def _listen(self) -> None:
+    def _listen(self, answer: Any) -> None:  # noqa: ANN401 - an untyped client
         while True:
             with suppress(Exception):
-                self._stream()
+                self._follow(answer or self._open())
+            answer = None
             time.sleep(0.2)
 
-    def _stream(self) -> None:
-        answer = self._api.list_namespaced_pod(
+    def _open(self) -> Any:  # noqa: ANN401 - an untyped client
+        return self._api.list_namespaced_pod(
             self._namespace,
             watch=True,
             _preload_content=False,
             _request_timeout=(_ANSWER_SECONDS, _QUIET_SECONDS),
         )
+
+    def _follow(self, answer: Any) -> None:  # noqa: ANN401 - an untyped client
         waiting = b""
         for part in answer.stream(None):
             now = time.monotonic_ns()
@@ -166,7 +170,12 @@ def words(state: dict[str, Any]) -> str:
 
 
 class Cluster:
-    """A namespace of a cluster, and idle connections to it."""
+    """A namespace of a cluster, and idle connections to it.
+
+    ``may_exist`` is whether the namespace may have to be deleted.
+    """
+
+    may_exist = False
 
     def __init__(self, configuration: Configuration) -> None:
         from kubernetes import client, config
@@ -180,12 +189,19 @@ class Cluster:
         self._settings.retries = 0
         self._idle: list[Any] = []
         self.api = self.connection()
-        self.api.create_namespace(
-            {"metadata": {"name": configuration.namespace,
-                          "labels": {"firstlight.run": configuration.run}}}
-        )  # fmt: skip
+
+    def make(self) -> None:
+        """Make the namespace, and watch it."""
+        name = self.configuration.namespace
+        labels = {"firstlight.run": self.configuration.run}
+        self.may_exist = True
+        try:
+            self.api.create_namespace({"metadata": {"name": name, "labels": labels}})
+        except self._client.ApiException as error:
+            self.may_exist = error.status >= 500
+            raise
         self._await_account()
-        self.watch = _Watch(self._new(), configuration.namespace)
+        self.watch = _Watch(self._new(), name)
 
     def _await_account(self) -> None:
         """Wait for the namespace's service account, without which pods are rejected."""
@@ -224,18 +240,21 @@ class Cluster:
         self._idle.append(api)
 
     def delete(self) -> None:
-        """Delete the namespace and wait until it is gone."""
+        """Delete the namespace and wait until it is gone. Raises RuntimeError if it stays."""
         name = self.configuration.namespace
-        self.api.delete_namespace(name, grace_period_seconds=0)
         until = time.monotonic() + _DELETE_SECONDS
-        while time.monotonic() < until:
-            try:
-                self.api.read_namespace(name)
-            except self._client.ApiException as error:
-                if error.status == 404:
-                    return
-                raise
-            time.sleep(0.1)
+        try:
+            self.api.delete_namespace(name, grace_period_seconds=0)
+            left = self.api.read_namespace(name)
+            while time.monotonic() < until:
+                time.sleep(0.1)
+                left = self.api.read_namespace(name)
+        except self._client.ApiException as error:
+            if error.status == 404:
+                return
+            raise
+        why = [each.message for each in left.status.conditions or () if each.status == "True"]
+        raise RuntimeError("; ".join(["it is still Terminating", *why]))
 
 
 class Pod:
@@ -302,9 +321,12 @@ class Pod:
                 text = log.read_text() if log.exists() else ""
                 lines = [line.split(" ", 3)[-1] for line in text.splitlines()]
             else:
-                lines = self._api.read_namespaced_pod_log(
-                    self._name, configuration.namespace
-                ).splitlines()
+                try:
+                    text = self._api.read_namespaced_pod_log(self._name, configuration.namespace)
+                except Exception as error:
+                    why = complaint(error)
+                    raise RuntimeError(f"the container's output cannot be read: {why}") from error
+                lines = text.splitlines()
             if any(line.startswith(_INSTRUCTION) for line in lines) or time.monotonic() > until:
                 return lines
             time.sleep(0.01)
@@ -370,21 +392,28 @@ def complaint(error: Exception) -> str:
 def main(file: Path) -> None:
     """Make the namespace, serve, and delete it."""
     configuration = msgspec.json.decode(file.read_bytes(), type=Configuration)
+    cluster = None
     try:
         cluster = Cluster(configuration)
+        cluster.make()
     except Exception as error:
         print(  # noqa: T201 - the answer
             f"cannot use the cluster of {configuration.kubeconfig}: {complaint(error)}", flush=True
         )
-        return
-    start_server.serve(Path(configuration.socket), lambda: Pod(cluster))
-    print("ready", flush=True)  # noqa: T201 - the answer
-    while os.read(0, 4096):
-        pass
+    else:
+        start_server.serve(Path(configuration.socket), lambda: Pod(cluster))
+        print("ready", flush=True)  # noqa: T201 - the answer
+        while os.read(0, 4096):
+            pass
+    if cluster and cluster.may_exist:
+        _delete(cluster)
+
+
+def _delete(cluster: Cluster) -> None:
     try:
         cluster.delete()
     except Exception as error:
-        name = configuration.namespace
+        name = cluster.configuration.namespace
         print(  # noqa: T201 - to whoever runs it
             f"namespace {name} is not known to be deleted: {complaint(error)}\n"
             f"remedy: kubectl delete namespace {name}, if the cluster still runs", file=sys.stderr,
