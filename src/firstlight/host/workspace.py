@@ -8,7 +8,7 @@ import ctypes
 import os
 import shutil
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast
@@ -21,6 +21,7 @@ from firstlight.host.ownership import claim, start_time
 
 STATE = Path("/run/firstlight")
 DISK = Path("/var/tmp/firstlight")  # noqa: S108 - holds one directory per run, which only root can enter
+_TRIES = 9
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -87,7 +88,7 @@ def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
         work = state / "work"
         work.mkdir()
         if on_disk:
-            disk.mkdir(mode=0o700, parents=True)
+            make_directory(disk, mode=0o700)
             _mount(str(disk), str(work), None, _MS_BIND)
         else:
             _mount("tmpfs", str(work), "tmpfs", 0)
@@ -106,19 +107,36 @@ def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
         _libc.umount2(os.fsencode(state / "work"), 2)
         for directory in (disk, state):
             shutil.rmtree(directory, ignore_errors=True)
+        remove_empty()
         os.close(lock)
 
 
 def _claim(state: Path) -> int:
     """Make a run's directory and claim it. Raises Unsupported."""
     try:
-        state.mkdir(parents=True)
+        make_directory(state, mode=0o755)
         return claim(state)
     except OSError as error:
         raise Unsupported(
             f"cannot make {state}: {error.strerror}",
             f"mount a tmpfs at {STATE.parent}, where each run has a directory",
         ) from error
+
+
+def make_directory(directory: Path, mode: int) -> None:
+    """Make a directory of a run, whose parent the end of another run may remove meanwhile."""
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            directory.mkdir(mode=mode, parents=True)
+            return
+    directory.mkdir(mode=mode, parents=True)
+
+
+def remove_empty() -> None:
+    """Remove the directories of all runs if there is none left."""
+    for directory in (DISK, STATE):
+        with suppress(OSError):
+            directory.rmdir()
 
 
 def unshare(flags: int) -> None:

@@ -28,7 +28,7 @@ from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported
 from firstlight.host import cgroups, mounts
 from firstlight.host.mounts import unmount_below
 from firstlight.host.ownership import SCRATCH, pid_namespace, temporary
-from firstlight.host.workspace import DISK, STATE
+from firstlight.host.workspace import DISK, STATE, remove_empty
 
 _PROC = Path("/proc")
 _NAMED = Path("/run/netns")
@@ -110,6 +110,7 @@ def clean() -> Cleaned:
                 removed.append(leftover)
             except (FirstlightError, OSError) as error:
                 failed[leftover.name] = leftover, str(error)
+    remove_empty()
     return Cleaned(removed, list(failed.values()))
 
 

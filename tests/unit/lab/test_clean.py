@@ -1,5 +1,6 @@
 """How ``clean`` knows the processes of dead runs, and directories whose owners have ended."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from firstlight.host import workspace
 from firstlight.host.ownership import SCRATCH
 from firstlight.lab import clean
 
@@ -106,3 +108,36 @@ def test_clean_keeps_young_ownerless_scratch(
     assert list(clean._scratch()) == []
     monkeypatch.setattr(clean, "_STARTING_SECONDS", 0)
     assert [left.name for left in clean._scratch()] == [str(tmp_path / f"{SCRATCH}new")]
+
+
+def test_the_directory_of_all_runs_is_removed_with_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("STATE", "DISK"):
+        monkeypatch.setattr(workspace, name, tmp_path / name)
+        workspace.make_directory(tmp_path / name / "one", 0o700)
+    workspace.make_directory(tmp_path / "STATE/other", 0o700)
+    (tmp_path / "STATE/one").rmdir()
+    (tmp_path / "DISK/one").rmdir()
+    workspace.remove_empty()
+    assert [path.name for path in tmp_path.iterdir()] == ["STATE"]
+    (tmp_path / "STATE/other").rmdir()
+    workspace.remove_empty()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_made_while_another_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent, removed between its own making and that of its child, is made again."""
+    mkdir = os.mkdir
+    removed: list[Path] = []
+
+    def racing(path: Path, mode: int = 0o777) -> None:
+        mkdir(path, mode)
+        if path.name == "runs" and not removed:
+            path.rmdir()
+            removed.append(path)
+
+    monkeypatch.setattr(os, "mkdir", racing)
+    workspace.make_directory(tmp_path / "runs/one", 0o755)
+    assert removed
+    assert (tmp_path / "runs/one").is_dir()

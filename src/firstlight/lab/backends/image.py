@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from firstlight.errors import Failed, Unsupported
-from firstlight.host.workspace import DISK, Workspace
+from firstlight.host.workspace import DISK, Workspace, make_directory
 from firstlight.lab.backends import Execute, Prepared
 from firstlight.lab.cluster import image, programs, running
 from firstlight.lab.cluster.pod_spans import Book, Clock
@@ -179,7 +179,7 @@ def _lab(workspace: Workspace, runtime: str) -> Iterator[_Lab]:
     fifos = workspace.directory / "image-fifos"
     store = DISK / workspace.run / "registry"
     for directory in (disk, fifos, store):
-        directory.mkdir(mode=0o700, parents=True)
+        make_directory(directory, mode=0o700)
     handlers = running.handlers((runtime,), (_NETWORK,), control_plane=False)
     try:
         with (

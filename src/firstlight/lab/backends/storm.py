@@ -18,7 +18,7 @@ from pathlib import Path
 from firstlight.errors import WITH_SUDO, Failed, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.commands import run
-from firstlight.host.workspace import DISK, Workspace
+from firstlight.host.workspace import DISK, Workspace, make_directory
 from firstlight.lab.backends import Execute, Prepared
 from firstlight.lab.backends.oci import Oci
 from firstlight.model import EndPoint
@@ -221,7 +221,7 @@ def _unpack(workspace: Workspace, mended: bool) -> Iterator[Made]:
 def _on_disk(workspace: Workspace) -> Iterator[Path]:
     """A private directory on the machine's disk."""
     directory = DISK / f"{workspace.run}-storm"
-    directory.mkdir(mode=0o700, parents=True)
+    make_directory(directory, mode=0o700)
     try:
         yield directory
     finally:

@@ -29,6 +29,7 @@ from firstlight.agile.config import load
 from firstlight.agile.pods import daemon as pods
 from firstlight.agile.pods import wire
 from firstlight.errors import Failed, Unsupported
+from firstlight.host.workspace import make_directory
 from firstlight.lab.cni import agent, known, weaver
 from firstlight.lab.cni.known import About
 from firstlight.native import native
@@ -75,7 +76,7 @@ def running(about: About, disk: Path, environment: Mapping[str, str]) -> Iterato
     if not about.service:
         yield ()
         return
-    disk.mkdir(mode=0o700, parents=True)
+    make_directory(disk, mode=0o700)
     try:
         with SERVICES[about.service].run(about, disk, environment) as pid:
             yield (pid,)
