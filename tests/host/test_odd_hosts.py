@@ -19,6 +19,8 @@ NOWHERE = (
     "cd /proc; unset TMPDIR"
 )
 PART_OF_PROC = "mount -t proc -o subset=pid proc /proc"
+EMPTY = "for name in {}; do mount --bind /dev/null /proc/$name; done"
+NO_MEMORY, NO_CPUS = EMPTY.format("meminfo"), EMPTY.format("stat cpuinfo loadavg")
 NO_USER = "cp -a /etc new; rm new/passwd; mount --bind new /etc; unset HOME"
 
 
@@ -46,7 +48,12 @@ def test_doctor_starts_a_container_before_it_says_ready(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("host", "ready", "words"),
-    [(PART_OF_PROC, False, "/proc has no meminfo"), (NO_USER, True, "")],
+    [
+        (PART_OF_PROC, False, "/proc has no meminfo"),
+        (NO_MEMORY, False, "memory cannot tell: /proc/meminfo has no MemTotal"),
+        (NO_CPUS, False, "/proc has no stat, cpuinfo"),
+        (NO_USER, True, ""),
+    ],
 )
 def test_doctor_answers_on_odd_hosts(host: str, *, ready: bool, words: str, tmp_path: Path) -> None:
     done = on(host, f"{FIRSTLIGHT} doctor --json", tmp_path)
@@ -61,6 +68,7 @@ def test_doctor_answers_on_odd_hosts(host: str, *, ready: bool, words: str, tmp_
     [
         (READ_ONLY_RUN, "cannot make /run/firstlight"),
         (PART_OF_PROC, "/proc/meminfo: No such file or directory"),
+        (NO_MEMORY, "/proc/meminfo has no MemTotal"),
     ],
 )
 def test_a_run_refuses_by_name(host: str, words: str, tmp_path: Path) -> None:
@@ -78,9 +86,11 @@ def test_a_run_without_a_start_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["ulimit -n 64", "umask 0777", "trap '' CHLD"])
-def test_a_run_works_whatever_it_inherits(host: str, tmp_path: Path) -> None:
-    done = on(host, f"exec {RUN} --out {tmp_path}/run", tmp_path)
+def test_a_run_works_whatever_it_inherits_and_leaves_nothing(host: str, tmp_path: Path) -> None:
+    command = f"mount -t tmpfs none /run && {RUN} --out {tmp_path}/run && ls /run > left"
+    done = on(host, command, tmp_path)
     assert done.returncode == 0, done.stderr + done.stdout
+    assert "firstlight" not in (tmp_path / "left").read_text()
 
 
 def test_run_files_are_readable_whatever_umask(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+from fcntl import F_GETFL, fcntl
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -159,10 +160,16 @@ def _is_nowhere() -> bool:
 
 
 def _open_standard_streams() -> None:
-    """Open /dev/null for each standard stream that the caller has closed."""
-    for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
-        if getattr(sys, name) is None:
+    """Open /dev/null for each standard stream that is closed, or open the wrong way."""
+    for number, name, mode in (0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w"):
+        if getattr(sys, name) is None or not _can(number, mode):
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
+
+
+def _can(descriptor: int, mode: str) -> bool:
+    """Whether an open descriptor may be read or written."""
+    access = fcntl(descriptor, F_GETFL) & os.O_ACCMODE
+    return access in (os.O_RDWR, os.O_RDONLY if mode == "r" else os.O_WRONLY)
 
 
 def _terminate(number: int, _frame: object) -> None:

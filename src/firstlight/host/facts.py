@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from firstlight.errors import Unsupported
 from firstlight.host.cgroups import is_unified
 
 Fact = str | int | float | bool | list[str]
@@ -16,6 +17,7 @@ GIB = 2**30
 SYS = Path("/sys")
 PROC = Path("/proc")
 CLOCK_SOURCE = "devices/system/clocksource/clocksource0/current_clocksource"
+_SIZES = ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")
 _VERSION = re.compile(r"\d+\.[\w.+~-]*\w")
 
 
@@ -118,9 +120,12 @@ def home() -> Path:
 
 
 def memory() -> dict[str, int]:
-    """/proc/meminfo in bytes."""
+    """/proc/meminfo in bytes. Raises Unsupported."""
     lines = re.findall(r"(\w+):\s+(\d+) kB", (PROC / "meminfo").read_text())
-    return {name: int(kib) * 1024 for name, kib in lines}
+    sizes = {name: int(kib) * 1024 for name, kib in lines}
+    if missing := [name for name in _SIZES if name not in sizes]:
+        raise Unsupported(f"{PROC}/meminfo has no {', '.join(missing)}", "mount -t proc proc /proc")
+    return sizes
 
 
 def gib(size: int) -> str:

@@ -26,6 +26,7 @@ MAIN = "container-creation"
 """The experiment that a new user runs first."""
 TRACER = "eBPF tracer"
 _VETH = "network namespace and veth"
+_STEAL = 7
 _NEEDED = ("root", "/proc", _VETH)
 """Checks without which nothing is measured."""
 
@@ -86,12 +87,14 @@ def run() -> list[Check]:
 
 
 def _answer(check: Callable[[], Check]) -> Check:
-    """The result of a check; "cannot tell" if a file that it reads is missing."""
+    """The result of a check; "cannot tell" if a file that it reads is missing or empty."""
+    name = check.__name__.replace("_", " ")
     try:
         return check()
     except OSError as error:
-        name = check.__name__.replace("_", " ")
         return Check(name, None, f"cannot tell: {describe(error)}", "mount /proc and /sys in full")
+    except Unsupported as error:
+        return Check(name, None, f"cannot tell: {error.message}", error.hint)
 
 
 def ready(checks: Sequence[Check], experiments: Mapping[str, Availability]) -> bool:
@@ -135,7 +138,7 @@ def proc() -> Check:
     """Many checks read it, and a container may have only a part of it."""
     missing = [
         name for name in ("meminfo", "stat", "cpuinfo", "filesystems", "self/mountinfo")
-        if not (facts.PROC / name).exists()
+        if not facts.read_line(facts.PROC / name)
     ]  # fmt: skip
     if not missing:
         return Check("/proc", True, "is mounted in full")
@@ -380,8 +383,8 @@ def steal() -> Check:
     before = _cpu_ticks()
     time.sleep(_STEAL_SECONDS)
     spent = [after - earlier for after, earlier in zip(_cpu_ticks(), before, strict=True)]
-    share = spent[7] / max(1, sum(spent[:8]))
-    since_boot = before[7] / max(1, sum(before[:8]))
+    share = spent[_STEAL] / max(1, sum(spent[: _STEAL + 1]))
+    since_boot = before[_STEAL] / max(1, sum(before[: _STEAL + 1]))
     fact = f"{share:.1%} in the last {_STEAL_SECONDS} s, {since_boot:.1%} since boot"
     if max(share, since_boot) < 0.01:
         return Check("stolen CPU time", True, fact)
@@ -514,4 +517,8 @@ def _program(name: str, package: str, option: str = "--version") -> Check:
 
 def _cpu_ticks() -> list[int]:
     """The first line of /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal, …."""
-    return [int(word) for word in (facts.PROC / "stat").read_text().split("\n", 1)[0].split()[1:]]
+    file = facts.PROC / "stat"
+    ticks = [int(word) for word in file.read_text().partition("\n")[0].split()[1:]]
+    if len(ticks) <= _STEAL:
+        raise Unsupported(f"{file} has no times of CPUs", "mount -t proc proc /proc")
+    return ticks
