@@ -19,7 +19,9 @@ EVENTS_PORT = 9001
 
 _MEMORY_LEAST = 2 << 20
 _SCRATCH_LEAST, _BYTES_MOST = 4096, 1 << 62
-_PIDS_MOST, _FILES_MOST = 1 << 22, 1 << 20
+_PIDS_MOST = 1 << 22
+FILES, FILES_MOST = 1024, 1 << 20
+"""The open files of an instance: by default, and at most."""
 _SECONDS_MOST, _LIFETIME_MOST = 86400.0, 366 * 86400.0
 _IDENTITY_MOST = (1 << 31) - 2  # larger ones mean "unchanged"
 
@@ -77,7 +79,7 @@ class Function(Struct, frozen=True, kw_only=True):
     memory: int = 128 << 20
     cpus: float = 1.0
     pids: int = 64
-    files: int = 1024
+    files: int = FILES
     scratch: int = 16 << 20
     network: Reach = "outbound"
     ports: dict[int, int] = {}
@@ -192,9 +194,9 @@ class Function(Struct, frozen=True, kw_only=True):
                          "give from 4 KiB to 4 EiB")  # fmt: skip
         if not 0.01 <= self.cpus <= 1024:
             raise Failed(f"the CPU limit {self.cpus} is out of range", "give 0.01 to 1024 CPUs")
-        if not 1 <= self.pids <= _PIDS_MOST or not 8 <= self.files <= _FILES_MOST:
+        if not 1 <= self.pids <= _PIDS_MOST or not 8 <= self.files <= FILES_MOST:
             raise Failed(f"pids={self.pids}, files={self.files} are out of range",
-                         f"pids: 1 to {_PIDS_MOST}, files: 8 to {_FILES_MOST}")  # fmt: skip
+                         f"pids: 1 to {_PIDS_MOST}, files: 8 to {FILES_MOST}")  # fmt: skip
         if not 0 < self.timeout <= _SECONDS_MOST:  # nor is it NaN
             raise Failed(
                 f"a timeout of {self.timeout} s is out of range", "give more than 0 s, up to a day"
