@@ -1,13 +1,10 @@
+/* The connections of clients, and what they are told. */
 #include "common/clock.h"
 #include "node.h"
 
 #include <errno.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <unistd.h>
-
-enum { ACCEPT_PAUSE = 100000000 }; /* ns */
 
 /* After this time, in ns, a client without instances may lose its place to another: one that has not
  * asked for anything, and one whose starts have been answered, as those that wait for parts are. */
@@ -29,40 +26,10 @@ static void give_back(int index)
 	node.free_client = index;
 }
 
-static void leave(int index)
+void client_leave(int index)
 {
 	give_back(index);
 	node_watch_again(node.clients_listener, ON_CLIENTS, 0, EPOLLIN);
-}
-
-static void listen_for(uint32_t events)
-{
-	node_watch_again(node.clients_listener, ON_CLIENTS, 0, events);
-	node_watch_again(node.managers_listener, ON_MANAGERS, 0, events);
-}
-
-static void pause_accepting(void)
-{
-	node.accepts_at = clock_now() + ACCEPT_PAUSE;
-	listen_for(0);
-}
-
-/* A connection, or a negative number. Without a descriptor or memory for it the listener stays
- * readable: both are left alone for a moment, since what is needed may come from anywhere. */
-int client_accept_one(int listener)
-{
-	int descriptor = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	if (descriptor < 0 && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
-		pause_accepting();
-	return descriptor;
-}
-
-void clients_accept_again(void)
-{
-	if (!node.accepts_at || clock_now() < node.accepts_at)
-		return;
-	node.accepts_at = 0;
-	listen_for(EPOLLIN);
 }
 
 /* Of all places, which are taken, that of the client that has been silent longest. A client that is held
@@ -93,10 +60,10 @@ void clients_accept(void)
 	if (index == NOBODY)
 		index = take_place();
 	if (index == NOBODY) {
-		pause_accepting();
+		node_pause_accepting();
 		return;
 	}
-	int descriptor = client_accept_one(node.clients_listener);
+	int descriptor = node_accept(node.clients_listener);
 	if (descriptor < 0) {
 		give_back(index);
 		return;
@@ -108,7 +75,7 @@ void clients_accept(void)
 				  .active_at = clock_now()};
 	if (node_watch(descriptor, ON_CLIENT, index, EPOLLIN)) {
 		descriptor_close(&client->descriptor);
-		leave(index);
+		client_leave(index);
 	}
 }
 
@@ -128,11 +95,11 @@ void client_end(int index)
 		at = next;
 	}
 	client->first = NOBODY;
-	leave(index);
+	client_leave(index);
 }
 
 /* 0 or a negative errno; after -EAGAIN the client is not read from until it has read. */
-static int tell(int index, const struct answer *answer)
+int client_answer(int index, const struct answer *answer)
 {
 	struct client *client = &node.clients[index];
 	if (client->blocked)
@@ -159,14 +126,14 @@ void client_tell(int index)
 		int next = instance->next;
 		if (instance->owed_client & OWES_STARTED) {
 			struct answer answer = instance_answer(at, ANSWER_STARTED);
-			if (tell(index, &answer) == -EAGAIN)
+			if (client_answer(index, &answer) == -EAGAIN)
 				return;
 			instance->owed_client &= (uint8_t)~OWES_STARTED;
 		}
 		if (instance->owed_client & OWES_ENDED) {
 			struct answer answer = instance_answer(at, instance->failed ? ANSWER_REFUSED
 										    : ANSWER_ENDED);
-			if (tell(index, &answer) == -EAGAIN)
+			if (client_answer(index, &answer) == -EAGAIN)
 				return;
 			instance->owed_client &= (uint8_t)~OWES_ENDED;
 			instance_settle(at);
@@ -184,155 +151,10 @@ int client_refuse(int index, const struct ask *ask, int error, enum step step)
 				.instance = ask->instance,
 				.error = error,
 				.step = step};
-	int failed = tell(index, &answer);
+	int failed = client_answer(index, &answer);
 	if (failed && failed != -EAGAIN)
 		client_end(index);
 	return failed == -EAGAIN ? failed : 0;
-}
-
-/* The answer to what was just read: there is room for one that has to wait. */
-static void answer_now(int index, const struct ask *ask, int error, enum step step)
-{
-	struct client *client = &node.clients[index];
-	struct answer answer = {.magic = ASK_MAGIC,
-				.verb = error ? ANSWER_REFUSED : ANSWER_PONG,
-				.tag = ask->tag,
-				.instance = ask->instance,
-				.error = error,
-				.step = error ? step : 0};
-	int failed = tell(index, &answer);
-	if (failed == -EAGAIN) {
-		client->unsent = answer;
-		client->has_unsent = true;
-	} else if (failed) {
-		client_end(index);
-	}
-}
-
-static void start(int index, const struct ask *ask, struct rights *rights)
-{
-	enum step step = STEP_FUNCTION;
-	int failed = ask->function < FUNCTIONS ? pending_start(ask, rights, index, &step) : ENOENT;
-	if (failed)
-		answer_now(index, ask, failed, step);
-}
-
-static void run_session(int index, const struct ask *ask, struct rights *rights)
-{
-	enum step step = STEP_CLONE;
-	int failed = session_start(ask, rights, index, &step);
-	if (failed)
-		answer_now(index, ask, -failed, step);
-}
-
-static void serve(int index, const struct ask *ask, struct rights *rights)
-{
-	switch (ask->verb) {
-	case ASK_PING:
-		answer_now(index, ask, 0, STEP_CLONE);
-		return;
-	case ASK_START:
-		start(index, ask, rights);
-		return;
-	case ASK_EXEC:
-		run_session(index, ask, rights);
-		return;
-	case ASK_SIGNAL:
-		answer_now(index, ask, -instance_signal(ask->instance, ask->signal, 0), STEP_CLONE);
-		return;
-	default:
-		answer_now(index, ask, EPROTO, STEP_CLONE);
-	}
-}
-
-static void hand_over(int index)
-{
-	struct client *client = &node.clients[index];
-	(void)epoll_ctl(node.epoll, EPOLL_CTL_DEL, client->descriptor, NULL);
-	if (node.rich_count == RICH_HELD) {
-		descriptor_close(&client->descriptor);
-	} else {
-		node.rich[node.rich_count++] = client->descriptor;
-		client->descriptor = NOBODY;
-	}
-	leave(index);
-	client_flush_rich();
-}
-
-void client_flush_rich(void)
-{
-	while (node.rich_count && node.manager >= 0) {
-		struct event event = {.verb = EVENT_RICH};
-		int failed = manager_message(&event, sizeof event, &node.rich[0], 1);
-		if (failed && failed != -ETOOMANYREFS)
-			return;
-		descriptor_close(&node.rich[0]);
-		node.rich_count--;
-		memmove(node.rich, node.rich + 1, (size_t)node.rich_count * sizeof *node.rich);
-	}
-}
-
-/* Reads one request, so that each client has its turn. */
-static void read_one(int index)
-{
-	struct client *client = &node.clients[index];
-	struct rights rights RIGHTS_SCOPE = {0};
-	struct ask ask;
-	char first;
-	if (!client->fast) {
-		ssize_t peeked = recv(client->descriptor, &first, 1, MSG_PEEK);
-		if (peeked < 0 && (errno == EAGAIN || errno == EINTR))
-			return;
-		if (peeked <= 0) {
-			client_end(index);
-			return;
-		}
-		if (first != (char)(ASK_MAGIC & 0xff)) {
-			hand_over(index);
-			return;
-		}
-		client->fast = true;
-	}
-	ssize_t size = socket_receive(client->descriptor, &ask, sizeof ask, 0, &rights);
-	if (size == -EAGAIN)
-		return;
-	if (size != sizeof ask || ask.magic != ASK_MAGIC) {
-		struct ask nothing = {.tag = size == sizeof ask ? ask.tag : 0};
-		if (size == 0 || (size < 0 && size != -EMSGSIZE))
-			client_end(index);
-		else
-			answer_now(index, &nothing, EPROTO, STEP_CLONE);
-		return;
-	}
-	client->active_at = clock_now();
-	serve(index, &ask, &rights);
-}
-
-void client_ready(int index, uint32_t events)
-{
-	struct client *client = &node.clients[index];
-	if (client->descriptor < 0)
-		return;
-	if ((client->blocked || client->held) && events & (EPOLLERR | EPOLLHUP)) {
-		client_end(index);
-		return;
-	}
-	if (client->blocked && events & EPOLLOUT) {
-		client->blocked = false;
-		node_watch_again(client->descriptor, ON_CLIENT, index, EPOLLIN);
-		if (client->has_unsent && tell(index, &client->unsent) == -EAGAIN)
-			return;
-		client->has_unsent = false;
-		client_tell(index);
-		return;
-	}
-	/* Requests stay in their socket while no more starts can be held here. */
-	if (node.pending_count == PENDING) {
-		client->held = node.holds = true;
-		node_watch_again(client->descriptor, ON_CLIENT, index, 0);
-		return;
-	}
-	read_one(index);
 }
 
 void clients_release(void)

@@ -1,22 +1,11 @@
-/* An instance's record, from its reservation to its end: what it reports of its progress, who is told
- * of it, and what it gives back. Its start is instance_start.c's.
- */
-#include "common/clock.h"
+/* Records of instances: by pid, by client, and of those that the manager is owed news of. */
 #include "node.h"
 
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
-
-/* Of memory in a cgroup that serves again, in bytes: half of the least limit. The kernel keeps that much for
- * some CPUs at hand. */
-enum { LEFT_MOST = 1 << 20 };
 
 static void *reserve_memory(size_t count, size_t size, int flags)
 {
@@ -78,6 +67,11 @@ static int *hashed(pid_t pid)
 	while (*at != NOBODY && node.instances[*at].pid != pid)
 		at = &node.instances[*at].hash_next;
 	return at;
+}
+
+int instance_hashed(pid_t pid)
+{
+	return *hashed(pid);
 }
 
 int instance_unhash(pid_t pid)
@@ -222,55 +216,6 @@ void instance_be_child(void)
 		_exit(127);
 }
 
-void instance_runs(int index)
-{
-	struct instance *instance = &node.instances[index];
-	node.starting -= instance->state == INSTANCE_STARTING;
-	instance->state = INSTANCE_RUNNING;
-	instance->running = node.last_run = clock_now();
-	instance_owe(index, OWES_STARTED);
-	if (instance->client != NOBODY) {
-		instance->owed_client |= OWES_STARTED;
-		client_tell(instance->client);
-	}
-	if (instance->killed)
-		instance_kill(index);
-}
-
-/* A sandbox is ready or tells of its instance, or a start's control socket has ended: by its exec, or
- * with the child. True if more may be unread. */
-bool instance_read(int index)
-{
-	struct instance *instance = &node.instances[index];
-	struct rights rights RIGHTS_SCOPE = {0};
-	struct news news;
-	if (instance->control < 0)
-		return false;
-	ssize_t size = socket_receive(instance->control, &news, sizeof news, MSG_DONTWAIT, &rights);
-	if (size == -EAGAIN || size == -EINTR)
-		return false;
-	if (size == sizeof news) {
-		reuse_news(index, &news, &rights);
-		return true;
-	}
-	if (size == 1) {
-		if (instance->state != INSTANCE_MAKING)
-			return true; /* it has got its function already */
-		node.making--;
-		node.made++;
-		instance->state = INSTANCE_WAITING;
-		queue_push(&node.waiting, instance_next, index);
-		node.waiting_changed = true;
-		return true;
-	}
-	node_unwatch(&instance->control);
-	if (instance->state != INSTANCE_STARTING || node.progress[index].error ||
-	    node.progress[index].step != STEP_EXEC)
-		return false; /* its end says what failed */
-	instance_runs(index);
-	return false;
-}
-
 static int send_signal(const struct instance *instance, int number)
 {
 	int failed = instance->pidfd < 0 ? kill(instance->pid, number)
@@ -304,96 +249,4 @@ int instance_signal(uint64_t id, int number, uint16_t flags)
 		return 0;
 	}
 	return -ESRCH;
-}
-
-static bool ran_out_of_memory(int index)
-{
-	const struct instance *instance = &node.instances[index];
-	if (instance->cgroup == NOBODY || instance->killed || !WIFSIGNALED(instance->status) ||
-	    WTERMSIG(instance->status) != SIGKILL)
-		return false;
-	uint32_t cgroup = node.parts[instance->cgroup].order.cgroup;
-	return sandbox_out_of_memory(&node.house, cgroup) != node.progress[index].out_of_memory;
-}
-
-/* What an instance wrote to files in memory, of a volume, stays charged to its cgroup: the next would
- * have the less. Nothing else of it stays. */
-static bool is_almost_empty(const struct instance *instance)
-{
-	return !(instance->identity.flags & DEFINITION_VOLUMES) ||
-	       sandbox_memory_left(&node.house, node.parts[instance->cgroup].order.cgroup) <=
-		       LEFT_MOST;
-}
-
-/* The cgroup of an instance that ended as it should has no process, and no instance can read of its
- * cgroup what another left there. */
-static void leave_parts(struct instance *instance, bool clean)
-{
-	if (instance->cgroup != NOBODY && clean && is_almost_empty(instance)) {
-		part_give_back(instance->cgroup, NOBODY);
-		instance->cgroup = NOBODY;
-	} else if (instance->cgroup != NOBODY) {
-		part_leave(instance->cgroup);
-	}
-	instance->rests = instance->network != NOBODY && clean &&
-			  rest_network(instance->network, instance->function, instance->version);
-	if (instance->network != NOBODY && !instance->rests)
-		part_leave(instance->network);
-}
-
-/* The end of an instance; its parts are its caller's to settle, before the manager is owed it. */
-void instance_finish(int index, int status, int64_t user, int64_t system)
-{
-	struct instance *instance = &node.instances[index];
-	struct progress *progress = &node.progress[index];
-	bool ran = instance->state == INSTANCE_RUNNING;
-	node_unwatch(&instance->control);
-	descriptor_close(&instance->pidfd);
-	instance->status = status;
-	instance->user = user;
-	instance->system = system;
-	instance->failed = !ran;
-	instance->step = progress->step;
-	instance->error = ran ? 0 : progress->error ? progress->error : ECANCELED;
-	if (ran && ran_out_of_memory(index))
-		instance->flags |= ANSWER_OUT_OF_MEMORY;
-	node.up--;
-	node.starting -= instance->state == INSTANCE_STARTING;
-	instance->state = INSTANCE_ENDED;
-	if (instance->client != NOBODY) {
-		instance->owed_client |= OWES_ENDED;
-		client_tell(instance->client);
-	}
-}
-
-/* Its processes are gone. */
-static void end(int index, int status, const struct rusage *usage)
-{
-	struct instance *instance = &node.instances[index];
-	bool ran = instance->state == INSTANCE_RUNNING;
-	if (instance->state == INSTANCE_MAKING)
-		node.making--;
-	if (instance->state == INSTANCE_WAITING)
-		node.waiting_changed |= queue_cut(&node.waiting, instance_next, index);
-	reuse_ended(index);
-	instance->renewing = true; /* until its parts are settled */
-	instance_finish(index, status, clock_of(usage->ru_utime), clock_of(usage->ru_stime));
-	leave_parts(instance, ran);
-	instance->renewing = false;
-	instance_owe(index, OWES_ENDED);
-}
-
-void instances_reap(void)
-{
-	struct rusage usage;
-	int status;
-	pid_t pid;
-	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
-		/* Its exec, or what it said last, may be unread. */
-		while (*hashed(pid) != NOBODY && instance_read(*hashed(pid)))
-			;
-		int index = instance_unhash(pid);
-		if (index != NOBODY)
-			end(index, status, &usage);
-	}
 }

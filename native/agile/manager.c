@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -35,7 +34,7 @@ static void lose(void)
 
 void managers_accept(void)
 {
-	int descriptor = client_accept_one(node.managers_listener);
+	int descriptor = node_accept(node.managers_listener);
 	if (descriptor < 0)
 		return;
 	node_unwatch(&node.manager); /* the newer one holds the journal's lock */
@@ -49,7 +48,7 @@ void managers_accept(void)
 /* 0, or a negative errno: retry when the manager reads. -ETOOMANYREFS: these descriptors cannot be passed
  * on, now or later, as their other ends have sent sockets in sockets (kernels before 6.10). It is also the
  * error of a user's limit of descriptors in flight, which the node's CAP_SYS_ADMIN lifts. */
-int manager_message(const void *bytes, size_t size, const int *descriptors, int count)
+static int send_message(const void *bytes, size_t size, const int *descriptors, int count)
 {
 	if (node.manager < 0 || node.manager_blocked)
 		return -EAGAIN;
@@ -64,7 +63,7 @@ int manager_message(const void *bytes, size_t size, const int *descriptors, int 
 static void done(const struct order *asked, int failed)
 {
 	struct event event = {.verb = EVENT_DONE, .id = asked->id, .error = -failed};
-	if (manager_message(&event, sizeof event, NULL, 0)) {
+	if (send_message(&event, sizeof event, NULL, 0)) {
 		node.done = event;
 		node.has_done = true;
 	}
@@ -85,7 +84,7 @@ static int hello(const struct order *asked, struct rights *rights)
 	node.house.unified = asked->flags & HELLO_UNIFIED;
 	memset(node.wants, 0, sizeof node.wants);
 	while (node.rested.count)
-		rest_acknowledge(node.rested.first); /* the state says it */
+		part_acknowledge(node.rested.first); /* the state says it */
 	node.telling = TELL_FUNCTIONS;
 	node.telling_at = 0;
 	return 0;
@@ -253,7 +252,7 @@ void manager_ready(uint32_t events)
 		node.manager_blocked = false;
 		node_watch_again(node.manager, ON_MANAGER, 0, EPOLLIN);
 		manager_tell(true); /* SYNC's answer is the last */
-		if (node.has_done && !manager_message(&node.done, sizeof node.done, NULL, 0))
+		if (node.has_done && !send_message(&node.done, sizeof node.done, NULL, 0))
 			node.has_done = false;
 		return;
 	}
@@ -265,7 +264,7 @@ static int tell_function(int index)
 	const struct function *function = &node.functions[index];
 	struct state state = {.event = {.verb = EVENT_FUNCTION},
 			      .definition = function->definition};
-	return function->known ? manager_message(&state, sizeof state, &function->words, 1) : 0;
+	return function->known ? send_message(&state, sizeof state, &function->words, 1) : 0;
 }
 
 static int tell_part(int index)
@@ -275,8 +274,8 @@ static int tell_part(int index)
 			      .part = part->order};
 	if (part->state == PART_FREE)
 		return 0;
-	return manager_message(&state, sizeof state, &part->network,
-			       part->network >= 0 && part->order.kind == PART_NETWORK);
+	return send_message(&state, sizeof state, &part->network,
+			    part->network >= 0 && part->order.kind == PART_NETWORK);
 }
 
 static struct event instance_event(int index, enum event_verb verb)
@@ -309,7 +308,7 @@ static int tell_instance(int index)
 	if (node.instances[index].state != INSTANCE_RUNNING || node.instances[index].session)
 		return 0;
 	struct event event = instance_event(index, EVENT_STARTED);
-	return manager_message(&event, sizeof event, NULL, 0);
+	return send_message(&event, sizeof event, NULL, 0);
 }
 
 static int tell_kept(int index)
@@ -317,8 +316,7 @@ static int tell_kept(int index)
 	struct event event = {.verb = EVENT_KEPT, .status = index};
 	if (!kept[index].count)
 		return 0;
-	int failed =
-		manager_message(&event, sizeof event, kept[index].descriptors, kept[index].count);
+	int failed = send_message(&event, sizeof event, kept[index].descriptors, kept[index].count);
 	if (failed == -ETOOMANYREFS)
 		return drop((uint32_t)index); /* what they lead to ends with them */
 	return failed;
@@ -347,7 +345,7 @@ static bool tell_state(void)
 		node.telling_at = 0;
 	}
 	struct event event = {.verb = EVENT_STATE_END};
-	if (node.telling == TELL_END && manager_message(&event, sizeof event, NULL, 0))
+	if (node.telling == TELL_END && send_message(&event, sizeof event, NULL, 0))
 		return false;
 	if (node.telling == TELL_END)
 		node.waiting_changed = true;
@@ -379,7 +377,7 @@ static void tell_instances(void)
 			node.dirty.count--;
 			taken++;
 		}
-		if (manager_message(events, (size_t)count * sizeof *events, NULL, 0)) {
+		if (send_message(events, (size_t)count * sizeof *events, NULL, 0)) {
 			node.dirty = before;
 			return;
 		}
@@ -407,10 +405,10 @@ static void tell_rested(void)
 					       .status = node.parts[at].state == PART_LEFT,
 					       .network = at,
 					       .cgroup = NOBODY};
-		if (manager_message(events, (size_t)count * sizeof *events, NULL, 0))
+		if (send_message(events, (size_t)count * sizeof *events, NULL, 0))
 			return;
 		while (count--)
-			rest_acknowledge(node.rested.first);
+			part_acknowledge(node.rested.first);
 	}
 }
 
@@ -425,15 +423,9 @@ static void tell_wants(void)
 					      .status = (int)reach,
 					      .pid = node.pending_count ? node.pending_count : 1};
 			if (node.wants[kind][reach] == 1 &&
-			    !manager_message(&event, sizeof event, NULL, 0))
+			    !send_message(&event, sizeof event, NULL, 0))
 				node.wants[kind][reach] = 2;
 		}
-}
-
-void manager_want(enum part_kind kind, uint32_t reach)
-{
-	if (!node.wants[kind][reach])
-		node.wants[kind][reach] = 1;
 }
 
 static void tell_waiting(void)
@@ -442,7 +434,7 @@ static void tell_waiting(void)
 			      .id = node.made,
 			      .status = node.waiting.count,
 			      .user = node.fill_time};
-	if (node.waiting_changed && !manager_message(&event, sizeof event, NULL, 0))
+	if (node.waiting_changed && !send_message(&event, sizeof event, NULL, 0))
 		node.waiting_changed = false;
 }
 
@@ -489,11 +481,24 @@ int64_t manager_next(void)
 	return hears && node.owes_since ? node.owes_since + HOLD : INT64_MAX;
 }
 
+static void pass_rich(void)
+{
+	while (node.rich_count && node.manager >= 0) {
+		struct event event = {.verb = EVENT_RICH};
+		int failed = send_message(&event, sizeof event, &node.rich[0], 1);
+		if (failed && failed != -ETOOMANYREFS)
+			return;
+		descriptor_close(&node.rich[0]);
+		node.rich_count--;
+		memmove(node.rich, node.rich + 1, (size_t)node.rich_count * sizeof *node.rich);
+	}
+}
+
 void manager_tell(bool all)
 {
 	if (node.manager < 0 || node.manager_blocked || !tell_state())
 		return;
 	if (all || !holds_back())
 		tell_events();
-	client_flush_rich();
+	pass_rich();
 }

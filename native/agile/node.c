@@ -19,7 +19,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -29,42 +28,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BACKLOG = 4096, MANAGERS = 4, READY_MAX = 64, READY = 3 };
-
-struct node node;
-
-_Noreturn void node_die(const char *what, int failed)
-{
-	fprintf(stderr, "firstlight-node: cannot %s%s%s\n", what, failed ? ": " : "",
-		failed ? strerror(-failed) : "");
-	exit(1);
-}
-
-static uint64_t word(enum source source, int index)
-{
-	return (uint64_t)source << 32 | (uint32_t)index;
-}
-
-int node_watch(int descriptor, enum source source, int index, uint32_t events)
-{
-	struct epoll_event event = {.events = events, .data.u64 = word(source, index)};
-	return epoll_ctl(node.epoll, EPOLL_CTL_ADD, descriptor, &event) ? -errno : 0;
-}
-
-int node_watch_again(int descriptor, enum source source, int index, uint32_t events)
-{
-	struct epoll_event event = {.events = events, .data.u64 = word(source, index)};
-	return epoll_ctl(node.epoll, EPOLL_CTL_MOD, descriptor, &event) ? -errno : 0;
-}
-
-/* A child holds copies of what is open until it executes: as long as one does, what is closed alone
- * stays in the set, and what ended stays ready there. */
-void node_unwatch(int *descriptor)
-{
-	if (*descriptor >= 0)
-		(void)epoll_ctl(node.epoll, EPOLL_CTL_DEL, *descriptor, NULL);
-	descriptor_close(descriptor);
-}
+enum { BACKLOG = 4096, MANAGERS = 4, READY_MAX = 64, READY = 3, MOMENT = 1000000 /* ns */ };
 
 /* Called before anything else is opened, which would get the number of a closed standard stream.
  * READY, the starter's, moves away from the numbers that a waiting sandbox uses. */
@@ -188,9 +152,30 @@ static void listen_at(const char *directory)
 							     : node.managers_listener);
 }
 
+/* Until the next deadline, or -1. Only sandboxes are made to the moment: for the rest the loop would come
+ * round once for each of them. */
+static int64_t next_timeout(void)
+{
+	const int64_t others[] = {pending_next(), rest_next(),
+				  reuse_next(),   ahead_next(),
+				  manager_next(), node.accepts_at ? node.accepts_at : INT64_MAX};
+	int64_t fill = waiting_next(), until = INT64_MAX;
+	for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+		if (others[i] < until)
+			until = others[i];
+	if (until == INT64_MAX && fill == INT64_MAX)
+		return -1;
+	int64_t now = clock_now();
+	if (until != INT64_MAX)
+		until = now + (until > now ? (until - now + MOMENT - 1) / MOMENT * MOMENT : 0);
+	if (fill < until)
+		until = fill;
+	return until > now ? until - now : 0;
+}
+
 static int wait_for_events(struct epoll_event *events)
 {
-	int64_t timeout = pending_timeout();
+	int64_t timeout = next_timeout();
 	const struct timespec left = {timeout / 1000000000, timeout % 1000000000};
 	return (int)syscall(SYS_epoll_pwait2, node.epoll, events, READY_MAX,
 			    timeout < 0 ? NULL : &left, NULL, 0);
@@ -241,7 +226,7 @@ int main(int argc, char **argv)
 			ahead_make();
 		for (int i = 0; i < count; i++)
 			handle(&events[i]);
-		clients_accept_again();
+		node_accept_again();
 		rest_judge();
 		reuse_expire();
 		pending_serve();

@@ -1,20 +1,28 @@
 /* The node's own state. One thread, one event loop: nothing here waits for anybody.
  *
+ * Each file calls only those below it:
+ *
  *   node.c       the loop, and what happens once
  *   manager.c    orders and events
- *   client.c     connections and their requests
- *   instance.c   records of instances, and their ends
+ *   request.c    what clients ask for
+ *   pending.c    starts that wait for parts
+ *   session.c    programs beside an instance's own
  *   instance_start.c  starts
  *   waiting.c    sandboxes that wait for a function
- *   pending.c    starts that wait for parts
+ *   instance_clone.c  processes of instances
+ *   function.c   functions, by their numbers
+ *   instance_read.c   what instances say, and their ends
  *   reuse.c      sandboxes that serve their function again; keeper.c is in them
- *   ahead.c      what the next start opens, opened before it
- *   part.c       what is prepared: networks, cgroups; functions
+ *   instance_state.c  an instance runs and ends, and who is told
+ *   client.c     connections, and what clients are told
+ *   instance.c   records of instances
  *   rest.c       networks that were used
- *   queue.c      queues of all of these
- *   session.c    programs beside an instance's own
+ *   part.c       what is prepared: networks, cgroups
+ *   ahead.c      what the next start opens, opened before it
  *   output.c     output that is kept
  *   hosts.c      /etc/hosts of each network
+ *   watch.c      what the loop watches
+ *   queue.c      queues of all of these
  */
 #ifndef FIRSTLIGHT_NODE_H
 #define FIRSTLIGHT_NODE_H
@@ -169,11 +177,15 @@ struct node {
 
 extern struct node node;
 
-/* node.c */
+/* watch.c */
 int node_watch(int descriptor, enum source source, int index, uint32_t events);
 int node_watch_again(int descriptor, enum source source, int index, uint32_t events);
 void node_unwatch(int *descriptor); /* and close it */
 _Noreturn void node_die(const char *what, int failed);
+/* A connection, or a negative number. */
+int node_accept(int listener);
+void node_accept_again(void);
+void node_pause_accepting(void);
 
 /* queue.c */
 void queue_push(struct queue *queue, queue_next *next, int index);
@@ -195,6 +207,12 @@ int part_take(enum part_kind kind, struct function *function);
 void part_give_back(int index, int function);
 void part_leave(int index);
 queue_next part_next, part_next_owed;
+void part_give_up(struct queue *queue);
+void part_owe(int index);
+void part_acknowledge(int index);
+void part_want(enum part_kind kind, uint32_t reach);
+
+/* function.c */
 int function_set(const struct definition *definition, int tree, int words);
 int function_forget(uint32_t number);
 
@@ -204,7 +222,6 @@ bool rest_network(int index, int function, uint32_t version); /* false: it does 
 void rest_judge(void);
 int64_t rest_next(void); /* when to judge the next, or INT64_MAX */
 void rest_leave(int function);
-void rest_acknowledge(int index);
 
 /* session.c */
 int session_start(const struct ask *ask, struct rights *rights, int client, enum step *step);
@@ -222,7 +239,11 @@ void hosts_remove(int index);
 /* instance_start.c */
 /* 0 if it was started, -EAGAIN if it has to wait for parts, or the error and step of a refusal. */
 int instance_try(const struct ask *ask, struct rights *rights, int client, enum step *step);
+
+/* instance_clone.c */
 int instance_clone_waiting(int index); /* the process of a sandbox that waits, in its cgroup */
+int instance_enter_waiting(int index, struct place *place, int root);
+int instance_clone_into(int index, struct place *place, int root); /* its own sandbox */
 void instance_cloned(int index);
 /* A child in new namespaces (CLONE_…), born in that cgroup if it is of version 2. */
 pid_t instance_clone(uint64_t spaces, uint32_t cgroup);
@@ -230,8 +251,6 @@ pid_t instance_clone(uint64_t spaces, uint32_t cgroup);
 /* instance.c */
 void instances_open(int limit);
 queue_next instance_next;
-bool instance_read(int index);
-void instances_reap(void);
 int instance_signal(uint64_t id, int number, uint16_t flags);
 int instance_reserve(void);
 void instance_release(int index);
@@ -241,16 +260,23 @@ void instance_kill(int index);
 void instance_settle(int index);
 struct answer instance_answer(int index, enum answer_verb verb);
 void instance_hash(int index);
+int instance_hashed(pid_t pid); /* or NOBODY */
 int instance_unhash(pid_t pid);
+void instance_owe(int index, uint8_t what);
+
+/* instance_state.c */
 void instance_runs(int index);
 void instance_finish(int index, int status, int64_t user, int64_t system);
-void instance_owe(int index, uint8_t what);
+
+/* instance_read.c */
+bool instance_read(int index);
+void instances_reap(void);
 
 /* pending.c */
 int pending_start(const struct ask *ask, struct rights *rights, int client, enum step *step);
 void pending_serve(void);
 void pending_refuse(enum part_kind kind, uint32_t reach);
-int64_t pending_timeout(void); /* ns, or -1 */
+int64_t pending_next(void); /* when the next has waited too long, or INT64_MAX */
 
 /* waiting.c */
 void waiting_make(void); /* the next, if it is time */
@@ -270,22 +296,21 @@ void reuse_expire(void);
 int64_t reuse_next(void); /* when a renewal has taken too long, or INT64_MAX */
 
 /* client.c */
-int client_accept_one(int listener);
 void clients_accept(void);
-void clients_accept_again(void);
-void client_ready(int index, uint32_t events);
 void clients_release(void);
 void client_tell(int index);
 void client_end(int index);
+void client_leave(int index);
+int client_answer(int index, const struct answer *answer);
 int client_refuse(int client, const struct ask *ask, int error, enum step step);
-void client_flush_rich(void);
+
+/* request.c */
+void client_ready(int index, uint32_t events);
 
 /* manager.c */
 void managers_accept(void);
 void manager_ready(uint32_t events);
 void manager_tell(bool all); /* all: also what can wait */
 int64_t manager_next(void); /* when it is told at the latest, or INT64_MAX */
-void manager_want(enum part_kind kind, uint32_t reach);
-int manager_message(const void *bytes, size_t size, const int *descriptors, int count);
 
 #endif

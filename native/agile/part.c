@@ -1,5 +1,4 @@
 #include "node.h"
-#include "root.h"
 
 #include <errno.h>
 #include <string.h>
@@ -29,6 +28,23 @@ static struct queue *shelf(const struct part_order *order)
 	if (order->kind == PART_NETWORK)
 		return owner ? &owner->networks : &node.networks[order->reach];
 	return &node.cgroups;
+}
+
+void part_owe(int index)
+{
+	struct part *part = &node.parts[index];
+	if (part->owed)
+		return;
+	part->owed = true;
+	queue_push(&node.rested, part_next_owed, index);
+}
+
+/* The manager knows of it. */
+void part_acknowledge(int index)
+{
+	if (node.parts[index].owed)
+		(void)queue_cut(&node.rested, part_next_owed, index);
+	node.parts[index].owed = false;
 }
 
 int part_add(const struct part_order *order, int network)
@@ -73,7 +89,7 @@ static void forget(int index)
 	descriptor_close(&part->network);
 	if (part->order.address)
 		hosts_remove(index);
-	rest_acknowledge(index);
+	part_acknowledge(index);
 	part->state = PART_FREE;
 }
 
@@ -117,53 +133,15 @@ void part_give_back(int index, int function)
 	node.wants[part->order.kind][part->order.reach] = 0;
 }
 
-static void give_up(struct queue *queue)
+void part_give_up(struct queue *queue)
 {
 	int index;
 	while ((index = queue_pop(queue, part_next)) != NOBODY)
 		forget(index); /* the manager removes what was on its shelf when the order is done */
 }
 
-int function_set(const struct definition *definition, int tree, int words)
+void part_want(enum part_kind kind, uint32_t reach)
 {
-	if (definition->number >= FUNCTIONS || definition->profile >= PROFILES ||
-	    definition->reach >= REACHES || definition->reuse >= REUSES || !definition->version ||
-	    memchr(definition->host_name, 0, sizeof definition->host_name) == NULL)
-		return -EINVAL;
-	struct function *function = &node.functions[definition->number];
-	if (function->known && function->definition.version >= definition->version)
-		return -ESTALE;
-	struct root_text text = {definition->host_name,
-				 definition->reach == REACH_OUTBOUND ? node.resolvers : ""};
-	int failed = root_attach(definition->number, definition->version, tree,
-				 definition->flags & DEFINITION_VOLUMES, &text);
-	if (failed)
-		return failed;
-	if (function->known) {
-		reuse_drop(function);
-		root_detach(definition->number, function->definition.version, &function->root);
-		descriptor_close(&function->words);
-	}
-	if ((int)definition->number >= node.function_count)
-		node.function_count = (int)definition->number + 1;
-	function->definition = *definition;
-	function->root = tree;
-	function->words = words;
-	function->has_hosts = root_has_hosts(tree);
-	function->known = true;
-	return 0;
-}
-
-int function_forget(uint32_t number)
-{
-	struct function *function = known((int32_t)number);
-	if (!function || number >= FUNCTIONS)
-		return -ENOENT;
-	reuse_drop(function);
-	rest_leave((int)number);
-	give_up(&function->networks);
-	root_detach(number, function->definition.version, &function->root);
-	descriptor_close(&function->words);
-	function->known = false;
-	return 0;
+	if (!node.wants[kind][reach])
+		node.wants[kind][reach] = 1;
 }

@@ -4,7 +4,7 @@
 
 #include <errno.h>
 
-enum { PENDING_SECONDS = 30, MOMENT = 1000000 }; /* MOMENT: ns */
+enum { PENDING_SECONDS = 30 };
 
 static bool defer(const struct ask *ask, struct rights *rights, int client)
 {
@@ -122,25 +122,11 @@ void pending_refuse(enum part_kind kind, uint32_t reach)
 	node.wants[kind][reach] = 0;
 }
 
-/* Until the next deadline, or -1. Only sandboxes are made to the moment: for the rest the loop would come
- * round once for each of them. */
-int64_t pending_timeout(void)
+int64_t pending_next(void)
 {
-	const int64_t others[] = {rest_next(), reuse_next(), ahead_next(), manager_next(),
-				  node.accepts_at ? node.accepts_at : INT64_MAX};
-	int64_t fill = waiting_next(), until = INT64_MAX;
-	for (size_t i = 0; i < sizeof others / sizeof *others; i++)
-		if (others[i] < until)
-			until = others[i];
+	int64_t until = INT64_MAX;
 	for (int i = 0; i < node.pending_count; i++)
 		if (node.pending[i].until < until)
 			until = node.pending[i].until;
-	if (until == INT64_MAX && fill == INT64_MAX)
-		return -1;
-	int64_t now = clock_now();
-	if (until != INT64_MAX)
-		until = now + (until > now ? (until - now + MOMENT - 1) / MOMENT * MOMENT : 0);
-	if (fill < until)
-		until = fill;
-	return until > now ? until - now : 0;
+	return until;
 }

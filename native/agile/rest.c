@@ -63,23 +63,6 @@ static int look(const struct part *part)
 	return failed ? failed : digest == part->order.quick ? 0 : -ESTALE;
 }
 
-static void owe(int index)
-{
-	struct part *part = &node.parts[index];
-	if (part->owed)
-		return;
-	part->owed = true;
-	queue_push(&node.rested, part_next_owed, index);
-}
-
-/* The manager knows of it. */
-void rest_acknowledge(int index)
-{
-	if (node.parts[index].owed)
-		(void)queue_cut(&node.rested, part_next_owed, index);
-	node.parts[index].owed = false;
-}
-
 /* Their function is forgotten. */
 void rest_leave(int function)
 {
@@ -90,7 +73,7 @@ void rest_leave(int function)
 			continue;
 		queue_cut(&node.resting, part_next, at);
 		part_leave(at);
-		owe(at);
+		part_owe(at);
 	}
 }
 
@@ -111,7 +94,7 @@ void rest_judge(void)
 		part_leave(index);
 	else
 		part_give_back(index, part->order.function);
-	owe(index);
+	part_owe(index);
 }
 
 int64_t rest_next(void)

@@ -16,7 +16,7 @@ static int make(void)
 	instance->cgroup = part_take(PART_CGROUP, NULL);
 	if (instance->cgroup == NOBODY) {
 		instance_release(index);
-		manager_want(PART_CGROUP, 0);
+		part_want(PART_CGROUP, 0);
 		return -EAGAIN;
 	}
 	instance->requested = clock_now();

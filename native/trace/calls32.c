@@ -52,24 +52,25 @@ static const struct pair socketcalls[] = {
 #define SOCKET_PLACES(number, other) {number, AT_##other},
 	SOCKETCALLS(SOCKET_PLACES)};
 
-static void fill(const struct pair *from, size_t count, unsigned short *to, int size)
+static void fill(const struct pair *from, size_t count, const struct tracer_call *calls,
+		 unsigned short *to, int size)
 {
 	for (size_t i = 0; i < count; i++)
 		if (from[i].number < size)
-			to[from[i].number] =
-				(unsigned short)(tracer_calls[from[i].place].number + 1);
+			to[from[i].number] = (unsigned short)(calls[from[i].place].number + 1);
 }
 
-void tracer_translate(struct settings *settings)
+void tracer_translate(struct settings *settings, const struct tracer_call *calls)
 {
-	fill(pairs, sizeof pairs / sizeof *pairs, settings->of32, NUMBERS);
-	fill(socketcalls, sizeof socketcalls / sizeof *socketcalls, settings->of_socketcall,
+	fill(pairs, sizeof pairs / sizeof *pairs, calls, settings->of32, NUMBERS);
+	fill(socketcalls, sizeof socketcalls / sizeof *socketcalls, calls, settings->of_socketcall,
 	     SOCKETCALLS_MAX);
 }
 #else
 /* Calls of 32-bit programs are not reported. */
-void tracer_translate(struct settings *settings)
+void tracer_translate(struct settings *settings, const struct tracer_call *calls)
 {
 	(void)settings;
+	(void)calls;
 }
 #endif

@@ -118,7 +118,7 @@ static int configure(const char *file, struct settings settings, unsigned int ri
 	for (size_t i = 0; i < tracer_call_count; i++)
 		if (tracer_calls[i].number < NUMBERS)
 			settings.take[tracer_calls[i].number] = (unsigned char)tracer_calls[i].take;
-	tracer_translate(&settings);
+	tracer_translate(&settings, tracer_calls);
 	settings.ahead = clock_ahead();
 	struct bpf_program *program;
 	bpf_object__for_each_program(program, object)

@@ -19,7 +19,8 @@ struct tracer_call {
 };
 extern const struct tracer_call tracer_calls[];
 extern const size_t tracer_call_count;
-void tracer_translate(struct settings *settings); /* sets "of32" and "of_socketcall" */
+/* Sets "of32" and "of_socketcall", from tracer_calls. */
+void tracer_translate(struct settings *settings, const struct tracer_call *calls);
 
 /* Where events go. */
 extern struct tracer_out {

@@ -23,32 +23,10 @@
 
 enum { INPUT = 1 << 20, INSTANCES = 16 };
 
-struct node node;
 static jmp_buf ended; /* the node would have */
 static int client_peer = -1, manager_peer = -1;
 
-int node_watch(int descriptor, enum source source, int index, uint32_t events)
-{
-	struct epoll_event event = {.events = events,
-				    .data.u64 = (uint64_t)source << 32 | (uint32_t)index};
-	return epoll_ctl(node.epoll, EPOLL_CTL_ADD, descriptor, &event) ? -errno : 0;
-}
-
-int node_watch_again(int descriptor, enum source source, int index, uint32_t events)
-{
-	struct epoll_event event = {.events = events,
-				    .data.u64 = (uint64_t)source << 32 | (uint32_t)index};
-	return epoll_ctl(node.epoll, EPOLL_CTL_MOD, descriptor, &event) ? -errno : 0;
-}
-
-void node_unwatch(int *descriptor)
-{
-	if (*descriptor >= 0)
-		(void)epoll_ctl(node.epoll, EPOLL_CTL_DEL, *descriptor, NULL);
-	descriptor_close(descriptor);
-}
-
-_Noreturn void node_die(const char *what, int failed)
+_Noreturn void __wrap_node_die(const char *what, int failed)
 {
 	fprintf(stderr, "%s: %s\n", what, strerror(-failed));
 	abort();
@@ -209,7 +187,7 @@ static void turn(void)
 	pending_serve();
 	waiting_make();
 	manager_tell(node.part_count % 2);
-	(void)pending_timeout();
+	(void)pending_next();
 	/* A deadline for nothing would have the loop come round for ever. */
 	if (manager_next() != INT64_MAX && !node.rested.count && !node.dirty.count &&
 	    !node.waiting_changed)

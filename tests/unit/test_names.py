@@ -1,8 +1,11 @@
-"""C that is linked together shares no bare names, and each program says why it is C."""
+"""C shares no bare names, calls in no circle of files, and says in each program why it is C."""
 
 import re
 import subprocess
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "native"
@@ -12,16 +15,43 @@ FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-w", f"-I{NATIVE}", f"-I{ROOT}/subproje
 ENTRY = {"main", "first_light", "first_instruction"}
 
 
-def test_external_c_names_have_prefix(tmp_path: Path) -> None:
+FOLDERS = sorted(each for each in NATIVE.iterdir() if each.is_dir())
+
+
+@pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
+def compiled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Path, Path]:
+    """The objects of a folder's files."""
+    sources = [each for each in sorted(request.param.glob("*.c")) if each.name not in APART]
+    there = tmp_path_factory.mktemp("objects")
+    subprocess.run(["gcc", *FLAGS, "-c", *sources], cwd=there, check=True)
+    return {source: there / f"{source.stem}.o" for source in sources}
+
+
+def test_external_c_names_have_prefix(compiled: dict[Path, Path]) -> None:
     bare = []
-    for folder in sorted(each for each in NATIVE.iterdir() if each.is_dir()):
-        sources = [each for each in sorted(folder.glob("*.c")) if each.name not in APART]
-        subprocess.run(["gcc", *FLAGS, "-c", *sources], cwd=tmp_path, check=True)
-        for source in sources:
-            known = prefixes(source)
-            names = defined(tmp_path / f"{source.stem}.o") - ENTRY
-            bare += [f"{source}: {name}" for name in names if not starts(name, known)]
+    for source, made in compiled.items():
+        known = prefixes(source)
+        names = symbols(made, "--defined-only") - ENTRY
+        bare += [f"{source}: {name}" for name in names if not starts(name, known)]
     assert not bare
+
+
+def test_c_files_call_in_no_circle(compiled: dict[Path, Path]) -> None:
+    homes = {
+        name: source.name
+        for source, made in compiled.items()
+        for name in symbols(made, "--defined-only") - ENTRY
+    }
+    calls = {
+        source.name: {homes[name] for name in symbols(made, "--undefined-only") & homes.keys()}
+        for source, made in compiled.items()
+    }
+    try:
+        TopologicalSorter(calls).prepare()
+    except CycleError as error:
+        pytest.fail(" calls ".join(reversed(error.args[1])))
 
 
 def starts(name: str, known: set[str]) -> bool:
@@ -29,8 +59,8 @@ def starts(name: str, known: set[str]) -> bool:
     return first in known or first.removesuffix("s") in known
 
 
-def defined(compiled: Path) -> set[str]:
-    listed = ("nm", "--extern-only", "--defined-only", "--format=just-symbols", str(compiled))
+def symbols(compiled: Path, which: str) -> set[str]:
+    listed = ("nm", "--extern-only", which, "--format=just-symbols", str(compiled))
     return set(subprocess.check_output(listed, text=True).split())
 
 

@@ -1,0 +1,191 @@
+/* The process of an instance, and what it does until it is in its sandbox. */
+#include "common/clock.h"
+#include "node.h"
+#include "root.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { CONTROL = FIRST_RESERVED, SELF, FIRST_TOP };
+
+/* Keeps its own few of the node's descriptors: a namespace that it held would not end. */
+static int keep_own(int control, int self)
+{
+	if (dup3(control, CONTROL, O_CLOEXEC) < 0 || dup3(self, SELF, O_CLOEXEC) < 0)
+		return -1;
+	for (int i = 0; i < node.house.top_count; i++) {
+		if (dup3(node.house.tops[i], FIRST_TOP + i, O_CLOEXEC) < 0)
+			return -1;
+		node.house.tops[i] = FIRST_TOP + i; /* in this process only */
+	}
+	return close_range(FIRST_TOP + (unsigned)node.house.top_count, ~0U, 0);
+}
+
+/* A generic sandbox: waits for its function. Its end of the socket closes with the exec. */
+_Noreturn static void be_waiting(int index, int control, uint32_t cgroup)
+{
+	struct progress *progress = &node.progress[index];
+	struct place place = {.cgroup = cgroup};
+	struct enter enter;
+	struct rights rights;
+	char ready = 1;
+	instance_be_child();
+	int failed = sandbox_find_pid(progress), self = failed ? failed : sandbox_open_self();
+	if (self < 0 || sandbox_make(&node.house, ahead_made(), cgroup, progress) ||
+	    sandbox_lead_session() || keep_own(control, self))
+		_exit(127);
+	progress->stamps[STEP_WAIT] = clock_now();
+	progress->step = STEP_WAIT;
+	if (send(CONTROL, &ready, 1, MSG_NOSIGNAL) != 1)
+		_exit(0);
+	ssize_t size = socket_receive(CONTROL, &enter, sizeof enter, 0, &rights);
+	if (size != sizeof enter ||
+	    rights.count < PLACE_RIGHTS - 2 + !!enter.has_words + !!enter.has_hosts)
+		_exit(0); /* not needed any more, or the node is gone */
+	place.function = enter.function;
+	place.limits = enter.limits;
+	place.set_limits = enter.set_limits;
+	place.has_words = enter.has_words;
+	place.has_hosts = enter.has_hosts;
+	place.terminal = enter.terminal;
+	place.tree = rights.descriptors[0];
+	place.network = rights.descriptors[1];
+	memcpy(place.streams, &rights.descriptors[2], sizeof place.streams);
+	place.words = rights.descriptors[5];
+	place.hosts = enter.has_hosts ? rights.descriptors[6] : NOBODY;
+	place.own_words = enter.has_words ? rights.descriptors[6 + !!enter.has_hosts] : NOBODY;
+	if (place.function.reuse == REUSE_SANDBOX)
+		keeper_run(&node.house, &place, CONTROL, SELF, node.progress, (uint32_t)index);
+	sandbox_enter(&node.house, &place, SELF, progress);
+	_exit(127);
+}
+
+/* What is mounted in it of ours. A function whose root has no /etc/hosts gets none. */
+static int clone_mounts(struct place *place, int root)
+{
+	place->tree = root_clone(root);
+	if (place->tree < 0)
+		return place->tree;
+	place->hosts = place->has_hosts ? hosts_clone(place->network_part) : NOBODY;
+	return place->has_hosts && place->hosts < 0 ? place->hosts : 0;
+}
+
+_Noreturn static void be_instance(int index, struct place *place, int root)
+{
+	struct progress *progress = &node.progress[index];
+	instance_be_child();
+	bool own_users = place->function.flags & DEFINITION_USER_NAMESPACE;
+	int self = own_users ? sandbox_open_self() : NOBODY;
+	int failed = own_users && self < 0 ? self : sandbox_find_pid(progress);
+	if (!failed)
+		failed = clone_mounts(place, root);
+	if (failed) {
+		progress->step = STEP_ROOT;
+		progress->error = -failed;
+	} else if (!sandbox_make(&node.house, ahead_made(), place->cgroup, progress)) {
+		sandbox_enter(&node.house, place, self, progress);
+	}
+	_exit(127);
+}
+
+void instance_cloned(int index)
+{
+	struct instance *instance = &node.instances[index];
+	instance_hash(index);
+	int failed = node_watch(instance->control, ON_INSTANCE, index, EPOLLIN);
+	if (!failed)
+		return;
+	node.progress[index].error = -failed;
+	kill(instance->pid, SIGKILL); /* its end is told as any */
+}
+
+pid_t instance_clone(uint64_t spaces, uint32_t cgroup)
+{
+	struct clone_args args = {.flags = spaces, .exit_signal = SIGCHLD};
+	int directory FILE_SCOPE = NOBODY;
+	char name[16];
+	if (node.house.unified) {
+		snprintf(name, sizeof name, "%u", cgroup);
+		directory = openat(node.house.tops[0], name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (directory < 0)
+			return -errno;
+		args.flags |= CLONE_INTO_CGROUP;
+		args.cgroup = (__u64)directory;
+	}
+	pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
+	return pid < 0 ? -errno : pid;
+}
+
+/* The process of an instance, whose number and socket it gets: 0 in the child. */
+static pid_t clone_child(int index, uint32_t cgroup, int *theirs)
+{
+	struct instance *instance = &node.instances[index];
+	int ends[2], failed = ahead_control(ends);
+	if (failed)
+		return failed;
+	instance->control = ends[0];
+	node.progress[index].stamps[STEP_CLONE] = clock_now();
+	pid_t pid = instance_clone(CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS, cgroup);
+	*theirs = ends[1];
+	if (pid == 0)
+		return 0;
+	ahead_drop();
+	close(ends[1]);
+	if (pid < 0)
+		return pid;
+	instance->pid = pid;
+	instance_cloned(index);
+	return pid;
+}
+
+int instance_clone_waiting(int index)
+{
+	uint32_t cgroup = node.parts[node.instances[index].cgroup].order.cgroup;
+	int control;
+	pid_t pid = clone_child(index, cgroup, &control);
+	if (pid == 0)
+		be_waiting(index, control, cgroup);
+	return pid < 0 ? pid : 0;
+}
+
+int instance_clone_into(int index, struct place *place, int root)
+{
+	int control;
+	pid_t pid = clone_child(index, place->cgroup, &control);
+	if (pid == 0)
+		be_instance(index, place, root);
+	return pid < 0 ? pid : 0;
+}
+
+int instance_enter_waiting(int index, struct place *place, int root)
+{
+	struct instance *instance = &node.instances[index];
+	struct enter enter = {.function = place->function,
+			      .limits = place->limits,
+			      .set_limits = place->set_limits,
+			      .has_words = place->has_words,
+			      .has_hosts = place->has_hosts,
+			      .terminal = place->terminal};
+	int failed = clone_mounts(place, root);
+	int given[PLACE_RIGHTS] = {place->tree,       place->network,    place->streams[0],
+				   place->streams[1], place->streams[2], place->words};
+	int count = PLACE_RIGHTS - 2;
+	if (place->has_hosts)
+		given[count++] = place->hosts;
+	if (place->has_words)
+		given[count++] = place->own_words;
+	if (!failed)
+		failed = socket_send(instance->control, &enter, sizeof enter, given, count);
+	descriptor_close(&place->tree);
+	descriptor_close(&place->hosts);
+	return failed;
+}
