@@ -434,11 +434,18 @@ def clock() -> Check:
 
 def memory() -> Check:
     """A hundred runtimes at once take about 20 MB each; root file systems are in memory."""
-    free = facts.memory()["MemAvailable"]
-    if free >= 3 * facts.GIB:
-        return Check("memory", True, f"{facts.gib(free)} available")
+    sizes = facts.memory()
+    free, what = sizes["MemAvailable"], "available"
     hint = "use fewer --instances, or free memory: a hundred at once take about 3 GiB"
-    return Check("memory", None, f"{facts.gib(free)} available", hint)
+    if facts.read_line(facts.PROC / "sys/vm/overcommit_memory") == "2":
+        left = max(0, sizes.get("CommitLimit", free) - sizes.get("Committed_AS", 0))
+        if left < free:
+            free, what = left, "left to commit: vm.overcommit_memory is 2"
+            hint += "; vm.overcommit_ratio sets how much may be committed"
+    fact = f"{facts.gib(free)} {what}"
+    return (
+        Check("memory", True, fact) if free >= 3 * facts.GIB else Check("memory", None, fact, hint)
+    )
 
 
 def disk() -> Check:

@@ -191,6 +191,21 @@ def test_noise_is_a_warning_and_not_a_failure(
     assert doctor.swap().fact == "1.0 GiB are swapped out"
 
 
+@pytest.mark.parametrize(
+    ("policy", "fact"),
+    [("0", "8.0 GiB available"), ("2", "1.0 GiB left to commit: vm.overcommit_memory is 2")],
+)
+def test_memory_is_what_may_be_committed_where_that_is_limited(
+    policy: str, fact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"MemTotal": 9, "MemAvailable": 8, "SwapTotal": 0, "SwapFree": 0, "CommitLimit": 4,
+             "Committed_AS": 3}  # fmt: skip
+    meminfo = "".join(f"{name}: {gib * 2**20} kB\n" for name, gib in sizes.items())
+    files = {"meminfo": meminfo, "sys/vm/overcommit_memory": f"{policy}\n"}
+    monkeypatch.setattr(facts, "PROC", tree(tmp_path, files))
+    assert doctor.memory().fact == fact
+
+
 def verdict(*, root: bool = True, tracer: bool = True, can_run: tuple[str, ...] = ("runc",)) -> str:
     checks = [
         Check("root", root, "", "run firstlight with sudo"),
