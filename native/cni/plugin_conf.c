@@ -27,8 +27,8 @@ static bool is_interface(const char *text)
 	if (!length || length >= AGENT_INTERFACE || !strcmp(text, ".") || !strcmp(text, ".."))
 		return false;
 	for (; *text; text++)
-		if (*text == '/' || *text == ':' || isspace((unsigned char)*text))
-			return false;
+		if (strchr("/:%", *text) || isspace((unsigned char)*text))
+			return false; /* % asks the kernel for a number */
 	return true;
 }
 
@@ -83,7 +83,7 @@ static int load_attachment(struct call *call)
 			"CNI_CONTAINERID is not a letter or digit, and more of them or _.-");
 	if (!interface || !is_interface(interface))
 		return CALL_FAIL(call, CALL_BAD_ENVIRONMENT, 0,
-				 "CNI_IFNAME is not 1 to 15 bytes without / : and white space");
+				 "CNI_IFNAME is not 1 to 15 bytes without / : %% and white space");
 	if (needs_namespace && (!call->namespace || !*call->namespace))
 		return CALL_FAIL(call, CALL_BAD_ENVIRONMENT, 0, "CNI_NETNS is not set");
 	strcpy(to->interface, interface);
@@ -145,13 +145,50 @@ static int load_way(struct call *call)
 	return CALL_FAIL(call, CALL_BAD_CONF, 0, "namespace is %s: use auto, replace or fill", way);
 }
 
+/* Whether a member asks for nothing: it is absent, null, "", [] or {}. */
+static bool is_empty(const cJSON *member)
+{
+	return !member || cJSON_IsNull(member) ||
+	       (cJSON_IsString(member) && !*member->valuestring) ||
+	       ((cJSON_IsArray(member) || cJSON_IsObject(member)) && !member->child);
+}
+
+/* A member that is an object; NULL if it is not there. */
+static int object_member(struct call *call, const char *key, const cJSON **object)
+{
+	*object = cJSON_GetObjectItemCaseSensitive(call->conf, key);
+	if (*object && !cJSON_IsObject(*object))
+		return CALL_FAIL(call, CALL_BAD_CONF, 0, "%s is not an object", key);
+	return 0;
+}
+
+/* What goes into the result as it is, which the runtime then reads. */
+static int check_dns(struct call *call, const cJSON *dns)
+{
+	const cJSON *member, *each;
+	cJSON_ArrayForEach(member, dns)
+	{
+		bool is_text = !strcmp(member->string, "domain");
+		if (!is_text && strcmp(member->string, "nameservers") &&
+		    strcmp(member->string, "search") && strcmp(member->string, "options"))
+			continue;
+		if (cJSON_IsNull(member) || (is_text && cJSON_IsString(member)))
+			continue;
+		bool is_wrong = is_text || !cJSON_IsArray(member);
+		cJSON_ArrayForEach(each, member) is_wrong |= !cJSON_IsString(each);
+		if (is_wrong)
+			return CALL_FAIL(call, CALL_BAD_CONF, 0, "dns.%s is not %s", member->string,
+					 is_text ? "a string" : "a list of strings");
+	}
+	return 0;
+}
+
 /* Who asks for an address must not get another one instead. */
-static int refuse_wishes(struct call *call)
+static int refuse_wishes(struct call *call, const cJSON *wishes)
 {
 	static const char *const WISHES[] = {"ips", "mac"};
-	const cJSON *wishes = cJSON_GetObjectItemCaseSensitive(call->conf, "runtimeConfig");
 	for (size_t i = 0; i < sizeof WISHES / sizeof *WISHES; i++)
-		if (cJSON_GetObjectItemCaseSensitive(wishes, WISHES[i]))
+		if (!is_empty(cJSON_GetObjectItemCaseSensitive(wishes, WISHES[i])))
 			return CALL_FAIL(
 				call, CALL_BAD_CONF, 0,
 				"runtimeConfig.%s: addresses are the agent's; leave out the "
@@ -163,12 +200,13 @@ static int refuse_wishes(struct call *call)
 static int load_conf(struct call *call)
 {
 	const cJSON *seconds = cJSON_GetObjectItemCaseSensitive(call->conf, "seconds");
-	const cJSON *dns = cJSON_GetObjectItemCaseSensitive(call->conf, "dns");
-	const cJSON *previous = cJSON_GetObjectItemCaseSensitive(call->conf, "prevResult");
+	const cJSON *dns, *previous, *ipam, *wishes;
 	const char *name, *socket;
 	double wait = seconds ? cJSON_GetNumberValue(seconds) : SECONDS;
 	if (text_member(call, "name", &name) || text_member(call, "socket", &socket) ||
-	    load_way(call))
+	    load_way(call) || object_member(call, "dns", &dns) || check_dns(call, dns) ||
+	    object_member(call, "prevResult", &previous) || object_member(call, "ipam", &ipam) ||
+	    object_member(call, "runtimeConfig", &wishes))
 		return -EINVAL;
 	if (!name || !is_identifier(name))
 		return CALL_FAIL(call, CALL_BAD_CONF, 0,
@@ -180,14 +218,10 @@ static int load_conf(struct call *call)
 	if (!(wait > 0 && wait <= SECONDS_MAX))
 		return CALL_FAIL(call, CALL_BAD_CONF, 0, "seconds is not a number up to %d",
 				 SECONDS_MAX);
-	if (dns && !cJSON_IsObject(dns))
-		return CALL_FAIL(call, CALL_BAD_CONF, 0, "dns is not an object");
-	if (previous && !cJSON_IsObject(previous))
-		return CALL_FAIL(call, CALL_BAD_CONF, 0, "prevResult is not an object");
-	if (cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(call->conf, "ipam")))
+	if (!is_empty(ipam))
 		return CALL_FAIL(call, CALL_BAD_CONF, 0,
 				 "ipam is not used: addresses are the agent's; leave it out");
-	if (!strcmp(call->command, "ADD") && refuse_wishes(call))
+	if (!strcmp(call->command, "ADD") && refuse_wishes(call, wishes))
 		return -EINVAL;
 	if (previous && !strcmp(call->command, "ADD"))
 		return CALL_FAIL(call, CALL_BAD_CONF, 0,

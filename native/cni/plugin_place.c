@@ -154,14 +154,32 @@ static int count_mounted(const char *path)
 	return count;
 }
 
-/* Whether a line of a table of the current namespace has both words. */
-static bool has_line(const char *path, const char *first, const char *second)
+/* Whether the current namespace has the IPv4 default route by a gateway. */
+static bool has_default(const char *interface, in_addr_t gateway)
 {
-	char line[256];
+	char line[256], name[IFNAMSIZ];
+	bool any = false;
+	unsigned to, by, mask;
+	FILE *file = fopen("/proc/thread-self/net/route", "re");
+	while (file && !any && fgets(line, sizeof line, file))
+		any = sscanf(line, "%15s %x %x %*x %*d %*d %*d %x", name, &to, &by, &mask) == 4 &&
+		      !strcmp(name, interface) && !to && !mask && by == gateway;
+	if (file)
+		fclose(file);
+	return any;
+}
+
+/* Whether a table of the current namespace has a line that begins so, and ends with the interface. */
+static bool has_line(const char *path, const char *begin, const char *interface)
+{
+	char line[256], *name;
 	bool any = false;
 	FILE *file = fopen(path, "re");
-	while (file && !any && fgets(line, sizeof line, file))
-		any = strstr(line, first) && strstr(line, second);
+	while (file && !any && fgets(line, sizeof line, file)) {
+		line[strcspn(line, "\n")] = 0;
+		name = strrchr(line, ' ');
+		any = name && !strcmp(name + 1, interface) && !strncmp(line, begin, strlen(begin));
+	}
 	if (file)
 		fclose(file);
 	return any;
@@ -178,13 +196,13 @@ static void print6(const struct in6_addr *address, char text[HEX6])
 static int check6(struct call *call, const struct agent_answer *expected)
 {
 	const char *interface = call->request.attachment.interface;
-	char text[HEX6], route[3 * HEX6];
+	char text[HEX6], route[4 * HEX6];
 	print6(&expected->address6, text);
 	if (!has_line("/proc/thread-self/net/if_inet6", text, interface))
 		return CALL_FAIL(call, CALL_WRONG, 0, "interface %s does not have its IPv6 address",
 				 interface);
 	print6(&expected->gateway6, text);
-	snprintf(route, sizeof route, "%032d 00 %s ", 0, text); /* from anywhere, by the gateway */
+	snprintf(route, sizeof route, "%032d 00 %032d 00 %s ", 0, 0, text); /* any to any, by it */
 	if (!has_line("/proc/thread-self/net/ipv6_route", route, interface))
 		return CALL_FAIL(call, CALL_WRONG, 0, "the IPv6 default route by %s is gone",
 				 interface);
@@ -196,7 +214,7 @@ int call_check(struct call *call, const struct agent_answer *expected)
 	const char *interface = call->request.attachment.interface;
 	struct ifreq request = {0};
 	struct sockaddr_in *address = (void *)&request.ifr_addr;
-	char text[INET_ADDRSTRLEN] = "", route[64];
+	char text[INET_ADDRSTRLEN] = "";
 	int file FILE_SCOPE = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	strcpy(request.ifr_name, interface);
 	if (file < 0 || ioctl(file, SIOCGIFFLAGS, &request))
@@ -210,8 +228,7 @@ int call_check(struct call *call, const struct agent_answer *expected)
 	    address->sin_addr.s_addr != expected->address.s_addr)
 		return CALL_FAIL(call, CALL_WRONG, 0, "interface %s does not have the address %s",
 				 interface, text);
-	snprintf(route, sizeof route, "%s\t00000000\t%08X", interface, expected->gateway.s_addr);
-	if (!has_line("/proc/thread-self/net/route", route, ""))
+	if (!has_default(interface, expected->gateway.s_addr))
 		return CALL_FAIL(call, CALL_WRONG, 0, "the default route by %s is gone", interface);
 	return expected->flags & AGENT_IPV6 ? check6(call, expected) : 0;
 }

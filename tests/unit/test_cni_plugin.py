@@ -82,17 +82,45 @@ def test_another_version_is_refused(plugin: Path, version: str | None) -> None:
     assert call(plugin, conf)["code"] == 1
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("cniVersion", 1), ("name", 1), ("name", ""), ("name", "-a"), ("name", "a/b"),
-     ("name", "x" * 128), ("socket", 1), ("socket", "relative"), ("socket", "/" + "x" * 107),
-     ("namespace", "swap"), ("namespace", 1), ("seconds", "1"), ("seconds", 0), ("seconds", -1),
-     ("seconds", 1e9), ("dns", []), ("prevResult", []), ("ipam", {"type": "host-local"})],
-)  # fmt: skip
-def test_a_wrong_key_is_named(plugin: Path, key: str, value: object) -> None:
-    answer = call(plugin, CONF | {key: value})
-    assert answer["code"] == 7
-    assert key in answer["msg"]
+ODD = {"number": 7, "text": "host-local", "list": ["a"], "empty list": [], "true": True}
+WRONG = {
+    "cniVersion": [1, [], {}],
+    "name": [1, True, [], {}, "", "-a", "a/b", "x" * 128, "n\u00e9t", "a\nb"],
+    "socket": [1, True, [], {}, "", "relative", "/" + "x" * 107],
+    "namespace": [1, True, [], {}, "", "swap", "Auto"],
+    "seconds": ["1", True, [1], {}, 0, -1, 1e9],
+    "dns": [*ODD.values(), {"nameservers": "192.0.2.1"}, {"search": [1]}, {"options": {}},
+            {"domain": ["a"]}],
+    "prevResult": [*ODD.values()],
+    "ipam": [*ODD.values(), {"type": "host-local"}, {"ranges": []}],
+    "runtimeConfig": [*ODD.values()],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_wrong_key_is_named(plugin: Path, key: str) -> None:
+    for value in WRONG[key]:
+        answer = call(plugin, CONF | {key: value})
+        assert answer.get("code") == 7, value
+        assert key in answer["msg"]
+
+
+def test_what_asks_for_nothing_and_what_others_read_is_taken(plugin: Path) -> None:
+    """A second key of one name is not read, as in cJSON; ADD ends at the namespace, the last."""
+    empty: tuple[Any, ...] = (None, "", [], {})
+    nothing: list[dict[str, Any]] = [
+        {"ipam": {}}, {"runtimeConfig": {}},
+        *({"runtimeConfig": {wish: each}} for wish in ("ips", "mac") for each in empty),
+        {"dns": {}}, {"dns": {"nameservers": [], "domain": "", "other": 1, "search": None}},
+        {"capabilities": {"portMappings": True}}, {"args": 1}, {"type": []}, {"\u540d": "\u540d"},
+        {"disableCheck": "x"}, {"x" * 5000: {"y": [[{}]]}},
+    ]  # fmt: skip
+    for more in nothing:
+        answer = call(plugin, CONF | more, CNI_COMMAND="ADD", CNI_NETNS="/nowhere")
+        assert answer["code"] == 4, more
+        assert call(plugin, CONF | more) == {}
+    twice = json.dumps(CONF)[:-1] + ', "name": "/", "cniVersion": 3}'
+    assert call(plugin, twice.encode()) == {}
 
 
 @pytest.mark.parametrize(
@@ -101,13 +129,24 @@ def test_a_wrong_key_is_named(plugin: Path, key: str, value: object) -> None:
      ("CNI_CONTAINERID", None), ("CNI_CONTAINERID", ""), ("CNI_CONTAINERID", "../a"),
      ("CNI_CONTAINERID", "x" * 256), ("CNI_IFNAME", None), ("CNI_IFNAME", ""),
      ("CNI_IFNAME", "."), ("CNI_IFNAME", ".."), ("CNI_IFNAME", "a/b"), ("CNI_IFNAME", "a:b"),
-     ("CNI_IFNAME", "a b"), ("CNI_IFNAME", "x" * 16), ("CNI_ARGS", "A"), ("CNI_ARGS", "=b"),
+     ("CNI_IFNAME", "a b"), ("CNI_IFNAME", "x" * 16), ("CNI_IFNAME", "eth%d"),
+     ("CNI_ARGS", "A"), ("CNI_ARGS", "=b"),
      ("CNI_ARGS", "K8S_POD_NAME=" + "x" * 256)],
 )  # fmt: skip
 def test_a_wrong_variable_is_named(plugin: Path, name: str, value: str | None) -> None:
     answer = call(plugin, CONF, **{name: value})
     assert answer["code"] == 4
     assert name in answer["msg"] or "K8S_POD_NAME" in answer["msg"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"CNI_IFNAME": "x" * 15}, {"CNI_IFNAME": "\u00e9th0"}, {"CNI_CONTAINERID": "x" * 255},
+     {"CNI_ARGS": ""}, {"CNI_ARGS": ";;A=;B==;IgnoreUnknown=1;"}, {"CNI_PATH": None},
+     {"CNI_ARGS": "K8S_POD_NAME=\u540d;K8S_POD_NAMESPACE=;K8S_POD_NAME=b"}],
+)  # fmt: skip
+def test_an_odd_variable_is_taken(plugin: Path, odd: dict[str, str | None]) -> None:
+    assert call(plugin, CONF, **odd) == {}
 
 
 @pytest.mark.parametrize("namespace", [None, "", "/nowhere", "/dev/null", "/", "/proc/self/ns/net",

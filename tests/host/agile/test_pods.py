@@ -181,6 +181,7 @@ def test_two_stacks(tmp_path: Path) -> None:
         assert reaches(host, "one", second, 80)
         conf = {**CONF, "prevResult": answer}
         assert host.plugin("CHECK", "two", conf) == {}
+        host.sh("ip -6 route add fd00:77::/64 via fd00:10:244::1 dev eth0", net="two")
         host.sh("ip -6 route del default", net="two")
         assert "IPv6 default route" in host.plugin("CHECK", "two", conf)["msg"]
         answer["ips"][1]["address"] = "fd00:10:244::ff/128"
@@ -220,7 +221,8 @@ def test_check_sees_what_was_changed(host: PodHost) -> None:
     until(lambda: "the host's end" in host.plugin("CHECK", "a", conf).get("msg", ""))
     host.sh(f"ip link set {link} up")
     until(lambda: host.plugin("CHECK", "a", conf) == {})
-    for change in ("ip route del default", "ip link set eth0 down", "ip link del eth0"):
+    half = "ip route replace 0.0.0.0/1 via 10.244.0.1 dev eth0 onlink; ip route del default"
+    for change in (half, "ip link set eth0 down", "ip link del eth0"):
         host.sh(change, net="a")
         assert host.plugin("CHECK", "a", conf)["code"] == 102
     assert host.plugin("DEL", "a") == {}
