@@ -173,8 +173,11 @@ def instances(text: str | None) -> tuple[int, ...]:
     return counts
 
 
-def runtimes(text: str | None) -> tuple[str, ...]:
-    """Parse ``runc,/opt/crun``; none without the option. Raises Unsupported, FirstlightError."""
+def runtimes(text: str | None, *, installed: bool = True) -> tuple[str, ...]:
+    """Parse ``runc,/opt/crun``; none without the option. Raises Unsupported, FirstlightError.
+
+    Unless they are to be ``installed``, they are runtime classes or handlers of others.
+    """
     from firstlight.lab.backends.oci import Oci
     from firstlight.lab.cluster import running
 
@@ -184,7 +187,7 @@ def runtimes(text: str | None) -> tuple[str, ...]:
     if not names:
         raise FirstlightError(f"--runtime {text!r} names no runtime", "such as runc,/opt/crun")
     for name in names:
-        if name != running.SHIM:
+        if installed and name != running.SHIM:
             Oci(name).probe()
     return names
 

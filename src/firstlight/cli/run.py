@@ -98,7 +98,7 @@ def run(
         raise FirstlightError("--resume needs the run to continue", "give its directory with --out")
     options = Options(
         opt.instances(instances) or _instances(chosen, fast=fast),
-        opt.runtimes(runtime),
+        opt.runtimes(runtime, installed=bool(nodes) or not (kubeconfig or cri)),
         tuple(cni or ()),
         opt.hypervisors(hypervisor or ()),
         opt.accelerator(accel),
