@@ -33,7 +33,8 @@ expect.set_options(timeout=DEADLINE_MS)
 def opened(board: Board, width: int = 1280) -> Iterator[Page]:
     if CHROMIUM is None:
         pytest.skip("chromium is missing: apt install chromium")
-    with server.serving("0", server.page(board)) as url, sync_playwright() as playwright:
+    serving = server.serving("0", server.page(board), board.end)
+    with serving as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=list(OPTIONS), timeout=DEADLINE_MS
         )

@@ -157,7 +157,7 @@ def _served(
     counted, board = Metrics(), Board(socket.gethostname())
     if http is not None:
         routes = [*server.page(board), *server.metrics(counted)]
-        say(f"page: {stack.enter_context(server.serving(http, routes))}")
+        say(f"page: {stack.enter_context(server.serving(http, routes, board.end))}")
     if metrics is not None:
         url = stack.enter_context(server.serving(metrics, server.metrics(counted)))
         say(f"metrics: {url}metrics")

@@ -1,6 +1,7 @@
 """The live page's state and the metrics of watched starts."""
 
 import json
+import urllib.request
 from itertools import pairwise
 from typing import Any
 
@@ -143,3 +144,13 @@ def test_an_address_that_cannot_be_served_is_named(address: str) -> None:
         server.serving(address, []),
     ):
         pass
+
+
+def test_an_open_page_is_let_go_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    board = Board("here")
+    with server.serving("0", server.page(board), board.end) as url:
+        stream = urllib.request.urlopen(f"{url}events", timeout=60)
+        assert stream.readline().startswith(b"data: ")
+    with stream:
+        assert stream.read() == b"\n"
+    assert caplog.messages == []

@@ -60,6 +60,7 @@ class Board:
         self._hour: deque[tuple[float, Seen]] = deque(maxlen=_MOST_KEPT)
         self._minutes: deque[Minute] = deque()
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+        self.ended = False
 
     def add(self, start: Seen) -> None:
         """Add a start, and wake waiting clients."""
@@ -71,6 +72,15 @@ class Board:
             if len(self._hour) > LATEST:
                 self._thin(len(self._hour) - LATEST - 1)
             self._count(start, now)
+        self._wake()
+
+    def end(self) -> None:
+        """Take no more starts: waiting clients need not wait."""
+        self.ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._lock:
             waiting = list(self._waiting)
         for loop, event in waiting:
             with suppress(RuntimeError):  # its loop has just ended
@@ -78,7 +88,7 @@ class Board:
 
     @contextmanager
     def changes(self) -> Iterator[asyncio.Event]:
-        """An event of the running loop that is set at each start."""
+        """An event of the running loop that is set at each start, and at the end."""
         mine = asyncio.get_running_loop(), asyncio.Event()
         with self._lock:
             self._waiting.add(mine)

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from ipaddress import ip_address
@@ -81,7 +81,7 @@ def metrics(counted: Metrics) -> list[Route]:
 async def _changes(board: Board) -> AsyncIterator[bytes]:
     """The board's state now and after each change, at most twice a second."""
     with board.changes() as changed:
-        while True:
+        while not board.ended:
             changed.clear()
             yield b"data: " + board.state() + b"\n\n"
             await asyncio.sleep(_FASTEST_SECONDS)
@@ -94,8 +94,12 @@ async def _changes(board: Board) -> AsyncIterator[bytes]:
 
 
 @contextmanager
-def serving(address: str, routes: Sequence[Route]) -> Iterator[str]:
+def serving(
+    address: str, routes: Sequence[Route], end: Callable[[], None] = lambda: None
+) -> Iterator[str]:
     """Serve routes at ``PORT`` of the loopback or ``HOST:PORT``; yields the URL. Raises Failed.
+
+    ``end`` is called at the end, and ends answers that have no end of their own.
 
     On the loopback only requests for this machine's own names are answered, against DNS rebinding.
     """
@@ -107,7 +111,7 @@ def serving(address: str, routes: Sequence[Route]) -> Iterator[str]:
         uvicorn.Config(
             Starlette(routes=list(routes), middleware=guards), http="httptools", ws="none",
             lifespan="off", log_config=None, access_log=False, server_header=False,
-            date_header=False, timeout_graceful_shutdown=1,
+            date_header=False, timeout_graceful_shutdown=5,
         )
     )  # fmt: skip
     thread = Thread(target=server.run, args=([opened],), daemon=True)
@@ -115,6 +119,7 @@ def serving(address: str, routes: Sequence[Route]) -> Iterator[str]:
     try:
         yield f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     finally:
+        end()
         server.stop()
         thread.join()
         opened.close()
