@@ -40,6 +40,11 @@ def percent_interval(interval: Interval) -> str:
     return f"{percent(interval.value)} ({low}–{high})"
 
 
+def several(words: list[str]) -> str:
+    """Words in a row: "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def cause(name: str) -> str:
     """A cause inside a sentence: ``the lock rtnl_mutex (rtnl_newlink)``."""
     kind, _, what = name.partition(": ")

@@ -119,12 +119,20 @@ def test_the_page_does_not_rank_either() -> None:
         (KINDS[1], "faster than python3 in runc"),
         (KINDS[2], "from parts 29.0× ("),
         (KINDS[3], "with 1000: 57.9"),
+        (KINDS[4], "starts in 1.04 ms by a; 30.2 ms by b; 60.2 ms by c (medians)"),
         (KINDS[7], "c is the slowest node"),
     ],
     ids=lambda value: value.experiment if isinstance(value, Kind) else "",
 )
 def test_what_is_told_apart_is_ranked(kind: Kind, ranked: str) -> None:
     assert ranked in answer.answer(Analysis(run(kind, APART)))
+
+
+def test_platforms_that_are_not_told_apart_are_one_group() -> None:
+    sentence = answer.answer(Analysis(run(KINDS[4], ALIKE)))
+    assert re.fullmatch(
+        r"[^,;]+ ms by \w, [^,;]+ ms by \w and [^,;]+ \(.*\) \(medians\)\.", sentence
+    )
 
 
 def test_a_failed_start_is_no_repetition() -> None:

@@ -19,7 +19,7 @@ from firstlight.report.points import (
     unseen,
 )
 from firstlight.report.records import View
-from firstlight.units import duration, ratio_interval
+from firstlight.units import duration, ratio_interval, several
 
 MOST_NAMES = 4
 _PARTS = ("hypervisor", "build", "protocol", "console", "filesystem")
@@ -113,8 +113,7 @@ def _several(points: list[PointFigures]) -> str:
     """The names of some points, or how many they are."""
     if len(points) > MOST_NAMES:
         return f"{len(points)} others"
-    names = [point.name for point in points]
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return several([point.name for point in points])
 
 
 def _changes(analysis: Analysis) -> Iterator[_Change]:

@@ -5,7 +5,7 @@ from firstlight.analysis.figures import PointFigures
 from firstlight.report.points import apart, in_groups, middle, unseen
 from firstlight.report.records import View
 from firstlight.report.views.boots import fewest
-from firstlight.units import duration
+from firstlight.units import duration, several
 
 
 def _answer(analysis: Analysis) -> str | None:
@@ -14,13 +14,12 @@ def _answer(analysis: Analysis) -> str | None:
     if not groups:
         return None
     comparisons = sum(map(len, groups)) - 1
-    took = ", ".join(_group(group, comparisons) for group in groups)
+    took = "; ".join(_group(group, comparisons) for group in groups)
     return f"On this machine a function starts in {took} (medians)."
 
 
 def _group(points: list[PointFigures], comparisons: int) -> str:
-    clauses = [f"{duration(middle(point))} by {point.series}" for point in points]
-    words = " and ".join(clauses)
+    words = several([f"{duration(middle(point))} by {point.series}" for point in points])
     if len(points) == 1:
         return words
     if apart(points[-1], points[0], len(points) - 1):
