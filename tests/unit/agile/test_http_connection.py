@@ -419,7 +419,7 @@ def test_bytes_after_upgrade_belong_to_new_protocol() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("at_once", [1, 1 << 10])
+@pytest.mark.parametrize("at_once", [1, 50, 1 << 10])
 @pytest.mark.parametrize("asked", [b"h2c", b"websocket"])
 def test_upgrade_request_keeps_its_content(asked: bytes, at_once: int) -> None:
     async def main() -> None:
@@ -436,16 +436,17 @@ def test_upgrade_request_keeps_its_content(asked: bytes, at_once: int) -> None:
 
         client.connection.app = notes
         head = b"POST / HTTP/1.1\r\nconnection: Upgrade\r\nupgrade: %s\r\n" % asked
-        for sent in (
+        sent = b"".join((
             head + b"content-length: 8\r\n\r\nGET / no",
             head + b"transfer-encoding: chunked\r\n\r\n3\r\ntwo\r\n0\r\n\r\n",
             HEAD % 5 + b"\r\nthree",
             head + b"content-length: 0\r\n\r\n",
-            HEAD % 4 + b"\r\nfive",
-        ):
-            for at in range(0, len(sent), at_once):
-                await client.sends(sent[at : at + at_once])
-        assert bodies == [b"GET / no", b"two", b"three", b"", b"five"]
+            head + b"content-length: 6\r\n\r\nfollow", HEAD % 4 + b"\r\nfive",
+        ))  # fmt: skip
+        for at in range(0, len(sent), at_once):
+            await client.sends(sent[at : at + at_once])
+        await client.settled()
+        assert bodies == [b"GET / no", b"two", b"three", b"", b"follow", b"five"]
 
     asyncio.run(main())
 

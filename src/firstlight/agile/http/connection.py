@@ -312,25 +312,26 @@ class Connection(HttpToolsProtocol):
 
 
 class _Content:
-    """Told by a parser of the content of a request that asks for another protocol: the parser of
-    the head takes it for bytes of that.
+    """Told by a parser of the content of a request that asks for another protocol, which the parser
+    of the head takes for bytes of that; then of the requests that follow.
     """
 
     def __init__(self, connection: Connection) -> None:
-        self._connection, self._parser = connection, connection.parser
-        self._is_begun = False
+        self._connection, self._is_over = connection, False
         self.on_body = connection.on_body
-
-    def on_message_begin(self) -> None:
-        """Refuse another request in the same read."""
-        if self._is_begun:
-            raise ValueError("a request follows")  # uvicorn answers 400
-        self._is_begun = True
+        self.on_message_begin = partial(self._pass_on, connection.on_message_begin)
+        self.on_url = partial(self._pass_on, connection.on_url)
+        self.on_header = partial(self._pass_on, connection.on_header)
+        self.on_headers_complete = partial(self._pass_on, connection.on_headers_complete)
 
     def on_message_complete(self) -> None:
-        """Pass on its end, and read heads again."""
+        """Pass on its end."""
         self._connection.on_message_complete()
-        self._connection.parser = self._parser
+        self._is_over = True
+
+    def _pass_on(self, tell: Callable[..., None], *what: bytes) -> None:
+        if self._is_over:
+            tell(*what)
 
 
 def _has_content(headers: list[tuple[bytes, bytes]]) -> bool:
