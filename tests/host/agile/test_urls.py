@@ -315,6 +315,8 @@ def test_odd_answers_are_passed_on_whole_or_refused_by_name(tmp_path: Path) -> N
             ("204 No Content\r\nContent-Length: 5\r\n\r\n", 204, ""),
             (f"200 OK\r\nContent-Length: 2\r\n{chunked}", 200, "hello"),
             (f"200 OK\r\nContent-Length: 9\r\n{chunked}", 200, "hello"),
+            ("two hundred\r\n\r\n", 502, "what is not HTTP"),
+            ("200 OK\r\nContent-Length: x\r\n\r\n", 502, "what is not HTTP"),
             ("999 Denied\r\nContent-Length: 0\r\n\r\n", 502, "status 999"),
             ("200 OK\r\nX-A: \x01\r\nContent-Length: 0\r\n\r\n", 502, "in its header x-a"),
             ("200 OK\r\nX-A: a\tb\r\nContent-Length: 2\r\n\r\nok", 200, "ok"),

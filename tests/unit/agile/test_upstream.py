@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import h11
 import pytest
 
-from firstlight.agile.serving.upstream import Broken, Late, Unreached, Upstream
+from firstlight.agile.serving.upstream import Broken, Late, Malformed, Unreached, Upstream
 
 _Server = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 _PART = bytes(1 << 16)
@@ -107,9 +107,10 @@ def test_each_failure_has_its_kind() -> None:
         writer.close()
 
     async def ask(upstream: Upstream) -> None:
-        for method in ("GET", "PATCH", "TRACE"):
-            with pytest.raises(Broken):
+        for method, kind in (("GET", Broken), ("PATCH", Broken), ("TRACE", Malformed)):
+            with pytest.raises(Broken) as broken:
                 await _answered(upstream, method)
+            assert broken.type is kind
         with pytest.raises(Late):
             await _answered(upstream, "PUT")
         with pytest.raises(Late):

@@ -21,7 +21,7 @@ from firstlight.agile.functions.errors import NotFound
 from firstlight.agile.http import access, websockets
 from firstlight.agile.serving import Serving, Throttled
 from firstlight.agile.serving.answer import timed_out
-from firstlight.agile.serving.upstream import Broken, Exchange, Headers, Late, Unreached
+from firstlight.agile.serving.upstream import Broken, Exchange, Headers, Late, Malformed, Unreached
 from firstlight.agile.serving.web import WebInstance
 from firstlight.errors import Failed
 
@@ -137,7 +137,7 @@ class _Proxy:
         except Unreached as error:
             await exchange.refuse(502, Failed(f"{name} accepts no connection: {error}"))
         except Broken as error:
-            await exchange.refuse(502, Failed(f"{name} closed the connection: {error}"))
+            await exchange.refuse(502, Failed(f"{name} {error.words}: {error}"))
 
 
 class _Exchange:
@@ -173,6 +173,8 @@ class _Exchange:
         body = self._body() if self._has_body else None
         try:
             answer = await instance.upstream.ask(request, body)
+        except Malformed:
+            raise
         except (Broken, Unreached) as error:
             await asyncio.wait((instance.instance.ended,), timeout=_END_SECONDS)
             if instance.is_up:

@@ -29,7 +29,15 @@ class Unreached(Exception):
 
 
 class Broken(Exception):
-    """A connection ended, or had what is not HTTP, before the answer was whole."""
+    """A connection ended before the answer was whole."""
+
+    words = "closed the connection"
+
+
+class Malformed(Broken):
+    """An answer is not HTTP."""
+
+    words = "answers with what is not HTTP"
 
 
 class Late(Exception):
@@ -103,6 +111,7 @@ class Exchange:
                 self._connection.close()
 
     async def _event(self) -> h11.Event:
+        data: bytes | None = None
         try:
             while (event := self._wire.next_event()) is h11.NEED_DATA:
                 async with asyncio.timeout(self._patience) as self._limit:
@@ -114,7 +123,9 @@ class Exchange:
         except TimeoutError:
             raise Late from None
         except (OSError, h11.RemoteProtocolError) as error:
-            raise self._failed or Broken(str(error)) from error
+            is_cut = isinstance(error, OSError) or data == b""
+            kind = Broken if is_cut else Malformed
+            raise self._failed or kind(str(error)) from error
         finally:
             self._limit = None
         assert isinstance(event, h11.Event)
