@@ -216,8 +216,7 @@ class Client:
 
     def invoke(self, function: Function, event: object) -> Result:
         """Run a handler on an event. Raises Failed."""
-        raw = msgspec.Raw(protocol.event(event))
-        answer = self._ask(protocol.Invoke(function, raw))
+        answer = self._ask(protocol.Invoke(function, protocol.event(event)))
         assert isinstance(answer, protocol.Invoked)
         return answer.result
 

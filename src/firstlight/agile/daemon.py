@@ -20,7 +20,7 @@ from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.link import Outbox
 from firstlight.agile.node import liveness, process
 from firstlight.agile.runtime import Runtime
-from firstlight.agile.serving import Serving
+from firstlight.agile.serving import Serving, once
 from firstlight.errors import Failed, FirstlightError
 
 _NICE = -10
@@ -225,8 +225,9 @@ class _Connection:
                 await runtime.prepare(function, sandboxes)
                 return protocol.Done()
             case protocol.Invoke(function, event):
-                result = await runtime.invoke(function, msgspec.json.decode(event))
-                return protocol.Invoked(result)
+                protocol.check_json(event)
+                value = once.value(function.kind, event)
+                return protocol.Invoked(await runtime.invoke(function, value))
             case protocol.Stop(identity, grace, number):
                 instance = await runtime.find_instance(identity)
                 return protocol.Stopped(await instance.stop(grace, number))

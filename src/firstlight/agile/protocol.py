@@ -7,6 +7,7 @@ The first message of a connection decides its kind.
 
 import json
 import os
+import re
 import socket
 from fcntl import F_ADD_SEALS, F_GET_SEALS, F_SEAL_GROW, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
 from functools import lru_cache
@@ -20,6 +21,7 @@ from firstlight.agile.functions.records import Registration, Settings, Source
 from firstlight.errors import Failed
 
 _REPEATED_MOST = 4096
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 MESSAGE_MAX = 192 * 1024  # fits a socket's default buffer
 LARGE_MAX = 16 << 20
 _SEALS = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
@@ -57,7 +59,7 @@ class Invoke(Struct, frozen=True, tag="invoke"):
     """Run a handler on an event, any JSON."""
 
     function: Function
-    event: msgspec.Raw
+    event: bytes
 
 
 class Attach(Struct, frozen=True, tag="attach"):
@@ -205,7 +207,7 @@ class CallFunction(Struct, frozen=True, tag="call_function"):
     """
 
     name: str
-    event: msgspec.Raw
+    event: bytes
     qualifier: str = ""
     later: bool = False
 
@@ -357,8 +359,27 @@ def whole(message: bytes, descriptor: int) -> bytes:
     return os.pread(descriptor, size, 0)
 
 
+def check_json(text: bytes) -> None:
+    """Raise Failed if it is not JSON. An escape of half a surrogate pair is, and SDKs send it for
+    text that was cut between the two; so is a number of any size.
+    """
+    try:
+        text.decode()
+        try:
+            msgspec.json.decode(text, type=msgspec.Raw)
+        except msgspec.DecodeError:
+            msgspec.json.decode(_SURROGATE.sub(rb"\\u0000", text), type=msgspec.Raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Failed(f"the event is not JSON: {error}", "quote it for the shell") from error
+
+
 def event(value: object) -> bytes:
-    """Encode an event. Raises Failed for values that JSON cannot represent."""
+    """Encode an event; one that is encoded already is msgspec.Raw. Raises Failed for values that
+    JSON cannot represent.
+    """
+    if isinstance(value, msgspec.Raw):
+        check_json(bytes(value))
+        return bytes(value)
     try:
         return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError) as error:

@@ -5,7 +5,6 @@
 Over 500 lines: ``start`` and ``invoke`` share most of their options.
 """
 
-import json
 import os
 import re
 import signal
@@ -20,6 +19,8 @@ from firstlight.cli.output import Json, completion, examples, print_json, print_
 from firstlight.errors import FirstlightError, UnknownName
 
 if TYPE_CHECKING:
+    import msgspec
+
     from firstlight.agile.client import Client, Started
     from firstlight.agile.config import Config
     from firstlight.agile.function import Ended, Function
@@ -532,13 +533,12 @@ def _bytes(size: str, option: str = "--memory") -> int:
     return int(number) * _BYTES[unit]
 
 
-def _event(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FirstlightError(
-            f"the event is not JSON: {error}", "quote it for the shell"
-        ) from error
+def _event(text: str) -> "msgspec.Raw":
+    import msgspec
+
+    from firstlight.agile import protocol
+
+    return msgspec.Raw(protocol.event(msgspec.Raw(os.fsencode(text))))
 
 
 def _null() -> int:

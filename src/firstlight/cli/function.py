@@ -16,7 +16,6 @@ from firstlight.cli.agile import (
     ConfigFile,
     Env,
     _bytes,
-    _event,
     _pair,
     _secret,
     _volume,
@@ -427,13 +426,13 @@ def call(
     config: ConfigFile = None,
 ) -> None:
     """Call a function with an event and print its answer. Exit status 1 if the function failed."""
-    import msgspec
-
     from firstlight.agile import protocol
 
     if event.startswith("@"):
-        event = sys.stdin.read() if event == "@-" else _text(Path(event[1:]))
-    raw = msgspec.Raw(msgspec.json.encode(_event(event)))
+        raw = sys.stdin.buffer.read() if event == "@-" else _content(Path(event[1:]))
+    else:
+        raw = os.fsencode(event)
+    protocol.check_json(raw)
     with connected(config) as client:
         called = client.call(protocol.CallFunction(name, raw, qualifier, later))
     if called is None:
@@ -615,12 +614,11 @@ def _age(since: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _text(path: Path) -> str:
+def _content(path: Path) -> bytes:
     try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        fact = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+        return path.read_bytes()
+    except OSError as error:
         raise FirstlightError(
-            f"cannot read the event's file {path}: {fact}",
+            f"cannot read the event's file {path}: {error.strerror}",
             "@FILE reads the event from a file, @- from standard input",
         ) from error

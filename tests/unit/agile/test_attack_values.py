@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -76,6 +77,20 @@ def test_what_no_function_may_have_is_refused_by_name(
 def test_an_event_that_json_has_no_form_of_does_not_become_null(value: object) -> None:
     with pytest.raises(Failed, match="the event is not JSON"):
         protocol.event(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_json"),
+    [
+        (b"1e400", True), (b'"\\ud83d"', True), (b'{"a":\n[1]}', True), (b"9" * 5000, True),
+        (b"NaN", False), (b"{", False), (b"", False), (b"'a'", False), (b'"\xff"', False),
+        (b"[" * 100_000, False),
+    ],
+    ids=lambda value: repr(value)[:20],
+)  # fmt: skip
+def test_event_text_is_taken_as_it_is_if_it_is_json(text: bytes, is_json: bool) -> None:
+    with nullcontext() if is_json else pytest.raises(Failed, match="the event is not JSON"):
+        assert protocol.event(msgspec.Raw(text)) == text
 
 
 def test_an_event_that_contains_itself_is_refused() -> None:

@@ -20,7 +20,8 @@ async def answered(functions: Functions, request: protocol.FunctionRequest) -> p
 
 
 async def _called(functions: Functions, request: protocol.CallFunction) -> protocol.Answer:
-    identity, event = str(uuid.uuid4()), bytes(request.event)
+    identity, event = str(uuid.uuid4()), request.event
+    protocol.check_json(event)
     if request.later:
         await functions.accept(request.name, event, request.qualifier, request_id=identity)
         return protocol.Done()

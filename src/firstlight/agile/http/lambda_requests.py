@@ -11,8 +11,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from firstlight.agile import protocol
 from firstlight.agile.functions.errors import Invalid, TooLarge
 from firstlight.agile.functions.records import LATEST
+from firstlight.errors import Failed
 
 _REQUEST_MOST = 70 << 20  # a zip file of 50 MB in base64, and the JSON around it
 _CONTEXT_MOST, _PAGE = 3583, 50
@@ -21,7 +23,6 @@ _ARN = re.compile(
     r"([A-Za-z0-9_-]{1,64})(?::(\$LATEST|[A-Za-z0-9_-]{1,128}))?"
 )
 _MARKER = re.compile(r"([$A-Za-z0-9_-]{0,128}):([0-9]{1,9})")
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 Shape = TypeVar("Shape")
 
 
@@ -61,18 +62,12 @@ def client_context(encoded: str | None) -> bytes | None:
 
 
 def check_json(text: bytes) -> None:
-    """Raise Bad if it is not JSON. An escape of half a surrogate pair is, and SDKs send it for text
-    that was cut between the two.
-    """
+    """Raise Bad if it is not JSON."""
     try:
-        text.decode()
-        try:
-            msgspec.json.decode(text, type=msgspec.Raw)
-        except msgspec.DecodeError:
-            msgspec.json.decode(_SURROGATE.sub(rb"\\u0000", text), type=msgspec.Raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Bad(400, "InvalidRequestContentException",
-                   f"Could not parse request body into json: {error}") from error  # fmt: skip
+        protocol.check_json(text)
+    except Failed as error:
+        words = f"Could not parse request body into json: {error.message}"
+        raise Bad(400, "InvalidRequestContentException", words) from error
 
 
 async def read(request: Request, most: int) -> bytes:

@@ -129,9 +129,7 @@ async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes)
     function = handler_definition(version)
     requested = time.monotonic_ns()
     try:
-        result = await runtime.invoke(function, _value(version, event), requested)
-    except (msgspec.DecodeError, RecursionError) as error:
-        return failure(Answer(payload=b""), "Runtime.UnmarshalError", f"the event: {error}")
+        result = await runtime.invoke(function, value(version.kind, event), requested)
     except HandlerFailed as error:
         answer = Answer(
             payload=b"", log_tail=error.output.encode(), duration_ns=time.monotonic_ns() - requested
@@ -155,10 +153,15 @@ async def call_handler(runtime: Runtime, version: FunctionVersion, event: bytes)
     return too_long(answer) if len(answer.payload) > PAYLOAD_MAX else answer
 
 
-def _value(version: FunctionVersion, event: bytes) -> object:
-    """An event as a handler is called with it; one of Python parses it itself, as one line."""
-    if version.kind == "wasm":
-        return msgspec.json.decode(event)
+def value(kind: str, event: bytes) -> object:
+    """An event as a handler is called with it; one of Python parses it itself, as one line. Raises
+    HandlerFailed for one that a module cannot be given.
+    """
+    if kind == "wasm":
+        try:
+            return msgspec.json.decode(event)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise HandlerFailed("Runtime.UnmarshalError", f"the event: {error}") from error
     return msgspec.Raw(event.replace(b"\n", b" "))
 
 

@@ -129,7 +129,7 @@ class Invoked:
                         client.invoke(function, event)
                     if self.kind != "wasm":
                         client.prepare(function, forks.high)
-                raw = msgspec.Raw(msgspec.json.encode(event))
+                raw = msgspec.json.encode(event)
                 message = protocol.encode(protocol.Invoke(function, raw)).decode()
                 start = Ask(config.socket, GREETING, message, daemons=processes(config, pid))
                 yield Prepared([start] * instances)

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import msgspec
-
 from firstlight.agile import Config, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.config import Http, Pools, PoolSize
@@ -110,7 +108,7 @@ class OverHttp:
             settings = Settings(handler="app.main", keep_warm=kept, timeout=60.0)
         client.functions(protocol.AddFunction(_NAME, source, settings))
         if self.kind != "Python, warm":
-            client.call(protocol.CallFunction(_NAME, msgspec.Raw(b"{}"), "1"))
+            client.call(protocol.CallFunction(_NAME, b"{}", "1"))
 
 
 def _await_full(client: Client) -> None:

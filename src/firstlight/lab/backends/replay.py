@@ -117,7 +117,7 @@ class Replay:
                     _call_at_once(config, function, most)
                     if self.waiting is not None:
                         client.prepare(function, self.waiting)
-                raw = msgspec.Raw(msgspec.json.encode(EVENT))
+                raw = msgspec.json.encode(EVENT)
                 served = processes(config, pid)
                 starts = [
                     Ask(config.socket, GREETING,
