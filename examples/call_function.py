@@ -28,7 +28,8 @@ def main(endpoint: str = "http://127.0.0.1:9400") -> None:
     with zipfile.ZipFile(code, "w") as archive:
         archive.writestr("app.py", HANDLER)
     client.create_function(
-        FunctionName="example", Runtime="python3.11", Handler="app.main", Role="none",
+        FunctionName="example", Runtime="python3.11", Handler="app.main",
+        Role="arn:aws:iam::000000000000:role/none",
         Code={"ZipFile": code.getvalue()},
     )  # fmt: skip
     answer = client.invoke(FunctionName="example", Payload=json.dumps({"name": "world"}))

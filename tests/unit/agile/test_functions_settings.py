@@ -1,6 +1,7 @@
 """What a directory or an image is to a function."""
 
 import errno
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -154,6 +155,49 @@ def test_an_empty_member_resets_what_it_names_and_nothing_else(reset: bytes) -> 
         del expected["ImageConfigResponse"]
         expected["ran"] = (("/entry", "own"), "/task", {"OWN": "1", "A": "1"})
     assert after == expected
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        b'{"Role": "none"}', b'{"Role": "arn:aws:iam::0:role/x"}', b'{"Handler": "app main"}',
+        b'{"Handler": "app.main\\n"}', b'{"MemorySize": 127}', b'{"Timeout": 901}',
+        b'{"Environment": {"Variables": {"AWS_LAMBDA_FUNCTION_NAME": "x"}}}',
+        b'{"Environment": {"Variables": {"AWS_DEFAULT_REGION": "x"}}}',
+        b'{"Environment": {"Variables": {"1A": "x"}}}', b'{"Environment": {"Variables": {"": ""}}}',
+        b'{"Layers": ["arn"]}', b'{"DurableConfig": {"ExecutionTimeout": 1}}', b'{"Runtime": "go"}',
+    ],
+)  # fmt: skip
+def test_settings_that_a_function_cannot_have_are_refused(refused: bytes) -> None:
+    with pytest.raises((Failed, msgspec.ValidationError)):
+        msgspec.json.decode(refused, type=lambda_shapes.Configuration).settings()
+
+
+def test_variables_that_the_node_sets_are_refused_where_it_sets_them() -> None:
+    version = FunctionVersion(name="f", kind="bootstrap")
+    changed = dict.fromkeys((*kept.environment(version), *kept._of_instance(version)), "other")
+    given = msgspec.structs.replace(version, environment=changed)
+    kept_as_given = kept.environment(given) | kept._of_instance(given)
+    assert {name for name, value in kept_as_given.items() if value != "other"} == settings.RESERVED
+
+    code = Code(source="/code", digest=f"sha256:{'0' * 64}", size=1, trees=(1,), base=True)
+    for name in settings.RESERVED:
+        environment = {name: "other"}
+        settings.made("f", 1, Settings(command=("x",), environment=environment), code, None, "")
+        with pytest.raises(Failed, match=name):
+            settings.made("f", 1, Settings(handler="a.b", environment=environment), code, None, "")
+
+
+def test_an_image_may_have_a_larger_environment_than_a_function_is_given() -> None:
+    code = Code(source="oci:x", digest=f"sha256:{'0' * 64}", size=1, trees=(1,))
+    own = ImageSettings(
+        entrypoint=["/entry"], env=["LAMBDA_TASK_ROOT=/var/task", f"A={'é' * 4000}"]
+    )
+    assert settings.made("f", 1, Settings(), code, own, "").version.environment["A"]
+    for letters, refused in ((2047, False), (2048, True)):
+        given = Settings(environment={"A": "é" * letters})
+        with pytest.raises(Failed, match="4097 bytes") if refused else nullcontext():
+            settings.made("f", 1, given, code, own, "")
 
 
 @pytest.mark.parametrize("handler", ["app", "app:", ":main", "", ".main"])

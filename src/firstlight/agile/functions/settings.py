@@ -27,6 +27,12 @@ TIMEOUT_MOST, ENVIRONMENT_MOST, DESCRIPTION_MOST = 900.0, 4096, 256
 _NAMES_MOST = 10
 WARM_MOST, PER_INSTANCE_MOST = 1000, 1000
 _VARIABLE = re.compile(r"[^=\0]+")
+RESERVED = frozenset({
+    "AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "AWS_LAMBDA_FUNCTION_NAME", "AWS_LAMBDA_FUNCTION_VERSION",
+    "AWS_LAMBDA_INITIALIZATION_TYPE", "AWS_LAMBDA_LOG_GROUP_NAME", "AWS_LAMBDA_LOG_STREAM_NAME",
+    "AWS_LAMBDA_RUNTIME_API", "LAMBDA_RUNTIME_DIR", "LAMBDA_TASK_ROOT", "_HANDLER",
+})  # fmt: skip
+"""What the node sets for functions that fetch events, whatever else their environment has."""
 
 
 def merged(before: Settings, after: Settings) -> Settings:
@@ -71,6 +77,7 @@ def made(
         handler=handler, arn=ARN + name, owner=owner, **fields,
     )  # fmt: skip
     _check(version)
+    _check_given(version, settings.environment or {})
     if len(settings.description or "") > DESCRIPTION_MOST:
         raise Invalid(f"the description is longer than {DESCRIPTION_MOST} characters")
     return Revision(
@@ -200,9 +207,6 @@ def _check(version: FunctionVersion) -> None:
         raise Invalid(f"{version.name} has no command to run",
                       "give one, or an image with an entry point")  # fmt: skip
     _check_text(version)
-    size = sum(len(name) + len(value) for name, value in version.environment.items())
-    if size > ENVIRONMENT_MOST:
-        raise Invalid(f"the environment has {size} bytes", f"give at most {ENVIRONMENT_MOST}")
     for name, value in version.environment.items():
         if not _VARIABLE.fullmatch(name) or "\0" in value:
             raise Invalid(
@@ -214,6 +218,17 @@ def _check(version: FunctionVersion) -> None:
     if not version.directory.startswith("/"):
         raise Invalid(f"the working directory of {version.name} is {version.directory!r}",
                       "give an absolute one: --directory DIR")  # fmt: skip
+
+
+def _check_given(version: FunctionVersion, given: dict[str, str]) -> None:
+    """Raise Invalid for variables that a function cannot be given; an image may have more."""
+    size = sum(len(text.encode()) for each in given.items() for text in each)
+    if size > ENVIRONMENT_MOST:
+        raise Invalid(f"the environment has {size} bytes", f"give at most {ENVIRONMENT_MOST}")
+    called = version.kind == "python" and ":" not in version.handler
+    fetches = called or version.kind in ("bootstrap", "image")
+    if reserved := sorted(RESERVED & given.keys()) if fetches else []:
+        raise Invalid(f"the node itself sets {', '.join(reserved)}", "leave it out")
 
 
 def _check_text(version: FunctionVersion) -> None:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import platform
+import re
 import time
 import uuid
 import zipfile
@@ -33,6 +34,30 @@ _SPACE = uuid.UUID("8f1f6a52-6f6e-4d3c-9f0e-5a1d0a3f4b00")
 Megabytes = Annotated[int, Meta(ge=128, le=32768)]
 Seconds = Annotated[int, Meta(ge=1, le=900)]
 Text = Annotated[str, Meta(max_length=256)]
+TagKey = Annotated[str, Meta(min_length=1, max_length=128)]
+TagsOf = Annotated[dict[TagKey, Text], Meta(max_length=50)]
+_ROLE = re.compile(r"arn:(aws[a-zA-Z-]*)?:iam::\d{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+")
+_VARIABLE = re.compile(r"[a-zA-Z][a-zA-Z0-9_]+")
+_RESERVED = settings.RESERVED | {
+    "AWS_DEFAULT_REGION", "AWS_EXECUTION_ENV", "AWS_REGION", "_X_AMZN_TRACE_ID"
+}  # fmt: skip
+_ABSENT = {
+    "layers": ("layers", "put them into the code, or into an image"),
+    "file_system_configs": (
+        "FileSystemConfigs",
+        "give it a volume on the node: firstlight agile function update --volume",
+    ),
+    "vpc_config": ("VpcConfig", "leave it out"),
+    "dead_letter_config": (
+        "dead-letter targets", "leave it out; given-up events are in dead-letters.jsonl"
+    ),
+    "code_signing_config_arn": ("code signing", "leave it out"),
+    "tenancy_config": ("TenancyConfig", "leave it out"),
+    "capacity_provider_config": ("capacity providers", "leave it out"),
+    "durable_config": ("durable functions", "leave it out"),
+    "accelerator_config": ("accelerators", "leave it out"),
+}  # fmt: skip
+"""What a function cannot have here: its name and the remedy."""
 
 
 class _Shape(Struct, frozen=True, kw_only=True, rename="pascal"):
@@ -94,7 +119,7 @@ class Configuration(_Shape, frozen=True):
 
     runtime: str | None = None
     role: str | None = None
-    handler: Annotated[str, Meta(max_length=128)] | None = None
+    handler: Annotated[str, Meta(max_length=128, pattern=r"\A\S*\Z")] | None = None
     description: Text | None = None
     timeout: Seconds | None = None
     memory_size: Megabytes | None = None
@@ -106,21 +131,22 @@ class Configuration(_Shape, frozen=True):
     file_system_configs: list[Any] | None = None
     vpc_config: dict[str, Any] | None = None
     dead_letter_config: dict[str, Any] | None = None
+    code_signing_config_arn: str | None = None
+    tenancy_config: dict[str, Any] | None = None
+    capacity_provider_config: dict[str, Any] | None = None
+    durable_config: dict[str, Any] | None = None
+    accelerator_config: dict[str, Any] | None = None
 
     def settings(self) -> Settings:
         """The same as the registry takes it. Raises Invalid."""
-        if self.layers:
-            raise Invalid("this node has no layers", "put them into the code, or into an image")
-        if self.file_system_configs:
-            raise Invalid(
-                "this node has no FileSystemConfigs",
-                "give it a volume on the node: firstlight agile function update --volume",
-            )
-        if any((self.vpc_config or {}).values()):
-            raise Invalid("this node has no VpcConfig", "leave it out")
-        if any((self.dead_letter_config or {}).values()):
-            raise Invalid("this node has no dead-letter targets",
-                          "leave it out; given-up events are in dead-letters.jsonl")  # fmt: skip
+        for name, (what, remedy) in _ABSENT.items():
+            value = getattr(self, name)
+            if any(value.values()) if isinstance(value, dict) else value:
+                raise Invalid(f"this node has no {what}", remedy)
+        if self.role is not None and not _ROLE.fullmatch(self.role):
+            raise Invalid(f"{self.role[:80]!r} is not a role's ARN",
+                          "any of the form arn:aws:iam::000000000000:role/NAME")  # fmt: skip
+        _check_variables(self.environment)
         given: dict[str, Any] = {
             "handler": self.handler, "role": self.role, "description": self.description,
             "runtime": self.runtime,
@@ -147,7 +173,7 @@ class Create(Configuration, frozen=True, kw_only=True):
     ephemeral_storage: Storage = Storage(size=512)
     package_type: str = "Zip"
     publish: bool = False
-    tags: dict[str, str] = {}
+    tags: TagsOf = {}
     architectures: list[str] | None = None
 
 
@@ -207,7 +233,7 @@ class Provision(_Shape, frozen=True):
 class Tags(_Shape, frozen=True):
     """TagResource."""
 
-    tags: dict[str, str]
+    tags: TagsOf
 
 
 def configuration(
@@ -319,6 +345,18 @@ def revision_number(identity: str | None) -> int | None:
 
 def _sha256(digest: str) -> str:
     return base64.b64encode(bytes.fromhex(digest.removeprefix("sha256:"))).decode()
+
+
+def _check_variables(environment: Variables | None) -> None:
+    """Raise Invalid for variables that the API does not let a function have."""
+    names = environment.variables if environment else {}
+    if reserved := sorted(_RESERVED & names.keys()):
+        raise Invalid(f"reserved environment variables cannot be set: {', '.join(reserved)}",
+                      "leave them out")  # fmt: skip
+    for name in names:
+        if not _VARIABLE.fullmatch(name):
+            raise Invalid(f"{name[:80]!r} cannot be an environment variable",
+                          "a letter, then one or more letters, digits and _")  # fmt: skip
 
 
 def _kind(runtime: str) -> str:
