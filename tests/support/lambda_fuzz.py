@@ -17,6 +17,7 @@ OPERATIONS = (
     "CreateFunction", "ListFunctions", "GetFunction", "DeleteFunction", "GetFunctionConfiguration",
     "UpdateFunctionConfiguration", "UpdateFunctionCode", "PublishVersion", "ListVersionsByFunction",
     "CreateAlias", "ListAliases", "GetAlias", "UpdateAlias", "DeleteAlias", "Invoke",
+    "InvokeWithResponseStream",
     "PutFunctionConcurrency", "GetFunctionConcurrency", "DeleteFunctionConcurrency", "ListTags",
     "TagResource", "UntagResource", "GetAccountSettings", "PutProvisionedConcurrencyConfig",
     "GetProvisionedConcurrencyConfig", "ListProvisionedConcurrencyConfigs",

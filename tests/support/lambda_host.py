@@ -29,6 +29,7 @@ AGENT = """
 import base64, json, sys
 import boto3, botocore
 from botocore.config import Config
+from botocore.eventstream import EventStream
 client = boto3.client(
     "lambda", endpoint_url=sys.argv[1], region_name="us-east-1", aws_access_key_id=sys.argv[2],
     aws_secret_access_key=sys.argv[3], config=Config(retries={"max_attempts": 0}, read_timeout=60))
@@ -61,10 +62,12 @@ def as_described(http_response, parsed, model, **_):
                     for each in model.error_shapes}
         if name not in COMMON and statuses.get(name) != http_response.status_code:
             wrong.append(f"{model.name}: {name}, {http_response.status_code}")
-    elif http_response.status_code != 204 and model.name != "Invoke":
+    elif http_response.status_code != 204 and not model.name.startswith("Invoke"):
         check(model.output_shape, json.loads(http_response.content), model.name)
 client.meta.events.register("after-call.lambda", as_described)
 def plain(value):
+    if isinstance(value, EventStream):
+        value = list(value)
     if hasattr(value, "read"):
         value = value.read()
     if isinstance(value, bytes):
@@ -120,11 +123,11 @@ def _bytes(value: object) -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    return (
-        base64.b64decode(value["$bytes"])
-        if isinstance(value, dict) and "$bytes" in value
-        else value
-    )
+    if isinstance(value, dict):
+        if "$bytes" in value:
+            return base64.b64decode(value["$bytes"])
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
 @asynccontextmanager

@@ -248,6 +248,8 @@ def test_unsupported_settings_are_refused(tmp_path: Path) -> None:
                 {"FileSystemConfigs": [{
                     "Arn": "arn:aws:elasticfilesystem:us-east-1:000000000000:access-point/"
                            "fsap-00000000000000000", "LocalMountPath": "/mnt/data"}]},
+                {"Environment": {"Variables": {"AWS_REGION": "eu-west-1"}}},
+                {"Environment": {"Variables": {"LAMBDA_TASK_ROOT": "/"}}},
             ):  # fmt: skip
                 refused = await call("create_function", **create("g"), **given)
                 assert refused["$error"] == "InvalidParameterValueException", given
@@ -355,6 +357,40 @@ def test_provisioned_instances_are_started_ahead_and_kept(tmp_path: Path) -> Non
             await call("delete_provisioned_concurrency_config", **named)
             listed = await call("list_provisioned_concurrency_configs", FunctionName="f")
             assert listed["ProvisionedConcurrencyConfigs"] == []
+
+    with_functions(tmp_path, main)
+
+
+def test_a_streamed_answer_has_the_events_of_its_description(tmp_path: Path) -> None:
+    async def main(_: Functions) -> None:
+        async with boto() as call:
+
+            async def events(**more: Any) -> tuple[bytes, dict[str, Any]]:
+                answer = await call("invoke_with_response_stream", FunctionName="f", **more)
+                assert (answer["StatusCode"], answer["ExecutedVersion"]) == (200, "$LATEST")
+                *chunks, last = answer["EventStream"]
+                payload = b"".join(each["PayloadChunk"]["Payload"] for each in chunks)
+                complete = last["InvokeComplete"]
+                assert isinstance(complete, dict)
+                return payload, complete
+
+            await call("create_function", **create("f", LAMBDA, Handler="app.main"))
+            text = "x" * (3 << 20)
+            payload, complete = await events(Payload=json.dumps(text).encode())
+            assert (json.loads(payload)["got"], complete) == (text, {})
+            payload, complete = await events(LogType="Tail")
+            assert b"a line of f" in base64.b64decode(complete["LogResult"])
+            await call("update_function_configuration", FunctionName="f", Handler="app.fails")
+            payload, complete = await events()
+            assert (payload, complete["ErrorCode"]) == (b"", "Unhandled")
+            assert json.loads(complete["ErrorDetails"])["errorMessage"] == "no such cow"
+            for given, name in (
+                ({"FunctionName": "g"}, "ResourceNotFoundException"),
+                ({"FunctionName": "f", "Payload": b"{"}, "InvalidRequestContentException"),
+                ({"FunctionName": "f", "InvocationType": "Event"},
+                 "InvalidParameterValueException"),
+            ):  # fmt: skip
+                assert (await call("invoke_with_response_stream", **given))["$error"] == name
 
     with_functions(tmp_path, main)
 

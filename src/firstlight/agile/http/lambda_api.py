@@ -30,7 +30,7 @@ from firstlight.agile.functions.errors import (
 from firstlight.agile.functions.records import LATEST, Registration
 from firstlight.agile.functions.settings import qualified
 from firstlight.agile.functions.version import FunctionVersion
-from firstlight.agile.http import access
+from firstlight.agile.http import access, event_stream
 from firstlight.agile.http import lambda_shapes as shapes
 from firstlight.agile.http.lambda_requests import (
     THROTTLED,
@@ -396,11 +396,48 @@ async def _account(functions: Functions, request: Request) -> Response:
 
 
 async def _invoke(functions: Functions, request: Request) -> Response:
+    called = await _called(functions, request, ("RequestResponse", "Event", "DryRun"))
+    if isinstance(called, Response):
+        return called
+    headers = {"x-amz-executed-version": called.version}
+    if called.answer.error:
+        headers["x-amz-function-error"] = called.answer.error
+    if called.log:
+        headers["x-amz-log-result"] = called.log
+    return Response(called.answer.payload, 200, headers, "application/json")
+
+
+async def _invoke_streamed(functions: Functions, request: Request) -> Response:
+    """Invoke, with the answer in the form of a stream. It is sent when it is whole."""
+    called = await _called(functions, request, ("RequestResponse", "DryRun"))
+    if isinstance(called, Response):
+        return called
+    payload, complete = called.answer.payload, {}
+    if called.answer.error:
+        complete = {"ErrorCode": called.answer.error, "ErrorDetails": payload.decode()}
+        payload = b""
+    if called.log:
+        complete["LogResult"] = called.log
+    headers = {"x-amz-executed-version": called.version}
+    content = event_stream.answer(payload, complete)
+    return Response(content, 200, headers, event_stream.MEDIA_TYPE)
+
+
+class _Called(NamedTuple):
+    version: str
+    answer: Answer
+    log: str
+
+
+async def _called(
+    functions: Functions, request: Request, kinds: tuple[str, ...]
+) -> _Called | Response:
+    """Invoke a function as a request says; a response where there is no answer to wait for."""
     headers = request.headers
     name, qualifier = named(request)
     kind = headers.get("x-amz-invocation-type", "RequestResponse")
-    if kind not in ("RequestResponse", "Event", "DryRun"):
-        raise Invalid(f"{kind[:60]!r} is not an InvocationType", "RequestResponse, Event or DryRun")
+    if kind not in kinds:
+        raise Invalid(f"{kind[:60]!r} is not an InvocationType here", f"one of {', '.join(kinds)}")
     revision = functions.find(name, qualifier)
     event = await read(request, ASYNCHRONOUS_MOST if kind == "Event" else EVENT_MOST)
     event = event if event.strip() else b"{}"
@@ -416,16 +453,12 @@ async def _invoke(functions: Functions, request: Request) -> Response:
         await functions.accept(name, event, qualifier, request_id=identity,
                                client_context=context, trace=trace)  # fmt: skip
         return Response(status_code=202)
-    tail = headers.get("x-amz-log-type") == "Tail"
     answer, version = await functions.invoke(
         name, event, qualifier, request_id=identity, client_context=context, trace=trace
     )
-    more = {"x-amz-executed-version": version.version}
-    if answer.error:
-        more["x-amz-function-error"] = answer.error
-    if tail:
-        more["x-amz-log-result"] = _log_result(identity, version, answer)
-    return Response(answer.payload, 200, more, "application/json")
+    tail = headers.get("x-amz-log-type") == "Tail"
+    log = _log_result(identity, version, answer) if tail else ""
+    return _Called(version.version, answer, log)
 
 
 def _log_result(identity: str, version: FunctionVersion, answer: Answer) -> str:
@@ -485,6 +518,9 @@ _OPERATIONS: dict[str, dict[str, Operation]] = {  # searched in order: the most 
         "GET": Operation("ListTags", "read", _get_tags),
         "POST": Operation("TagResource", "write", _put_tags),
         "DELETE": Operation("UntagResource", "write", _delete_tags),
+    },
+    f"/2021-11-15/functions/{_NAME}/response-streaming-invocations": {
+        "POST": Operation("InvokeWithResponseStream", "invoke", _invoke_streamed)
     },
     f"{_FUNCTIONS}/{_NAME}/policy": {
         "GET": Operation("GetPolicy", "read", _has_none("policy")),
