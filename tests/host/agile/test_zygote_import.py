@@ -41,6 +41,8 @@ LEAVES = {
     "block": ("from multiprocessing import shared_memory as s\n"
               "B = s.SharedMemory(create=True, size=64)", "shared memory|processes running"),
     "loop": ("import asyncio; L = asyncio.new_event_loop()", "what a fork.*eventpoll"),
+    "file": ("F = open(__file__)", "what a fork.*app_file.py"),
+    "socket": ("import socket; S = socket.socket()", "what a fork.*socket:"),
     "memory": ("import os; M = os.memfd_create('secret')", "/memfd:secret"),
     "segment": ("import ctypes; c = ctypes.CDLL(None); c.shmat.restype = ctypes.c_void_p\n"
                 "A = c.shmat(c.shmget(0, 4096, 0o1600), None, 0)", "SYSV"),

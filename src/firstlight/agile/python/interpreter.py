@@ -199,7 +199,8 @@ class Interpreter:
         if left := await asyncio.to_thread(self._left):
             raise Unconfined(f"importing {name} left what a fork would not have: {left}",
                              "open and write it in the handler; run an event loop there by "
-                             "asyncio.run")  # fmt: skip
+                             "asyncio.run. Or register it as MODULE.NAME, called with (event, "
+                             "context)")  # fmt: skip
         await asyncio.to_thread(self._take_sources, files, directories)
         if self._drain.text:
             _log.info("importing %s wrote: %s", name, self._drain.text)
@@ -228,14 +229,15 @@ class Interpreter:
 
     def _left(self) -> str:
         """What its forks would miss: files and sockets, other than its streams and its control
-        socket, and files in /tmp. A handler is called without them, but misses an event loop.
+        socket, and files in /tmp. A handler that is called finds an empty /tmp; with the
+        descriptors missing, it would use what has their numbers by then.
         """
         left, serves = set[str](), self._function.serves == "events"
         with suppress(OSError):  # it has ended, which the next request notices
             left |= {target for number, target in self._opened() if number > _CONTROL}
             with os.scandir(f"/proc/{self.pid}/root/tmp") as tmp:
                 left |= {f"{entry.name!a} in /tmp" for entry in islice(tmp, _NAMES_MOST) if serves}
-        return ", ".join(sorted(left if serves else left & {"anon_inode:[eventpoll]"}))
+        return ", ".join(sorted(left))
 
     def _opened(self) -> Iterator[tuple[int, str]]:
         """Its descriptors, and what each is of. Raises OSError."""
