@@ -3,12 +3,16 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import cast
+from unittest.mock import AsyncMock, MagicMock
 
 import pytest
 
+from firstlight.agile import Config
 from firstlight.agile.functions.version import FunctionVersion
+from firstlight.agile.serving import Serving, kept
 from firstlight.agile.serving.fleet import Fleet
 from firstlight.agile.serving.kept import Kept
+from firstlight.agile.verify import Unconfined
 from firstlight.errors import Failed
 
 VERSION = FunctionVersion(name="hello", kind="image", root="/")
@@ -73,3 +77,17 @@ def test_an_instance_that_is_given_back_after_the_end_ends() -> None:
         assert not any(each.is_up for each in started)
 
     with_fleet(main, held=False)
+
+
+def test_version_that_goes_is_forgotten_as_not_forked() -> None:
+    async def main() -> None:
+        runtime = MagicMock(config=Config(), release=AsyncMock())
+        serving = Serving(runtime)
+        version = FunctionVersion(name="f", kind="python", handler="app.main", revision=7)
+        other = FunctionVersion(name="f", kind="python", handler="app.main", revision=8)
+        for each in (version, other):
+            kept.not_forked(each, Unconfined("it left a thread"), serving._unforked)
+        await serving.retire(version)
+        assert serving._unforked == {kept.import_of(other)}
+
+    asyncio.run(main())

@@ -29,7 +29,7 @@ from firstlight.errors import Failed
 INIT_SECONDS = 10.0
 """The least time limit of an instance's initialization."""
 _TAIL_MAX = 4096
-Import = tuple[str, str, int]
+Import = tuple[str, int]
 Sink = Callable[[bytes], None]
 _log = logging.getLogger(__name__)
 _COMMANDS = {
@@ -222,7 +222,7 @@ async def _forked(
 
 def import_of(version: FunctionVersion) -> Import:
     """What is imported for it."""
-    return version.root, version.handler, version.revision
+    return version.name, version.revision
 
 
 def not_forked(version: FunctionVersion, error: Failed, unforked: set[Import]) -> None:

@@ -275,6 +275,7 @@ class Serving:
 
     def _release(self, version: FunctionVersion) -> None:
         """End the interpreter or worker that makes its instances."""
+        self._unforked.discard(kept.import_of(version))
         called = once.has_handler(version)
         if called or kept.forks(version):
             definition = once.handler_definition if called else kept.python_definition
