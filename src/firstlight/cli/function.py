@@ -249,7 +249,7 @@ def update(
 
 @app.command("list", epilog=examples("agile function list", "agile function list --json"))
 def list_(*, config: ConfigFile = None, as_json: Json = False) -> None:
-    """List the functions."""
+    """List the functions, with the newest version of each that has one."""
     from firstlight.agile import protocol
 
     with connected(config) as client:
@@ -262,8 +262,8 @@ def list_(*, config: ConfigFile = None, as_json: Json = False) -> None:
         code, version = function.latest.code, function.latest.version
         aliases = ", ".join(f"{each.name}→{each.version}" for each in function.aliases.values())
         rows.append(
-            (function.name, version.kind, str(function.published), aliases or "–", _size(code.size),
-             code.digest.partition(":")[2][:12], _age(function.latest.modified))
+            (function.name, version.kind, _newest(function), aliases or "–",
+             _size(code.size), code.digest.partition(":")[2][:12], _age(function.latest.modified))
         )  # fmt: skip
     print_table(("name", "kind", "version", "aliases", "size", "digest", "age"), rows)
 
@@ -600,6 +600,14 @@ def _print(function: "Registration") -> None:
     if function.concurrency is not None:
         also = f"; {function.queue} more wait" if function.queue else ""
         say(f"at most {function.concurrency} requests at once{also}")
+
+
+def _newest(function: "Registration") -> str:
+    """The newest version; those made by the Lambda API may have none."""
+    from firstlight.agile.functions.records import LATEST
+
+    version = str(function.published)
+    return version if version in function.revisions else LATEST
 
 
 def _size(size: int) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from firstlight.agile.functions.records import Settings
+from firstlight.agile.functions.records import LATEST, Code, Registration, Revision, Settings
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.cli import function
 from firstlight.errors import FirstlightError
@@ -52,3 +52,18 @@ def test_settings_without_effect_are_named(kind: str, handler: str, lines: int) 
     given = Settings(keep_warm=5.0, per_instance=3, pids=7)
     assert len(list(function._without_effect(given, version))) == lines
     assert not list(function._without_effect(Settings(), version))
+
+
+@pytest.mark.parametrize(
+    ("published", "there", "newest"),
+    [(0, [], LATEST), (2, ["1", "2"], "2"), (2, ["1"], LATEST)],
+)
+def test_list_names_newest_version_that_there_is(
+    published: int, there: list[str], newest: str
+) -> None:
+    code = Code(source="/code", digest="sha256:0", size=1, trees=(1,))
+    version = FunctionVersion(name="f", kind="command")
+    revision = Revision(number=1, version=version, code=code, settings=Settings())
+    revisions = dict.fromkeys([LATEST, *there], revision)
+    registered = Registration(name="f", revisions=revisions, published=published)
+    assert function._newest(registered) == newest
