@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -23,6 +24,29 @@ def test_a_zip_file_may_name_its_files_oddly(
     unpack_main._zip(unpack_main.Tree(1 << 20, 100), archive, "task")
     found = [str(each.relative_to("task")) for each in Path("task").rglob("*") if each.is_file()]
     assert sorted(found) == ["a/b.py", "abs.py", "app.py", "win/c.py"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "when"),
+    [
+        (b"", 315532800), (struct.pack("<HHBi", 0x5455, 5, 1, 1700000001), 1700000001),
+        (struct.pack("<HHQHHBi", 0x7875, 8, 0, 0x5455, 5, 3, 1700000001), 1700000001),
+        (struct.pack("<HHBi", 0x5455, 5, 2, 1700000001), 315532800),
+        (struct.pack("<HHBi", 0x5455, 5, 1, -1), 0), (struct.pack("<HHBi", 1, 0, 1, 1), 315532800),
+        (struct.pack("<HH", 0x5455, 0), 315532800), (b"\x55\x54\xff", 315532800),
+    ],
+)  # fmt: skip
+def test_zipped_file_has_its_time_if_that_is_said_in_utc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: bytes, when: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    archive = io.BytesIO()
+    member = zipfile.ZipInfo("app.py", (2026, 11, 30, 2, 0, 0))
+    member.extra = extra
+    with zipfile.ZipFile(archive, "w") as written:
+        written.writestr(member, "")
+    unpack_main._zip(unpack_main.Tree(1 << 20, 100), archive, "task")
+    assert Path("task/app.py").stat().st_mtime == when
 
 
 @pytest.mark.parametrize("damage", ["its data", "its offset"])

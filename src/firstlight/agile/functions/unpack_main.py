@@ -39,6 +39,7 @@ _MEMORY = 2 << 30
 _WINDOW_MAX = 1 << 27
 _NAME_MOST, _DEPTH_MOST = 4000, 500  # of a path below the root
 _LATEST = float(1 << 33)  # seconds that every file system can store
+_UNIX_TIME, _EPOCH_OF_ZIP = 0x5455, 315532800
 _GO = 0
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -281,7 +282,20 @@ def _zip(tree: Tree, blob: BinaryIO, into: str) -> None:
                     tree.link(place, os.fsdecode(content.read(_NAME_MOST)))
             else:
                 with archive.open(member) as content:
-                    tree.file(place, mode, content, 315532800)
+                    tree.file(place, mode, content, _modified(member))
+
+
+def _modified(member: zipfile.ZipInfo) -> int:
+    """When a member was modified, if its archive says so in UTC: compiled code of Python names the
+    time of its source. The time that all archives have is of some zone, and even.
+    """
+    extra = member.extra
+    while len(extra) >= 9:
+        kind, size, flags, modified = struct.unpack("<HHBi", extra[:9])
+        if kind == _UNIX_TIME and size >= 5 and flags & 1:
+            return int(modified)
+        extra = extra[4 + size :]
+    return _EPOCH_OF_ZIP
 
 
 def _unpack(job: dict[str, Any], blob: BinaryIO) -> dict[str, Any]:
