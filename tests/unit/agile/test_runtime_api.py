@@ -102,6 +102,61 @@ def test_an_event_is_answered_once_and_by_its_id() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("trailers", "reply"),
+    [
+        (b"", Reply(b"ok")),
+        (b"X-Other: 1\r\n", Reply(b"ok")),
+        (
+            b"Lambda-Runtime-Function-Error-Type: Custom\r\n"
+            b"Lambda-Runtime-Function-Error-Body: eyJlcnJvclR5cGUiOiJDdXN0b20ifQ==\r\n",
+            Reply(b'{"errorType":"Custom"}', error=True),
+        ),
+        (
+            b"Lambda-Runtime-Function-Error-Type: Custom\r\n"
+            b"Lambda-Runtime-Function-Error-Body: {not base64\r\n",
+            Reply(
+                b'{"errorType": "Custom", '
+                b'"errorMessage": "the function failed while it streamed its answer"}',
+                error=True,
+            ),
+        ),
+    ],
+)
+def test_streamed_answer_that_ends_by_error_is_that_error(trailers: bytes, reply: Reply) -> None:
+    async def main() -> None:
+        api = RuntimeApi()
+        connection, transport = connected(api)
+        connection.data_received(NEXT)
+        request = asyncio.ensure_future(api.ask(Event("r", b"{}", 3.0)))
+        await asyncio.sleep(0)
+        connection.data_received(ANSWER + b"Lambda-Runtime-Function-Response-Mode: streaming\r\n")
+        connection.data_received(b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n")
+        connection.data_received(trailers + b"\r\n")
+        assert await request == reply
+        assert b"202" in transport.written
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("endless", [b"X: y", b"X: y\r\n", b"0;"])
+def test_answer_whose_trailers_do_not_end_is_cut_off(endless: bytes) -> None:
+    async def main() -> None:
+        api = RuntimeApi()
+        connection, transport = connected(api)
+        connection.data_received(NEXT)
+        request = asyncio.ensure_future(api.ask(Event("r", b"{}", 3.0)))
+        await asyncio.sleep(0)
+        connection.data_received(ANSWER + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n")
+        connection.data_received(b"0\r\n" + endless if endless[:1] == b"X" else endless)
+        for _ in range(5):
+            connection.data_received(endless * (16384 // len(endless)))
+        assert transport.closed
+        request.cancel()
+
+    asyncio.run(main())
+
+
 def test_too_long_an_answer_is_refused_and_not_held() -> None:
     async def main() -> None:
         api = RuntimeApi()

@@ -6,6 +6,7 @@ number of connections are bounded.
 """
 
 import asyncio
+import base64
 import json
 import socket
 import time
@@ -26,6 +27,8 @@ _OTHER_MAX = 64 << 10
 _TOO_LARGE = (
     b'{"errorType":"RequestEntityTooLarge","errorMessage":"Exceeded maximum allowed payload size"}'
 )
+_ERROR_TYPE = b"lambda-runtime-function-error-type"
+_ERROR_BODY = b"lambda-runtime-function-error-body"
 _ACCEPTED = b'{"status":"OK"}'
 _REASONS = {200: b"OK", 202: b"Accepted", 400: b"Bad Request", 403: b"Forbidden", 404: b"Not Found",
             413: b"Payload Too Large"}  # fmt: skip
@@ -170,7 +173,6 @@ class RuntimeApi:
         headers: Mapping[bytes, bytes],
     ) -> None:  # fmt: skip
         """Answer a request; ``body`` is None if it was too long."""
-        del headers
         if self._answering is connection:
             self._answering = None
         kind, of, verb = _call(path)
@@ -181,7 +183,10 @@ class RuntimeApi:
                 self.initialized.set_result(Reply(body or b"", error=True))
             connection.answer(*((413, _TOO_LARGE) if body is None else (202, _ACCEPTED)))
         elif method == b"POST" and kind == b"invocation" and verb in (b"response", b"error"):
-            self._reply(connection, of, body, verb == b"error")
+            if verb == b"response" and _ERROR_TYPE in headers and body is not None:
+                self._reply(connection, of, _cut_off(headers), True)
+            else:
+                self._reply(connection, of, body, verb == b"error")
         else:
             connection.refuse(404, "NotFound", "there is no such call")
 
@@ -229,7 +234,9 @@ class _Connection(asyncio.Protocol):
         self._begin()
 
     def _begin(self) -> None:
-        self._path, self._head, self._in_head = b"", 0, True
+        self._path, self._in_head = b"", True
+        self._head = 0
+        """Bytes of a head, or since the last of the body: trailers are kept, too."""
         self._headers: dict[bytes, bytes] = {}
         self._body: bytearray | None = bytearray()
         self._room = 0
@@ -246,11 +253,10 @@ class _Connection(asyncio.Protocol):
         self._api.disconnected(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head += len(data)
-        if self._busy or (self._in_head and self._head > _HEAD_MAX + len(data)):
+        if self._busy or self._head > _HEAD_MAX:
             self.close()  # a second request before the answer to the first, or an endless head
             return
+        self._head += len(data)
         try:
             self._parser.feed_data(data)
         except self._upgrade:
@@ -280,6 +286,7 @@ class _Connection(asyncio.Protocol):
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
+        self._head = 0
         if self._body is None:
             return
         if len(self._body) + len(body) > self._room:
@@ -288,7 +295,7 @@ class _Connection(asyncio.Protocol):
             self._body += body
 
     def on_message_complete(self) -> None:
-        self._in_head, self._busy = True, True
+        self._in_head, self._busy, self._head = True, True, 0
         body = None if self._body is None else bytes(self._body)
         self._body = None
         if self._parser.should_upgrade() and self._has_body():
@@ -352,6 +359,18 @@ def _call(path: bytes) -> tuple[bytes, bytes, bytes]:
     kind, _, rest = what.partition(b"/")
     of, _, verb = rest.partition(b"/")
     return kind, of, verb
+
+
+def _cut_off(headers: Mapping[bytes, bytes]) -> bytes:
+    """The error that ended an answer that was streamed, as its trailers have it."""
+    try:
+        text = base64.b64decode(headers.get(_ERROR_BODY, b""), validate=True)
+        json.loads(text)
+        return text
+    except (ValueError, RecursionError):
+        kind = headers[_ERROR_TYPE].decode("ascii", "replace")
+        message = "the function failed while it streamed its answer"
+        return json.dumps({"errorType": kind, "errorMessage": message}).encode()
 
 
 def _line(text: str) -> str:
