@@ -31,6 +31,57 @@ def test_the_rules_are_prometheus_rules() -> None:
     assert "SUCCESS" in done.stdout
 
 
+def test_each_alert_fires_for_what_it_names_alone(tmp_path: Path) -> None:
+    of = 'job="firstlight",instance="n"'
+    failures, pool = "firstlight_function_failures_total", f'{{{of},pool="%s"}}'
+    starts = f'firstlight_function_start_seconds_bucket{{{of},warmth="cold",le="%s"}}'
+    series = {
+        f"up{{{of}}}": "1x30 0x30",
+        f'firstlight_function_requests_total{{{of},function="f"}}': "0+10x60",
+        f'firstlight_function_requests_total{{{of},function="good"}}': "0+100x60",
+        f'{failures}{{{of},function="f",cause="handler"}}': "0+1x60",
+        f'{failures}{{{of},function="f",cause="node"}}': "0+1x60",
+        f'{failures}{{{of},function="f",cause="throttled"}}': "0+90x60",
+        f'{failures}{{{of},function="good",cause="handler"}}': "0+1x60",
+        starts % "1": "0+9x60", starts % "2": "0+10x60", starts % "+Inf": "0+10x60",
+        f'firstlight_function_waiting{{{of},function="f"}}': "11x60",
+        f'firstlight_function_waiting{{{of},function="good"}}': "10x60",
+        **{
+            f"firstlight_pool_{name}{pool % which}": value
+            for which, high, misses in (("dry", 8, 5), ("unused", 0, 9), ("good", 8, 1))
+            for name, value in (
+                ("high", f"{high}x60"), ("hits_total", "0+9x60" if high else "0x60"),
+                ("misses_total", f"0+{misses}x60"), ("failed_total", f"0+{misses == 5:d}x60"),
+            )
+        },
+    }  # fmt: skip
+    expected: dict[str, list[str]] = {
+        "Down": [""], "FunctionFails": ['function: "f"'], "NodeFails": [""],
+        "Throttles": ['function: "f"'], "ColdStartsSlow": [""], "PoolDry": ['pool: "dry"'],
+        "PoolFails": ['pool: "dry"'], "RequestsWait": ['function: "f"'],
+    }  # fmt: skip
+    given = [{"series": name, "values": value} for name, value in series.items()]
+    (tmp_path / "tests.yml").write_text(json.dumps({
+        "rule_files": [str(RULES)],
+        "tests": [{"interval": "1m", "input_series": given, "promql_expr_test": [
+            {
+                "expr": f'count by (function, pool) (ALERTS{{alertstate="firing",'
+                        f'alertname="Firstlight{name}"}})',
+                "eval_time": "50m",
+                "exp_samples": [
+                    {"labels": f"{{{label.replace(': ', '=')}}}", "value": 1} for label in labels
+                ],
+            }
+            for name, labels in expected.items()
+        ]}],
+    }))  # fmt: skip
+    done = subprocess.run(
+        [promtool(), "test", "rules", tmp_path / "tests.yml"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert set(re.findall(r"alert: Firstlight(\w+)", RULES.read_text())) == expected.keys()
+
+
 @pytest.mark.parametrize("path", [RULES, DASHBOARD])
 def test_each_metric_that_is_asked_for_is_served(path: Path) -> None:
     text = path.read_text()
