@@ -29,8 +29,12 @@ LAUNCH = ("lab/launch.c", "lab/launch_ask.c", "lab/launch_instance.c", "lab/laun
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Each worker plays a host of its own, once its plugins have connected to this one."""
-    if hasattr(config, "workerinput") and os.geteuid() == 0:
+    if os.geteuid() != 0:
+        return
+    if hasattr(config, "workerinput"):
         own_host.enter(config.workerinput["workerid"])
+    elif getattr(config.option, "numprocesses", None):
+        own_host.check()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -8,6 +8,8 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from firstlight.host import cgroups, workspace
 
 _NAMESPACES = 0x00020000 | 0x40000000 | 0x02000000  # mounts, network, cgroups
@@ -25,6 +27,16 @@ mount -t tmpfs -o mode=755 tmpfs /run
 mkdir /run/lock
 ip link set lo up
 """
+
+
+def check() -> None:
+    """Raise UsageError where workers could make no cgroups."""
+    for hierarchy in cgroups.hierarchies():
+        if not os.access(hierarchy, os.W_OK):
+            raise pytest.UsageError(
+                f"{hierarchy} is read-only, and each worker makes a cgroup of its own there: "
+                "remount it read-write, or run without workers (-n 0)"
+            )
 
 
 def enter(worker: str) -> None:
