@@ -14,6 +14,7 @@ FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
 RUN = f"{FIRSTLIGHT} run container-creation --runtime runc --instances 1 --repetitions 1 --no-trace"
 NO_CGROUPS = "umount --recursive /sys/fs/cgroup"
 READ_ONLY_RUN = "mount -t tmpfs -o ro none /run"
+FULL_RUN = "mount -t tmpfs -o nr_inodes=3 none /run"
 NOWHERE = (
     "for at in /tmp /var/tmp; do mount --bind $at $at; mount -o remount,bind,ro $at; done; "
     "cd /proc; unset TMPDIR"
@@ -67,15 +68,18 @@ def test_doctor_answers_on_odd_hosts(host: str, *, ready: bool, words: str, tmp_
     ("host", "words"),
     [
         (READ_ONLY_RUN, "cannot make /run/firstlight"),
+        (FULL_RUN, "No space left on device"),
         (PART_OF_PROC, "/proc/meminfo: No such file or directory"),
         (NO_MEMORY, "/proc/meminfo has no MemTotal"),
     ],
 )
-def test_a_run_refuses_by_name(host: str, words: str, tmp_path: Path) -> None:
-    done = on(host, f"{RUN} --out {tmp_path}/run", tmp_path)
+def test_a_run_refuses_by_name_and_leaves_nothing(host: str, words: str, tmp_path: Path) -> None:
+    command = f"{RUN} --out {tmp_path}/run; code=$?; ls /run; exit $code"
+    done = on(f"mount -t tmpfs none /run && {{ {host}; }}", command, tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Hint: " in done.stderr
+    assert "firstlight" not in done.stdout
 
 
 def test_a_run_without_a_start_says_why(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from firstlight.agile.network import networks
 from firstlight.agile.parts import cgroups
 from firstlight.errors import Failed
 
+_ELSEWHERE = "make room there, or name another state directory in the file of --config"
 _LOCK_SECONDS, _RETRY_SECONDS = 1.0, 0.02
 
 
@@ -55,7 +56,9 @@ class Journal:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             self._descriptor = os.open(self._path, flags, 0o600)
         except OSError as error:
-            raise Failed(f"cannot open the journal {self._path}: {error.strerror}") from error
+            raise Failed(
+                f"cannot open the journal {self._path}: {error.strerror}", _ELSEWHERE
+            ) from error
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_uid or status.st_mode & 0o022:
             self._close()
@@ -82,9 +85,11 @@ class Journal:
         try:
             written = os.write(self._descriptor, line)
         except OSError as error:
-            raise Failed(f"cannot write the journal {self._path}: {error.strerror}") from error
+            raise Failed(
+                f"cannot write the journal {self._path}: {error.strerror}", _ELSEWHERE
+            ) from error
         if written != len(line):
-            raise Failed(f"cannot write the journal {self._path}: the disk is full")
+            raise Failed(f"cannot write the journal {self._path}: the disk is full", _ELSEWHERE)
 
     def leave(self) -> None:
         """Leave everything recorded to the next runtime."""

@@ -115,8 +115,13 @@ def _claim(state: Path) -> int:
     """Make a run's directory and claim it. Raises Unsupported."""
     try:
         make_directory(state, mode=0o755)
-        return claim(state)
+        try:
+            return claim(state)
+        except OSError:
+            shutil.rmtree(state, ignore_errors=True)
+            raise
     except OSError as error:
+        remove_empty()
         raise Unsupported(
             f"cannot make {state}: {error.strerror}",
             f"mount a tmpfs at {STATE.parent}, where each run has a directory",
