@@ -40,7 +40,8 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _SHORTAGES = _DISK_ERRORS | {
     errno.EAGAIN, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS,
 }  # fmt: skip
-"""What a host may lack anywhere; another error of no file is a defect, whose traceback is shown."""
+_REFUSALS = {errno.EPERM, errno.ENOSYS}
+"""What a host may lack, or refuse, anywhere. Another error of no file shows its traceback."""
 _INTERRUPTED = 128 + signal.SIGINT
 _FOR_OTHERS = frozenset({"trace", "agile"})
 """Verbs that pass the caller's environment on; of the runtime's only servers look for programs."""
@@ -113,14 +114,18 @@ def main() -> None:
         sys.stdout = None
         sys.exit(1)
     except OSError as error:
-        if error.filename is None and error.errno not in _SHORTAGES:
+        if error.filename is None and error.errno not in _SHORTAGES | _REFUSALS:
             raise
-        say(f"firstlight: {describe(error)}")
+        refused = (
+            "" if error.filename or error.errno in _SHORTAGES else "a system call is refused: "
+        )
+        say(f"firstlight: {refused}{describe(error)}")
         if error.errno in _DISK_ERRORS:
             sys.stdout = None  # what it still holds cannot be written
             say("Hint: free space where the output goes; firstlight doctor shows other lacks")
         else:
-            say("Hint: run firstlight doctor to see what this host lacks")
+            what = "a seccomp filter or a capability may be why; " if refused else ""
+            say(f"Hint: {what}run firstlight doctor to see what this host lacks")
         sys.exit(FirstlightError.exit_status)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)

@@ -40,6 +40,8 @@ _UNSEEN = -1000  # native/trace/trace.h
 _OPENING = frozenset({"open", "openat", "openat2", "socket"})
 _HINT = "run firstlight doctor to see what is missing"
 UNTRACED = f"{_HINT}; run --no-trace measures without a breakdown"
+_SYS_ADMIN, _LOADING = 21, {"CAP_BPF": 39, "CAP_PERFMON": 38}
+_ALL_USERS = (1 << 32) - 1
 _DESCRIPTOR = re.compile(r"/proc/(?:self|thread-self)/fd/(\d+)")
 
 
@@ -163,7 +165,9 @@ def probe() -> None:
         [*program(), "--probe", native("trace.bpf.o")], capture_output=True, text=True
     )
     if done.returncode:
-        raise Unsupported(f"cannot trace: {obstacle() or done.stderr.strip()}", UNTRACED)
+        complaint = done.stderr.strip()
+        denied = denial() if "Operation not permitted" in complaint else ""
+        raise Unsupported(f"cannot trace: {obstacle() or denied or complaint}", UNTRACED)
 
 
 def obstacle() -> str:
@@ -174,6 +178,20 @@ def obstacle() -> str:
         return f"{SYS} is not mounted, where the kernel says what its structures keep"
     if not (SYS / "kernel/btf/vmlinux").exists():
         return "the kernel has no BTF, which says where its structures keep what"
+    return ""
+
+
+def denial() -> str:
+    """Why the kernel does not let this process load programs; "" if that is not known."""
+    status = dict(re.findall(r"^(\w+):\s*(\S+)$", (PROC / "self/status").read_text(), re.MULTILINE))
+    if read_line(PROC / "self/uid_map").split() != ["0", "0", str(_ALL_USERS)]:
+        return "this is root of a user namespace, and only the host's root may load programs"
+    held = int(status.get("CapEff", "0"), 16)
+    missing = [name for name, bit in _LOADING.items() if not held >> bit & 1]
+    if missing and not held >> _SYS_ADMIN & 1:
+        return f"this process lacks {' and '.join(missing)}, or CAP_SYS_ADMIN"
+    if status.get("Seccomp") == "2":
+        return "a seccomp filter refuses bpf(2), as that of a container without --privileged does"
     return ""
 
 

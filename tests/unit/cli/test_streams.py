@@ -34,6 +34,7 @@ def test_a_full_disk_is_an_error_without_a_traceback(words: tuple[str, ...]) -> 
         (OSError(errno.ENOSPC, "full", "FILE"), "FILE: full"),
         (OSError(errno.ENOSPC, "no more watches"), "no more watches"),
         (OSError(errno.EIO, "bad sector", "FILE"), "FILE: bad sector"),
+        (OSError(errno.EPERM, "not allowed"), "a system call is refused: not allowed"),
     ],
 )
 def test_an_error_names_what_it_is_about(

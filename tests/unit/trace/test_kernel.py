@@ -68,3 +68,28 @@ def test_missing_kernel_support_is_reported(
     (tmp_path / "kernel/btf").mkdir()
     (tmp_path / "kernel/btf/vmlinux").touch()
     assert bpf.obstacle() == ""
+
+
+ALL, NO_BPF = f"{(1 << 41) - 1:x}", f"{(1 << 41) - 1 - (1 << 39) - (1 << 21):x}"
+HOST = "0 0 4294967295"
+
+
+@pytest.mark.parametrize(
+    ("users", "held", "seccomp", "expected"),
+    [
+        ("0 1000 1", ALL, "0", "root of a user namespace"),
+        (HOST, NO_BPF, "2", "lacks CAP_BPF, or CAP_SYS_ADMIN"),
+        (HOST, ALL, "2", "a seccomp filter"),
+        (HOST, ALL, "0", ""),
+    ],
+)
+def test_a_denial_has_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, users: str, held: str, seccomp: str,
+    expected: str,
+) -> None:  # fmt: skip
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/uid_map").write_text(f"{users}\n")
+    (tmp_path / "self/status").write_text(f"Name:\ta b\nCapEff:\t{held}\nSeccomp:\t{seccomp}\n")
+    monkeypatch.setattr(bpf, "PROC", tmp_path)
+    assert expected in bpf.denial()
+    assert bool(expected) is bool(bpf.denial())
