@@ -24,19 +24,17 @@ _REST = "other"
 
 
 class Minute(Struct):
-    """The starts of a minute: how many, how many failed, and the ns of each phase and cause."""
+    """The traced starts of a minute: how many, and the ns of each phase and cause."""
 
     at: int
     starts: int = 0
-    failed: int = 0
-    latency: int = 0
     phases: dict[str, int] = {}
     causes: dict[str, int] = {}
 
 
 class State(Struct, frozen=True):
-    """The data that the page draws. ``minutes`` has those with a start; times in ns, colours by
-    name.
+    """The data that the page draws. ``minutes`` has those with a traced start; times are in ns,
+    colours by name.
     """
 
     host: str
@@ -149,15 +147,13 @@ class Board:
             self._hour[place] = at, msgspec.structs.replace(start, stretches=())
 
     def _count(self, start: Seen, now: float) -> None:
+        if not start.phases:
+            return
         at = int(now) // _MINUTE_SECONDS * _MINUTE_SECONDS
         if not self._minutes or self._minutes[-1].at != at:
             self._minutes.append(Minute(at, phases={}, causes={}))
         minute = self._minutes[-1]
-        if start.latency is None:
-            minute.failed += 1
-            return
         minute.starts += 1
-        minute.latency += start.latency
         for sums, parts in ((minute.phases, start.phases), (minute.causes, start.causes)):
             for name, length in parts.items():
                 sums[name] = sums.get(name, 0) + length

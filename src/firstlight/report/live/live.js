@@ -79,7 +79,7 @@ function rows(place, starts, colours) {
 function hour(place, key, minutes, now, colours) {
   const width = place.clientWidth || 400, height = 190, left = 58, below = 20;
   const first = Math.floor(now / 60) * 60 - 59 * 60;
-  const drawn = minutes.filter((minute) => minute.starts && minute.at >= first);
+  const drawn = minutes.filter((minute) => minute.at >= first);
   const mean = (minute) => Object.values(minute[key]).reduce((sum, ns) => sum + ns, 0) / minute.starts;
   const highest = Math.max(0, ...drawn.map(mean));
   const step = (width - left) / 60, tall = height - below - 8;
@@ -104,7 +104,7 @@ function hour(place, key, minutes, now, colours) {
       parts.push(shape("rect", {
         x: left + ((minute.at - first) / 60) * step, y, width: Math.max(step - 1, 1), height: size,
         fill: colours[name] || "#8a8a8a",
-      }, `${clock(minute.at)} ${name}: ${duration(ns)}, ${minute.starts} starts`));
+      }, `${clock(minute.at)} ${name}: ${duration(ns)}, ${minute.starts} traced`));
     }
   }
   for (const minutesAgo of [60, 30, 0]) {
