@@ -198,9 +198,9 @@ void instance_release(int index)
 	unlink_client(index);
 	node_unwatch(&instance->control);
 	if (instance->cgroup != NOBODY)
-		part_give_back(instance->cgroup, NOBODY);
+		part_put_back(instance->cgroup);
 	if (instance->network != NOBODY)
-		part_give_back(instance->network, instance->function);
+		part_put_back(instance->network);
 	node.starting -= instance->state == INSTANCE_STARTING;
 	instance->state = INSTANCE_FREE;
 	instance->next = node.free_instance;

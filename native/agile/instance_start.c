@@ -46,7 +46,7 @@ static int take_parts(const struct ask *ask, struct parts *parts, enum step *ste
 	if (has_network && (parts->warm || parts->cgroup != NOBODY))
 		return 0;
 	if (has_network && parts->other_network)
-		part_give_back(parts->network, (int)ask->function);
+		part_put_back(parts->network);
 	if (function->definition.flags & DEFINITION_REFUSES)
 		return refusal(step, EAGAIN, has_network ? STEP_CGROUP : STEP_NETWORK);
 	part_want(has_network ? PART_CGROUP : PART_NETWORK,
@@ -62,8 +62,8 @@ static int begin(const struct ask *ask, const struct parts *parts, int client)
 		    : parts->warm ? waiting_take()
 				  : instance_reserve();
 	if (index == NOBODY) {
-		part_give_back(parts->network, (int)ask->function);
-		part_give_back(parts->cgroup, NOBODY);
+		part_put_back(parts->network);
+		part_put_back(parts->cgroup);
 		return NOBODY;
 	}
 	struct instance *instance = &node.instances[index];

@@ -205,6 +205,7 @@ int part_add(const struct part_order *order, int network);
 int part_withdraw(uint32_t index);
 int part_take(enum part_kind kind, struct function *function);
 void part_give_back(int index, int function);
+void part_put_back(int index);
 void part_leave(int index);
 queue_next part_next, part_next_owed;
 void part_give_up(struct queue *queue);

@@ -133,6 +133,12 @@ void part_give_back(int index, int function)
 	node.wants[part->order.kind][part->order.reach] = 0;
 }
 
+/* On the shelf that it was taken from: the manager was told of nothing. */
+void part_put_back(int index)
+{
+	part_give_back(index, node.parts[index].order.function);
+}
+
 void part_give_up(struct queue *queue)
 {
 	int index;

@@ -26,7 +26,7 @@ from tests.support.pod_host import PodHost, host
 
 from firstlight.agile import Config, Function, Runtime, protocol
 from firstlight.agile.client import Client
-from firstlight.agile.config import Pools, PoolSize
+from firstlight.agile.config import Functions, Pools, PoolSize
 from firstlight.agile.node import wire
 from firstlight.agile.node.process import pid_of
 from firstlight.agile.node.wire import OrderVerb, RequestVerb
@@ -97,6 +97,25 @@ def test_without_a_pid_a_start_says_so_and_the_next_is_served(function: Make) ->
                             starts(client, hold)
                 assert starts(client, hold) == 0
                 assert client.running() == []
+
+    on_host(main)
+
+
+def test_start_without_pid_leaves_network_to_others(function: Make) -> None:
+    async def main() -> None:
+        two = PoolSize(low=2, high=2, dry="refuse")
+        functions = Functions(idle_seconds=0.01, look_seconds=0.01)
+        config = Config(name="t5", pools=Pools(network=two), functions=functions)
+        first, other = (function("hold", "60", network="none", files=n) for n in (64, 65))
+        async with Runtime(config) as runtime:
+            await runtime.prepare(first)
+            with no_pid_left(runtime.node), pytest.raises(Failed, match="clone"):
+                await runtime.start(first)
+            while runtime._instances._registry.number(1):
+                await asyncio.sleep(0.01)
+            await runtime.prepare(other)
+            async with await runtime.start(other), await runtime.start(other):
+                pass
 
     on_host(main)
 
