@@ -284,7 +284,8 @@ static struct event instance_event(int index, enum event_verb verb)
 	bool starts = verb == EVENT_STARTED;
 	return (struct event){
 		.verb = verb,
-		.flags = instance->flags | (instance->detached ? 1U << 16 : 0),
+		.flags = instance->flags | (instance->detached ? EVENT_IS_DETACHED : 0U) |
+			 (instance->carried ? EVENT_CARRIED : 0U),
 		.id = instance->id,
 		.function = (uint32_t)instance->function,
 		.version = instance->version,

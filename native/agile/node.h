@@ -107,6 +107,7 @@ struct instance {
 	bool detached, killed, failed, in_dirty, renewing; /* renewing: its sandbox still is */
 	bool awaited; /* by the manager */
 	bool rests; /* its network, which the node judges */
+	bool carried; /* its cgroup stays with its sandbox, which goes on */
 	bool session; /* a program beside an instance's own */
 	struct definition identity; /* of its function when it was started */
 	int status, error, step;

@@ -81,6 +81,7 @@ static void carry_on(int index, const struct news *news)
 	instance->renewing = true;
 	instance_finish(index, news->status, news->user, news->system);
 	instance->cgroup = NOBODY;
+	instance->carried = true;
 }
 
 /* The manager gets the end of the instance before, with the network if that is to be examined. */

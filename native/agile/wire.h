@@ -180,6 +180,9 @@ enum event_verb {
 	EVENT_RESTED, /* a used network serves its function again; or, with status 1, is left */
 };
 
+/* Of an instance, beside those of its answers. CARRIED, of ENDED: its sandbox goes on, with its cgroup. */
+enum event_flag { EVENT_IS_DETACHED = 1 << 16, EVENT_CARRIED = 1 << 17 };
+
 struct event {
 	uint32_t verb, flags;
 	uint64_t id; /* instance, or order */

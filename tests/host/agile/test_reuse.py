@@ -23,6 +23,7 @@ from tests.support.python_functions import python_root
 
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Pools, PoolSize
+from firstlight.agile.function import Counts
 from firstlight.agile.instance import Instance
 
 LOOK = '''
@@ -350,6 +351,22 @@ def test_changed_function_gets_new_sandbox(tmp_path: Path) -> None:
         assert (await run(runtime, function))[0] != before
 
     with_function(tmp_path, main)
+
+
+def test_cgroup_of_idle_sandbox_is_not_ready(tmp_path: Path) -> None:
+    async def main(runtime: Runtime, function: Function) -> None:
+        def cgroups() -> Counts:
+            return next(pool for pool in runtime.pools() if pool.name == "cgroup")
+
+        await runtime.prepare(function)
+        async with await runtime.start(doing(function, "stay")):
+            while cgroups().made < 2:  # another in its place
+                await asyncio.sleep(0.01)
+        await runtime.synced()
+        assert cgroups().ready == 1
+
+    one = Pools(cgroup=PoolSize(low=1, high=1, dry="refuse"))
+    with_function(tmp_path, main, one, network="none")
 
 
 def test_instances_at_once_have_sandboxes_of_their_own(tmp_path: Path) -> None:

@@ -508,7 +508,8 @@ class Instances:
         entry = self._registry.number(number)
         if entry and event.verb == EventVerb.ENDED:
             entry.running -= 1
-        self._stock.cgroup_ended(event.cgroup, cgroup)
+        if not event.flags & wire.CARRIED:  # else it stays with its sandbox
+            self._stock.cgroup_ended(event.cgroup, cgroup)
         instance = self._running.remove(event.id)
         ended = _how(event, instance.function if instance else None)
         if instance and event.verb == EventVerb.ENDED:
