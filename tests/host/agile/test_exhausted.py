@@ -197,6 +197,26 @@ def test_part_refused_by_node_is_reported_and_remade(function: Make) -> None:
     on_host(main)
 
 
+def test_instance_for_events_gets_no_other_network(function: Make) -> None:
+    async def main() -> None:
+        serves = function("hold", "60", network="internal", serves="events", reuse="none")
+        async with Runtime(Config(name="t5")) as runtime:
+            await runtime.prepare(serves)
+            with stopped(runtime.node):
+                start = asyncio.create_task(runtime.start(serves))
+                while not any("events" in pool.name for pool in runtime.pools()):
+                    await asyncio.sleep(0)
+                with no_descriptor_left(runtime.node):
+                    os.kill(runtime.node, signal.SIGCONT)
+                    with pytest.raises(Failed, match="can take no network internal: Too many"):
+                        await start
+            async with await runtime.start(serves) as instance:
+                inside = Path(f"/proc/{instance.pid}/net/tcp").read_text().splitlines()[1:]
+                assert [line.split()[3] for line in inside] == ["0A"], "nobody listens"
+
+    on_host(main)
+
+
 def test_without_a_descriptor_for_a_client_it_is_hung_up_on(function: Make) -> None:
     async def main() -> None:
         async with daemon() as pid:

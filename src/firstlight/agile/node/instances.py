@@ -243,13 +243,15 @@ class Instances:
         return instance
 
     async def _give_listening(self, entry: Registered) -> None:
-        """Returns when the node has it: the start comes by a socket of its own."""
-        await self._stock.give_listening(entry)
+        """Returns when the node has it: the start comes by a socket of its own. Raises Failed."""
+        given = await self._stock.give_listening(entry)
         try:
             await self.synced()
         except BaseException:
             self._stock.not_used(entry)
             raise
+        if given and given.error:
+            raise given.error
 
     async def _request(
         self, entry: Registered, streams: list[int], env: dict[str, str], requested: int,

@@ -31,7 +31,7 @@ NOBODY = -1
 @dataclass(eq=False)
 class Held:
     """A part that the node has. ``function`` is its owner, or NOBODY. ``left``: its instance ended
-    between two managers.
+    between two managers. ``error``: why the node could not take it.
     """
 
     index: int
@@ -40,6 +40,7 @@ class Held:
     shelved: bool = True
     function: int = NOBODY
     left: bool = False
+    error: Failed | None = None
 
 
 class Shelf:
@@ -218,11 +219,11 @@ class Parts:
         """Make a cgroup and put it on the shelf. Raises Failed."""
         self._add(self._cgroups.make(self._limits, doors=False), "outbound")
 
-    def give(self, network: Network, reach: Reach, function: int) -> None:
+    def give(self, network: Network, reach: Reach, function: int) -> Held:
         """Put a network on its function's own shelf. Raises Failed."""
-        self._add(network, reach, function)
+        return self._add(network, reach, function)
 
-    def _add(self, made: Network | Cgroup, reach: Reach, function: int = NOBODY) -> None:
+    def _add(self, made: Network | Cgroup, reach: Reach, function: int = NOBODY) -> Held:
         if not self._free or self.node is None:
             self._end(made)
             raise Failed("no more parts can be held", "stop instances")
@@ -235,6 +236,7 @@ class Parts:
             self._free.append(self._held.pop(held.index).index)
             self._end(made)
             raise
+        return held
 
     def _described(self, held: Held) -> wire.Part:
         made, limits = held.made, self._limits

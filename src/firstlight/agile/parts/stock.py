@@ -83,16 +83,16 @@ class Stock:
         await self._shelves[reach].warm()
         await self._cgroups.warm()
 
-    async def give_listening(self, entry: Registered) -> None:
-        """Give the function a network for its next instance. Raises Failed.
+    async def give_listening(self, entry: Registered) -> Held | None:
+        """Give the function a network for its next instance; None if it has one. Raises Failed.
 
         The node takes any of the function's networks, and a refused start leaves one.
         """
         if self._unused[entry.number]:
             self._unused[entry.number] -= 1
-            return
+            return None
         network, _ = await self._listening[entry.function.network].take()
-        self.parts.give(network, entry.function.network, entry.number)
+        return self.parts.give(network, entry.function.network, entry.number)
 
     def not_used(self, entry: Registered) -> None:
         """Note that the node refused the start for which ``give_listening`` was called."""
@@ -112,10 +112,15 @@ class Stock:
     def refused(self, index: int, error: int) -> None:
         """Note that the node could not take a part that it was given."""
         held = self.parts.refused(index, error)
-        if held and held.function == NOBODY:
-            shelf = self._shelves[held.reach] if isinstance(held.made, Network) else self._cgroups
-            shelf.refused(Failed(f"the node can take no {shelf.name}: {os.strerror(error)}",
-                                 "a higher limit of open files, or fewer instances"))  # fmt: skip
+        if held is None:
+            return
+        shelf = self._shelves[held.reach] if isinstance(held.made, Network) else self._cgroups
+        held.error = Failed(f"the node can take no {shelf.name}: {os.strerror(error)}",
+                            "a higher limit of open files, or fewer instances")  # fmt: skip
+        if held.function == NOBODY:
+            shelf.refused(held.error)
+        elif self._unused[held.function]:
+            self._unused[held.function] -= 1
 
     def take(self, event: Event) -> None:
         """Count what a start took from the shelves, or what ended with a sandbox that waited."""
