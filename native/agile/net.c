@@ -141,13 +141,13 @@ static int serve_wash(int used, const char **step)
 	return error ? error : net_wash(step);
 }
 
-/* Makes the bridge, or sets up the one that is there: then the answer is -EEXIST. */
+/* Makes the bridge. The answer is -EEXIST if there is one, which is set up only where it is ours. */
 static int serve_host(const struct net_request *request, const char **step)
 {
 	*step = "create a bridge";
 	int made = rtnl_bridge_add(&host, request->link, request->index);
 	int index = made ? (int)if_nametoindex(request->link) : request->index;
-	if ((made && made != -EEXIST) || !index)
+	if ((made && !(made == -EEXIST && request->flags & NET_OURS)) || !index)
 		return made;
 	*step = "set it up";
 	int error = rtnl_link_up(&host, index);

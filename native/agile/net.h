@@ -34,6 +34,7 @@ enum net_flag {
 		4, /* MAKE, FILL: sysctls stay as they are, the link's address is the pod's own, and
 		      * nobody asks what can be read there */
 	NET_IPV6 = 8, /* HOST, MAKE, FILL: with address6 and gateway6, too */
+	NET_OURS = 16, /* HOST: a link of that name that is there is set up, too */
 };
 
 struct net_request {

@@ -13,6 +13,7 @@ from tests.support.agile_host import on_host, pids_hierarchy
 from firstlight.agile import Config, Function, Instance, Runtime
 from firstlight.agile.config import NetworkConfig, Pools, PoolSize
 from firstlight.agile.network.firewall import Firewall
+from firstlight.agile.network.networks import Networks
 from firstlight.errors import Failed, FirstlightError
 from firstlight.lab.cluster.threads import in_network
 
@@ -322,6 +323,22 @@ def test_what_has_a_runtimes_name_and_is_not_its_own_stays(make: str, look: str)
             async with Runtime(Config(name="t1")):
                 pass
         subprocess.run(look.format(pids=pids), shell=True, check=True)
+
+    on_host(main)
+
+
+def test_link_that_comes_before_its_own_stays_as_it_is() -> None:
+    async def main() -> None:
+        networks = Networks(Config(name="t1"))
+        networks.check()
+        subprocess.run("ip link add flt1 type bridge", shell=True, check=True)
+        with pytest.raises(Failed, match="File exists"):
+            await networks.open()
+        networks.close()
+        shown = subprocess.run(
+            ["ip", "-br", "address", "show", "flt1"], capture_output=True, check=True
+        )
+        assert shown.stdout.split() == [b"flt1", b"DOWN"]
 
     on_host(main)
 

@@ -43,12 +43,13 @@ class Verb(IntEnum):
 
 
 class Flag(IntFlag):
-    """Flags of MAKE and FILL; IPV6 also of HOST."""
+    """Flags of MAKE and FILL; IPV6 also of HOST, and OURS of HOST alone: set up what exists."""
 
     WIRED = 1
     NEIGHBOURS = 2
     POD = 4
     IPV6 = 8
+    OURS = 16
 
 
 class Answer(NamedTuple):

@@ -107,10 +107,12 @@ class Networks:
     async def open(self, adopt: bool = False) -> None:
         """Make the host's side; ``adopt`` takes over what exists. Raises Failed, Unsupported."""
         self._is_open = True
+        flags = Flag.OURS if adopt else Flag(0)
         answer = await self._host.ask(
-            Request(Verb.HOST, link_index=self._first, address=self.gateway, link=self.anchor)
+            Request(Verb.HOST, flags, self._first, self.gateway, link=self.anchor)
         )
         if not (adopt and answer.error == errno.EEXIST):
+            self._is_open = answer.error != errno.EEXIST  # another's is not ours to remove
             answer.check(f"make the link {self.anchor} for the gateway {self.gateway}")
         await self._firewall.open(adopt)
         await self._open_others()

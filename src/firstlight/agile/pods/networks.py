@@ -75,7 +75,7 @@ class PodNetworks:
 
     async def _open_gateway(self) -> None:
         request = self._request(Verb.HOST, 0)._replace(
-            address=self.range[1], link=self.anchor,
+            flags=self._flags | Flag.OURS, address=self.range[1], link=self.anchor,
             address6=self.range6[1] if self.range6 else _NO_IPV6,
         )  # fmt: skip
         answer = await self._host.ask(request)
