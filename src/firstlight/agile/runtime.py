@@ -44,6 +44,8 @@ from firstlight.agile.wasm.workers import Wasm
 from firstlight.errors import WITH_SUDO, Failed, Unsupported
 
 _FOLLOW_SECONDS = 10.0
+_umasks: list[int] = []
+"""That of the process before its first runtime, and one for each other that is open."""
 
 
 class Runtime:
@@ -75,7 +77,7 @@ class Runtime:
         self.journal.open(adopt=runs)
         self._adopted = runs and self._stay
         # Until the exit: instances, which are other users, enter directories that are made here.
-        self._umask = os.umask(0o022)
+        _umasks.append(os.umask(0o022))
         try:
             groups = Cgroups(self.config.top_cgroup)
             if not runs:
@@ -99,7 +101,7 @@ class Runtime:
             )
             await self._instances.open(self._stay)
         except BaseException:
-            os.umask(self._umask)
+            _give_umask_back()
             if runs:  # what could not be taken over goes on
                 if hasattr(self, "_instances"):
                     await self._instances.leave()
@@ -119,7 +121,7 @@ class Runtime:
         trace: TracebackType | None,
     ) -> None:
         self._closing = True
-        os.umask(self._umask)
+        _give_umask_back()
         if kind and self._adopted:  # an error here is no reason to end what it found
             self.leave()
         leaves = self._leaves and (kind is None or self._adopted)
@@ -477,3 +479,11 @@ def _raise_open_files() -> None:
                 f"at most {most} files may be open, and an instance may have {FILES}",
                 f"raise the hard limit of open files: ulimit -Hn {FILES_MOST}",
             ) from None
+
+
+def _give_umask_back() -> None:
+    """At the end of the process's last runtime."""
+    if len(_umasks) > 1:
+        _umasks.pop()
+    else:
+        os.umask(_umasks.pop())

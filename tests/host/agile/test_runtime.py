@@ -1,6 +1,7 @@
 """Starts from parts and from whole sandboxes, and what becomes of the parts."""
 
 import asyncio
+import os
 import resource
 import socket
 import subprocess
@@ -339,6 +340,25 @@ def test_link_that_comes_before_its_own_stays_as_it_is() -> None:
             ["ip", "-br", "address", "show", "flt1"], capture_output=True, check=True
         )
         assert shown.stdout.split() == [b"flt1", b"DOWN"]
+
+    on_host(main)
+
+
+def test_umask_returns_with_last_runtime() -> None:
+    async def main() -> None:
+        before = os.umask(0o077)
+        try:
+            other = Config(name="t2", network=NetworkConfig(range="10.214.0.0/16"))
+            first, last = Runtime(Config(name="t1")), Runtime(other)
+            await first.__aenter__()
+            async with last:
+                with pytest.raises(Failed, match="another runtime uses"):
+                    await Runtime(Config(name="t1")).__aenter__()
+                await first.__aexit__(None, None, None)
+                assert os.umask(0o022) == 0o022
+            assert os.umask(before) == 0o077
+        finally:
+            os.umask(before)
 
     on_host(main)
 
