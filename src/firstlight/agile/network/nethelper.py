@@ -25,6 +25,8 @@ _RANGE = Struct("=4s4si")
 RANGES_MAX, _BODY_MAX, _MESSAGE_MAX = 1024, 65536, 4096
 SILENCE_SECONDS = 10.0
 """A helper with requests that is silent for this long hangs."""
+_FIRST = 6
+"""So many times as long may the first answer take, for which the kernel loads modules."""
 
 
 class Verb(IntEnum):
@@ -149,6 +151,7 @@ class NetHelper:
         self._pending: dict[int, asyncio.Future[Answer]] = {}
         self._count = 0
         self._helper: Helper | None = None
+        self._answers = False
         self._watch: asyncio.TimerHandle | None = None
         self._is_closed = False
 
@@ -165,12 +168,11 @@ class NetHelper:
         message = request.encode(self._count)
         if self._helper is None:
             self._helper = Helper(PROGRAM, self._take_answer, self._died)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._helper.send(message, [descriptor] if descriptor >= 0 else [])
         self._pending[self._count] = future
         if self._watch is None:
-            self._watch = loop.call_later(self._silence, self._hangs)
+            self._rewatch()
         try:
             return await future
         except asyncio.CancelledError:
@@ -186,6 +188,7 @@ class NetHelper:
         descriptor = descriptors[0] if descriptors else -1
         answer = _decode(message, descriptor)
         future = self._pending.pop(answer.id, None)
+        self._answers = True
         self._rewatch()
         if future and not future.done():
             future.set_result(answer)
@@ -197,10 +200,14 @@ class NetHelper:
             self._watch.cancel()
             self._watch = None
         if self._pending:
-            self._watch = asyncio.get_running_loop().call_later(self._silence, self._hangs)
+            loop = asyncio.get_running_loop()
+            self._watch = loop.call_later(self._patience(), self._hangs)
+
+    def _patience(self) -> float:
+        return self._silence if self._answers else self._silence * _FIRST
 
     def _hangs(self) -> None:
-        why = f"the network helper did not answer in {self._silence:g} s and was killed"
+        why = f"the network helper did not answer in {self._patience():g} s and was killed"
         self._end(why, wait=False)
 
     def _died(self) -> None:
@@ -224,7 +231,7 @@ def ask_once(*requests: Request) -> list[Answer]:
     with ours:
         with theirs:
             pid = helper.spawn(path, theirs.fileno())
-        ours.settimeout(SILENCE_SECONDS)
+        ours.settimeout(SILENCE_SECONDS * _FIRST)
         try:
             return [_ask(ours, request) for request in requests]
         except OSError as error:
