@@ -565,11 +565,13 @@ int BPF_PROG(on_waking, struct task_struct *p)
 	return 0;
 }
 
+/* "now": 0 if the clock was not read yet. */
 static __always_inline void switched_in(__u32 tid, __u64 now)
 {
 	struct task *task = traced(tid);
 	if (!task || !task->off)
 		return;
+	now = now ? now : clock_now();
 	if (now - task->off >= SHORTEST_OFF_NS) {
 		struct event event;
 		fill(&event, OFF, task, tid, now);
@@ -590,14 +592,14 @@ int BPF_PROG(on_switch, _Bool preempt, struct task_struct *prev, struct task_str
 	     unsigned int prev_state)
 {
 	count();
-	__u64 now = clock_now();
+	__u64 now = 0;
 	struct task *task = traced(NUMBER(prev));
 	if (task && prev_state & DEAD && !preempt) {
 		/* A first thread has the number of that by now whose execve ended it, which goes on. */
 		if (task->ended)
 			forget(prev, NUMBER(prev));
 	} else if (task) {
-		task->off = now;
+		task->off = now = clock_now();
 		task->woken = 0;
 		task->off_state = preempt ? 0 : prev_state;
 		if (!task->off_state)
