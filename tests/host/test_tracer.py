@@ -602,7 +602,7 @@ def test_the_loader_reads_and_writes_only_what_is_its_own(
 
 
 @pytest.mark.parametrize(
-    "nonsense", ["stop", "start /nonexistent/x", "nonsense", "start " + "x" * 5000, ""]
+    "nonsense", ["stop", "start /proc/nonexistent/x", "nonsense", "start " + "x" * 5000, ""]
 )
 def test_the_loader_refuses_nonsense(sanitized_trace: Path, nonsense: str) -> None:
     done = subprocess.run(
