@@ -30,6 +30,8 @@ def unified(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     )  # fmt: skip
     if root is None or CONTROLLER not in (root / "cgroup.controllers").read_text().split():
         pytest.skip(f"no cgroup version 2 with the controller {CONTROLLER} is mounted")
+    if (root / "cgroup.type").exists() and (root / "cgroup.procs").read_text():
+        pytest.skip(f"{root} has processes, so it gives no controllers")
     enabled = (root / "cgroup.subtree_control").read_text().split()
     result = True, dict.fromkeys(cgroups.CONTROLLERS, root)
     monkeypatch.setattr(cgroups, "_hierarchies", lambda: result)

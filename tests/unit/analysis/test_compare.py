@@ -139,7 +139,7 @@ def test_point_without_starts_is_regression(repetitions: int, regression: bool) 
     assert not compare(b, b).regression
 
 
-@pytest.mark.parametrize(("repetitions", "share", "pairs"), [(7, 0.15, 60), (4, 0.8, 20)])
+@pytest.mark.parametrize(("repetitions", "share", "pairs"), [(7, 0.15, 30), (4, 0.8, 20)])
 def test_whole_batch_failures_seldom_regress(repetitions: int, share: float, pairs: int) -> None:
     """One cause fails all of a burst: seven bursts are seven observations."""
     alarms = [
