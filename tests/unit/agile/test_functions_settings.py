@@ -3,6 +3,7 @@
 import errno
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -114,6 +115,38 @@ def test_what_replaces_an_images_own_settings_is_shown() -> None:
     assert shown(Settings()) is None
     assert shown(Settings(arguments=("app.main",), directory="/other")) == {
         "ImageConfig": {"EntryPoint": [], "Command": ["app.main"], "WorkingDirectory": "/other"}
+    }
+
+
+def test_what_means_nothing_here_is_shown_as_it_was_given() -> None:
+    code = Code(source="docker://x", digest=f"sha256:{'0' * 64}", size=1, trees=(1,))
+    own = ImageSettings(entrypoint=["/entry"])
+    given: dict[str, Any] = {
+        "TracingConfig": {"Mode": "Active"}, "SnapStart": {"ApplyOn": "PublishedVersions"},
+        "LoggingConfig": {"LogFormat": "JSON", "ApplicationLogLevel": "DEBUG"},
+        "KMSKeyArn": "arn:aws:kms:us-east-1:000000000000:key/x",
+        "Role": "arn:aws:iam::000000000000:role/service-role/x",
+    }  # fmt: skip
+
+    def shown(settled: Settings) -> dict[str, Any]:
+        revision = settings.made("f", 1, settled, code, own, "")
+        answer = lambda_shapes.configuration(
+            Registration(name="f", revisions={LATEST: revision}), revision
+        )
+        return {name: answer[name] for name in given if name in answer}
+
+    before = msgspec.convert(given, lambda_shapes.Configuration).settings()
+    changed = msgspec.convert({"Timeout": 9}, lambda_shapes.Configuration).settings()
+    expected = {
+        **given,
+        "LoggingConfig": {**given["LoggingConfig"], "LogGroup": "/aws/lambda/f"},
+        "SnapStart": {**given["SnapStart"], "OptimizationStatus": "Off"},
+    }
+    assert shown(before) == shown(settings.merged(before, changed)) == expected
+    assert shown(Settings()) == {
+        "TracingConfig": {"Mode": "PassThrough"},
+        "LoggingConfig": {"LogFormat": "Text", "LogGroup": "/aws/lambda/f"},
+        "SnapStart": {"ApplyOn": "None", "OptimizationStatus": "Off"},
     }
 
 

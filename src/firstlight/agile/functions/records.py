@@ -14,7 +14,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     ``command`` is the argument vector of kinds ``command`` and ``http``. For an image,
     ``entrypoint``, ``arguments`` and ``directory`` replace the image's own, unless they are empty.
-    Sizes are in bytes, times in seconds.
+    Sizes are in bytes, times in seconds. The last five are kept to be shown, and mean nothing here.
     """
 
     kind: Kind | UnsetType = UNSET
@@ -38,8 +38,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     volumes: tuple[Volume, ...] | UnsetType = UNSET
     secrets: dict[str, str] | UnsetType = UNSET
     runtime: str | UnsetType = UNSET
-    role: str | UnsetType = UNSET
     description: str | UnsetType = UNSET
+    role: str | UnsetType = UNSET
+    tracing: str | UnsetType = UNSET
+    logging: dict[str, str] | UnsetType = UNSET
+    snap_start: str | UnsetType = UNSET
+    kms_key: str | UnsetType = UNSET
 
 
 class ImageSettings(Struct, rename="pascal", frozen=True):

@@ -9,7 +9,7 @@ import time
 import uuid
 import zipfile
 from math import ceil
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -36,6 +36,7 @@ Seconds = Annotated[int, Meta(ge=1, le=900)]
 Text = Annotated[str, Meta(max_length=256)]
 TagKey = Annotated[str, Meta(min_length=1, max_length=128)]
 TagsOf = Annotated[dict[TagKey, Text], Meta(max_length=50)]
+Level = Literal["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"]
 _ROLE = re.compile(r"arn:(aws[a-zA-Z-]*)?:iam::\d{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+")
 _VARIABLE = re.compile(r"[a-zA-Z][a-zA-Z0-9_]+")
 _RESERVED = settings.RESERVED | {
@@ -84,6 +85,27 @@ class Storage(_Shape, frozen=True):
     size: Annotated[int, Meta(ge=16, le=10240)]
 
 
+class Tracing(_Shape, frozen=True):
+    """TracingConfig."""
+
+    mode: Literal["Active", "PassThrough"] = "PassThrough"
+
+
+class Logging(_Shape, frozen=True, omit_defaults=True):
+    """LoggingConfig."""
+
+    log_format: Literal["JSON", "Text"] | None = None
+    application_log_level: Level | None = None
+    system_log_level: Level | None = None
+    log_group: Annotated[str, Meta(min_length=1, max_length=512)] | None = None
+
+
+class Snap(_Shape, frozen=True):
+    """SnapStart."""
+
+    apply_on: Literal["PublishedVersions", "None"] = "None"
+
+
 class CodeShape(_Shape, frozen=True):
     """The source of code: a zip file's bytes, or an image."""
 
@@ -126,6 +148,10 @@ class Configuration(_Shape, frozen=True):
     environment: Variables | None = None
     image_config: ImageConfig | None = None
     ephemeral_storage: Storage | None = None
+    tracing_config: Tracing | None = None
+    logging_config: Logging | None = None
+    snap_start: Snap | None = None
+    kms_key_arn: str | None = msgspec.field(default=None, name="KMSKeyArn")
     revision_id: str | None = None
     layers: list[Any] | None = None
     file_system_configs: list[Any] | None = None
@@ -149,13 +175,17 @@ class Configuration(_Shape, frozen=True):
         _check_variables(self.environment)
         given: dict[str, Any] = {
             "handler": self.handler, "role": self.role, "description": self.description,
-            "runtime": self.runtime,
+            "runtime": self.runtime, "kms_key": self.kms_key_arn,
+            "tracing": None if self.tracing_config is None else self.tracing_config.mode,
+            "snap_start": None if self.snap_start is None else self.snap_start.apply_on,
             "timeout": None if self.timeout is None else float(self.timeout),
             "memory": None if self.memory_size is None else self.memory_size * _MIB,
             "environment": None if self.environment is None else self.environment.variables,
         }  # fmt: skip
         if self.ephemeral_storage:
             given["scratch"] = self.ephemeral_storage.size * _MIB
+        if self.logging_config is not None:
+            given["logging"] = msgspec.to_builtins(self.logging_config)
         if self.image_config is not None:  # it replaces the one before as a whole
             given["entrypoint"] = tuple(self.image_config.entry_point or ())
             given["arguments"] = tuple(self.image_config.command or ())
@@ -251,7 +281,13 @@ def configuration(
         "MemorySize": version.memory // _MIB,
         "LastModified": _time(revision.modified),
         "Version": version.version,
-        "TracingConfig": {"Mode": "PassThrough"},
+        "TracingConfig": {"Mode": given.tracing or "PassThrough"},
+        "LoggingConfig": {
+            "LogFormat": "Text",
+            "LogGroup": f"/aws/lambda/{function.name}",
+            **(given.logging or {}),
+        },
+        "SnapStart": {"ApplyOn": given.snap_start or "None", "OptimizationStatus": "Off"},
         "RevisionId": revision_id(revision.number),
         "State": "Active",
         "LastUpdateStatus": "Successful",
@@ -261,6 +297,8 @@ def configuration(
     }
     if given.role:
         answer["Role"] = given.role
+    if given.kms_key:
+        answer["KMSKeyArn"] = given.kms_key
     if version.handler:
         answer["Handler"] = version.handler
     if given.runtime:
