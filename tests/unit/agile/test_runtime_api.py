@@ -246,22 +246,31 @@ def test_events_that_are_never_read_do_not_pile_up() -> None:
     asyncio.run(main())
 
 
-def test_an_offer_of_another_protocol_is_ignored() -> None:
-    """Java's client makes it with its first request."""
+@pytest.mark.parametrize("at_once", [1, 40, 1 << 10])
+@pytest.mark.parametrize(
+    "content",
+    [b"Content-Length: 4\r\n%snull", b"Transfer-Encoding: chunked\r\n%s4\r\nnull\r\n0\r\n\r\n"],
+)
+def test_an_offer_of_another_protocol_is_ignored(content: bytes, at_once: int) -> None:
+    """Java's client makes it with its requests."""
 
     async def main() -> None:
         api = RuntimeApi()
         connection, transport = connected(api)
         offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n"
-        connection.data_received(NEXT.removesuffix(b"\r\n") + offer)
-        request = asyncio.ensure_future(api.ask(Event("r", b"{}", 3.0)))
-        await asyncio.sleep(0)
-        assert b"200 OK" in transport.written
-        connection.data_received(ANSWER + b"Content-Length: 4\r\n\r\nnull")
-        assert (await request) == Reply(b"null")
-        connection.data_received(ANSWER + b"Content-Length: 4\r\n" + offer + b"null")
-        assert transport.written.endswith(b'an Upgrade with a body is not supported"}')
-        assert transport.closed
+        for _ in range(3):
+            connection.data_received(NEXT.removesuffix(b"\r\n") + offer)
+            request = asyncio.ensure_future(api.ask(Event("r", b"{}", 3.0)))
+            await asyncio.sleep(0)
+            assert b"200 OK" in transport.written
+            sent = ANSWER + content % offer
+            for at in range(0, len(sent), at_once):
+                connection.data_received(sent[at : at + at_once])
+            assert (await request) == Reply(b"null")
+            assert b"202 Accepted" in transport.written
+            transport.written = b""
+        connection.data_received(b"CONNECT x:1 HTTP/1.1\r\nContent-Length: 4\r\n\r\nnull")
+        assert transport.written.startswith(b"HTTP/1.1 404 ")
 
     asyncio.run(main())
 

@@ -16,6 +16,8 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from firstlight.agile import upgrade
+
 HEAD_MOST = 512 << 10
 """Bytes of a request's head, or of what follows the last part of its body."""
 SECONDS = 60.0
@@ -33,9 +35,6 @@ PIPELINED_MOST = 64
 
 SWITCH = "firstlight.switch"
 """The key of a request's ``extensions`` at which there is what takes its connection over."""
-
-
-_LENGTHS = {b"content-length", b"transfer-encoding"}
 
 
 class _Patience:
@@ -199,14 +198,14 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            rest = data[upgrade.args[0] :]
+        except httptools.HttpParserUpgrade as asked:
+            rest = data[asked.args[0] :]
             if not self._in_body:
                 self._after = bytearray(rest)
                 return
-            lengths = [b": ".join(each) for each in self.headers if each[0] in _LENGTHS]
-            self.parser = httptools.HttpRequestParser(_Content(self))
-            self._parse(b"\r\n".join([b"POST / HTTP/1.1", *lengths, b"", rest]))
+            head = upgrade.head(self.parser.get_method(), self.headers)
+            self.parser = httptools.HttpRequestParser(upgrade.Content(self))
+            self._parse(head + rest)
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
 
@@ -236,7 +235,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Pass on the end of its body; the parser sees none if it asks for another protocol."""
-        if self.parser.should_upgrade() and _has_content(self.headers):
+        if self.parser.should_upgrade() and upgrade.has_content(self.headers):
             return
         self._silent = 0
         self._in_body = False
@@ -309,33 +308,6 @@ class Connection(HttpToolsProtocol):
                 b"content-length: 0\r\n\r\n"
             )
             self.transport.close()
-
-
-class _Content:
-    """Told by a parser of the content of a request that asks for another protocol, which the parser
-    of the head takes for bytes of that; then of the requests that follow.
-    """
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection, self._is_over = connection, False
-        self.on_body = connection.on_body
-        self.on_message_begin = partial(self._pass_on, connection.on_message_begin)
-        self.on_url = partial(self._pass_on, connection.on_url)
-        self.on_header = partial(self._pass_on, connection.on_header)
-        self.on_headers_complete = partial(self._pass_on, connection.on_headers_complete)
-
-    def on_message_complete(self) -> None:
-        """Pass on its end."""
-        self._connection.on_message_complete()
-        self._is_over = True
-
-    def _pass_on(self, tell: Callable[..., None], *what: bytes) -> None:
-        if self._is_over:
-            tell(*what)
-
-
-def _has_content(headers: list[tuple[bytes, bytes]]) -> bool:
-    return any(name in _LENGTHS and value.strip(b"0") for name, value in headers)
 
 
 def _nothing() -> int:

@@ -16,6 +16,7 @@ from types import ModuleType
 
 from msgspec import Struct
 
+from firstlight.agile import upgrade
 from firstlight.agile.serving.answer import PAYLOAD_MAX
 from firstlight.errors import Failed
 
@@ -228,7 +229,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, api: RuntimeApi, httptools: ModuleType) -> None:
         self._api = api
         self._parser = httptools.HttpRequestParser(self)
-        self._malformed, self._upgrade = httptools.HttpParserError, httptools.HttpParserUpgrade
+        self._httptools = httptools
         self._transport: asyncio.Transport | None = None
         self._open = self._busy = False
         self._begin()
@@ -257,11 +258,17 @@ class _Connection(asyncio.Protocol):
             self.close()  # a second request before the answer to the first, or an endless head
             return
         self._head += len(data)
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
-        except self._upgrade:
-            pass  # the offer of another protocol is ignored: the request was handled
-        except self._malformed:
+        except self._httptools.HttpParserUpgrade as asked:  # the offer is ignored
+            if not self._in_head:
+                head = upgrade.head(self._parser.get_method(), self._headers.items())
+                self._parser = self._httptools.HttpRequestParser(upgrade.Content(self))
+                self._parse(head + data[asked.args[0] :])
+        except self._httptools.HttpParserError:
             self.refuse(400, "BadRequest", "that is not HTTP")
             self.close()
 
@@ -295,18 +302,12 @@ class _Connection(asyncio.Protocol):
             self._body += body
 
     def on_message_complete(self) -> None:
+        if self._parser.should_upgrade() and upgrade.has_content(self._headers.items()):
+            return  # which follows
         self._in_head, self._busy, self._head = True, True, 0
         body = None if self._body is None else bytes(self._body)
         self._body = None
-        if self._parser.should_upgrade() and self._has_body():
-            self.refuse(400, "BadRequest", "an Upgrade with a body is not supported")
-            self.close()  # the parser leaves the body out
-            return
         self._api.handle(self, self._parser.get_method(), self._path, body, self._headers)
-
-    def _has_body(self) -> bool:
-        length = self._headers.get(b"content-length", b"0")
-        return length != b"0" or b"transfer-encoding" in self._headers
 
     def _unread(self) -> bool:
         """Whether it sends requests without reading the answers, which would pile up here."""
