@@ -126,7 +126,8 @@ def _is_owned(directory: Path) -> bool:
         pid, started, *namespace = owner.read_text().split()
     except (FileNotFoundError, ValueError):
         with suppress(FileNotFoundError):
-            return time.time() - directory.stat().st_ctime < _STARTING_SECONDS
+            age = abs(time.time() - directory.stat().st_ctime)  # the clock may be set back
+            return age < _STARTING_SECONDS
         return False
     if namespace and namespace[0] != str(pid_namespace()):
         return _is_locked(owner)

@@ -106,6 +106,10 @@ def test_clean_keeps_young_ownerless_scratch(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / f"{SCRATCH}new").mkdir(0o700)
     assert list(clean._scratch()) == []
+    now = time.time()
+    with monkeypatch.context() as clock:
+        clock.setattr(time, "time", lambda: now - 3600)  # set back meanwhile
+        assert len(list(clean._scratch())) == 1
     monkeypatch.setattr(clean, "_STARTING_SECONDS", 0)
     assert [left.name for left in clean._scratch()] == [str(tmp_path / f"{SCRATCH}new")]
 
