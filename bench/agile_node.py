@@ -132,7 +132,7 @@ def config(workspace: Workspace, pools: Pools) -> Config:
 
 
 def measure() -> Iterator[Mark]:
-    """All of them."""
+    """All marks of the node."""
     with sandbox(f"bench-{os.getpid()}") as place:
         base = place.directory / "payload"
         base.mkdir()

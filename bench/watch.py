@@ -251,7 +251,7 @@ def storm(directory: Path) -> Mark:
 
 
 def measure() -> Iterator[Mark]:
-    """All of them."""
+    """All marks of watch."""
     yield idle()
     yield idle("--http", "0")
     with tempfile.TemporaryDirectory() as scratch:

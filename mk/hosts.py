@@ -333,7 +333,7 @@ def _log(host: Host) -> Path:
 
 
 def _wait(process: "subprocess.Popen[str]") -> None:
-    """Until it ends, SECONDS are over or this is terminated."""
+    """Wait until it ends, SECONDS have passed or this program is terminated."""
     end = time.monotonic() + SECONDS
     while process.poll() is None and time.monotonic() < end and not terminated.is_set():
         terminated.wait(1)

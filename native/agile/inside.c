@@ -24,7 +24,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Of the C library that the interpreter has, which may lack some. */
+/* Functions of the interpreter's C library, which may lack some. */
 #pragma weak dlopen
 #pragma weak dlsym
 #pragma weak srand

@@ -139,7 +139,7 @@ static void rotate(struct log *log)
 static void put(uint64_t id, const char *text, size_t size)
 {
 	struct log *log = find(id);
-	if (log && log->file < 0) /* the disk was full: it begins when it is not any more */
+	if (log && log->file < 0) /* the disk was full */
 		open_file(log);
 	if (!log || log->file < 0)
 		return;

@@ -25,7 +25,7 @@ static const struct {
 	{"/proc/sys/net/ipv4/tcp_max_tw_buckets", "8192"},
 };
 
-/* A setting that the kernel does not have, of IPv6 above all, needs no change. */
+/* A setting that the kernel lacks (it may have no IPv6) needs no change. */
 static int set(const char *path, const char *text)
 {
 	int file FILE_SCOPE = open(path, O_WRONLY | O_CLOEXEC);

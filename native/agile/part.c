@@ -123,7 +123,7 @@ int part_take(enum part_kind kind, struct function *function)
 	return index;
 }
 
-/* A network to its function, for its next instance; what has no function to all. */
+/* A network returns to its function's shelf; a part without a function, to the one for all. */
 void part_give_back(int index, int function)
 {
 	struct part *part = &node.parts[index];

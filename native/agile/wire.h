@@ -97,8 +97,7 @@ enum definition_flag {
 	DEFINITION_USER_NAMESPACE = 4,
 	DEFINITION_REFUSES = 8, /* rather than wait for parts */
 	DEFINITION_TERMINALS = 32, /* /dev/ptmx can be opened */
-	DEFINITION_VOLUMES =
-		64, /* the tree has mounts that can be written to, and is read-only else */
+	DEFINITION_VOLUMES = 64, /* read-only but for the mounts in the tree */
 	DEFINITION_OWN_IDENTITY = 16, /* uid and gid are the first of a range, one an instance */
 };
 enum reach { REACH_OUTBOUND, REACH_INTERNAL, REACH_NONE, REACHES };

@@ -37,7 +37,7 @@ void chain_recall(struct chain *chain);
 
 int chain_add(struct chain *chain);
 
-/* By all plugins even if one fails when ADD has failed; else the first failure stops it. */
+/* After a failed ADD all plugins are called, even if one fails; else the first failure stops it. */
 int chain_delete(struct chain *chain, bool after_failure);
 
 /* The last part of a path. */

@@ -237,7 +237,7 @@ static const char *bundle_of(const struct event *event)
 static const char *const starting[] = {"create", "run", "start", "restore", "restart", "play",
 				       "build",  "bud", "init",  "up",      "-b",      "--bundle"};
 
-/* Most that a runtime is asked starts nothing: its containers' states, probes executed in them. */
+/* Most commands of a runtime start nothing: they ask for states, or execute probes. */
 static int is_of_start(const struct event *event)
 {
 	struct words words = arguments_of(event), variables = environment_of(event);

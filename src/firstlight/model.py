@@ -176,7 +176,7 @@ class Presentation(Struct, frozen=True, kw_only=True):
     headline: Literal["untraced", "traced"] = "untraced"
 
     def name(self, series: str, experiment: str) -> str:
-        """The subject for a series. Braces of others stay: a run may be anybody's."""
+        """The subject for a series. Other braces stay: a run may come from anybody."""
         return self.subject.replace("{experiment}", experiment).replace("{series}", series)
 
 

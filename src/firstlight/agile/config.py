@@ -243,7 +243,9 @@ class PodsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def _check_ranges(self) -> None:
         if not _PREFIX_LEAST <= IPv4Network(self.range).prefixlen <= _PREFIX_MOST:
-            raise ValueError(f"pods.range {self.range}: from /{_PREFIX_LEAST} to /{_PREFIX_MOST}")
+            raise ValueError(
+                f"pods.range {self.range} is not from /{_PREFIX_LEAST} to /{_PREFIX_MOST}"
+            )
         size = IPv4Network(self.range).num_addresses
         if self.range6 and IPv6Network(self.range6).num_addresses < size:
             raise ValueError(f"pods.range6 {self.range6} is smaller than pods.range {self.range}")
@@ -272,12 +274,15 @@ class Events(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dead_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
-        if self.retries < 0 or self.retry_seconds < 0 or self.oldest_seconds <= 0:
-            raise ValueError(f"retries={self.retries}: none may be below 0")
+        for name in ("retries", "retry_seconds", "oldest_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is below 0")
+        if not self.oldest_seconds:
+            raise ValueError("oldest_seconds=0: every event would be given up at once")
         for name in ("queue_bytes", "dead_bytes"):
             if not _BYTES_LEAST <= getattr(self, name) <= _BYTES_MOST:
-                raise ValueError(f"{name}={getattr(self, name)}: from {_BYTES_LEAST} (4 MiB) to "
-                                 f"{_BYTES_MOST}")  # fmt: skip
+                raise ValueError(f"{name}={getattr(self, name)} is not from {_BYTES_LEAST} (4 MiB) "
+                                 f"to {_BYTES_MOST}")  # fmt: skip
 
 
 class Logs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -360,8 +360,8 @@ def whole(message: bytes, descriptor: int) -> bytes:
 
 
 def check_json(text: bytes) -> None:
-    """Raise Failed if it is not JSON. An escape of half a surrogate pair is, and SDKs send it for
-    text that was cut between the two; so is a number of any size.
+    """Raise Failed if it is not JSON. A number of any size is JSON, and so is the escape of half a
+    surrogate pair, which SDKs send for text that was cut in the middle of one.
     """
     try:
         text.decode()

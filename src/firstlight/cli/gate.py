@@ -22,9 +22,9 @@ def gate(
             metavar="COUNT", help="A count that may change, such as 'call mount'; * matches all."
         ),
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Fail if a start does less, too.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Also fail if a start does less.")] = False,
     time: Annotated[
-        bool, typer.Option("--time", help="Fail if starts are significantly slower, too.")
+        bool, typer.Option("--time", help="Also fail if starts are significantly slower.")
     ] = False,
     threshold: Annotated[
         float,

@@ -42,6 +42,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         ("[network]\nrange = '10.0.0.0/8'", "from /16 to /29"),
         ("[network]\nrange = 'all'", "Expected 4 octets"),
         ("[network]\nhost_services = ['dns']", "not of the form tcp/53"),
+        ("[pods]\nrange = '10.0.0.0/8'", r"pods\.range 10\.0\.0\.0/8 is not from /"),
+        ("[events]\nretry_seconds = -1", r"retry_seconds=-1\.0 is below 0"),
+        ("[events]\noldest_seconds = 0", "oldest_seconds=0: every event"),
+        ("[events]\nqueue_bytes = 1", r"queue_bytes=1 is not from 4194304 \(4 MiB\)"),
         ("name = ", "Invalid value"),
     ],
 )

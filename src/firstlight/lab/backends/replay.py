@@ -66,12 +66,12 @@ def calls(count: int) -> tuple[tuple[int, ...], Trace]:
 
 @dataclass(frozen=True)
 class Replay:
-    """``waiting`` forks of each function, or as many as its demand needs: None.
+    """``waiting`` forks of each function; None follows its demand.
 
-    Counts: ``idle`` is MiB times seconds of forks and places that waited, ``hits`` and ``misses``
-    are calls that found a fork and that did not. Of pools that follow there is the simulated day of
-    ``lab.replay``, too, with what a call was measured to take here: ``ready`` and ``made``; by
-    ``p99``, ``day`` (MiB times seconds), and the same of the ``fixed`` size. Latencies are in ns.
+    Counts: ``idle`` is MiB times seconds of forks and places that waited; ``hits`` and ``misses``
+    are calls that found a fork and that did not. Pools that follow also have the simulated day of
+    ``lab.replay``, with what a call was measured to take here (``ready``, ``made``): its ``p99``
+    and ``day`` (MiB times seconds), and those of the ``fixed`` size. Latencies are in ns.
     """
 
     waiting: int | None

@@ -158,13 +158,13 @@ _OTHERS = ("netns switches", "netlink", "processes", "daemon requests", "eBPF pr
 
 
 def headings(analysis: Analysis) -> tuple[str, ...]:
-    """Of ``cells``: the first figure's names the end point."""
+    """The headings of ``cells``; the second names the end point."""
     end, packet = _ENDS.get(analysis.end_point, ("ADD returned", "+ packet"))
     return ("CNI", end, "P99", packet, *_OTHERS)
 
 
 def cells(analysis: Analysis) -> list[tuple[str, ...]]:
-    """``side_by_side`` in words, each count with its time; a cell a heading of ``headings``."""
+    """``side_by_side`` in words, each count with its time."""
     return [
         (
             row["cni"],
