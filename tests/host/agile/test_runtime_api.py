@@ -108,9 +108,27 @@ done
 """
 
 
+LOGS = """
+import logging, os
+assert os.environ["AWS_LAMBDA_LOG_STREAM_NAME"]
+logging.basicConfig(format="own %(message)s")
+logging.getLogger().setLevel("INFO")
+def main(event, context):
+    logging.info("said once")
+    return [type(each).__name__ for each in logging.getLogger().handlers]
+"""
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    files = {"app.py": HANDLERS, "broken.py": BROKEN, "opened.py": OPENED, "bootstrap": BOOTSTRAP}
+    files = {
+        "logs.py": LOGS,
+        "logs_alone.py": f"{LOGS}\nKEPT = open(__file__)\n",
+        "app.py": HANDLERS,
+        "broken.py": BROKEN,
+        "opened.py": OPENED,
+        "bootstrap": BOOTSTRAP,
+    }
     return lambda_root(tmp_path_factory.mktemp("lambda"), files)
 
 
@@ -125,6 +143,18 @@ def test_a_handler_answers_cold_and_then_warm(root: Path) -> None:
         second = await call(serving, echo)
         assert json.loads(second.payload)["count"] == 2
         assert (second.cold, second.init_ns, second.log_tail) == (False, 0, b"seen 2\n")
+
+    with_serving(root, main)
+
+
+@pytest.mark.parametrize("module", ["logs", "logs_alone"])
+def test_handler_logs_as_on_lambda_whether_it_is_forked(root: Path, module: str) -> None:
+    async def main(serving: Serving) -> None:
+        answer = await call(serving, function(root, f"{module}.main"))
+        assert json.loads(answer.payload) == ["LambdaLoggerHandler"]
+        assert answer.log_tail.startswith(b"[INFO]\t")
+        assert answer.log_tail.endswith(b"\t11111111-2222-3333-4444-555555555555\tsaid once\n")
+        assert answer.log_tail.count(b"said once") == 1
 
     with_serving(root, main)
 

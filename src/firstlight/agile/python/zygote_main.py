@@ -208,6 +208,7 @@ def _import(name: str) -> Handler:
 def _import_for_events(name: str) -> Handler:
     """Run AWS's client of the Lambda Runtime API with the imported handler; does not return."""
     client = importlib.import_module("awslambdaric.__main__")
+    _set_up_logging(importlib.import_module("awslambdaric.bootstrap"))
     module, _, attribute = name.rpartition(".")
     getattr(importlib.import_module(module.replace("/", ".")), attribute)
 
@@ -220,6 +221,18 @@ def _import_for_events(name: str) -> Handler:
             raise
 
     return run
+
+
+def _set_up_logging(client: ModuleType) -> None:
+    """Have the client add its handler of logs before the import, as on Lambda, and not again.
+
+    There logging.basicConfig has no effect, and what an import does to the handler holds.
+    """
+    names = ("_AWS_LAMBDA_LOG_FORMAT", "_AWS_LAMBDA_LOG_LEVEL")
+    with suppress(AttributeError, TypeError):  # of a version that has not these: it does it later
+        form, level = (getattr(client, name) for name in names)
+        client._setup_logging(form, level, client.StandardLogSink())
+        setattr(client, "_setup_logging", lambda *_: None)  # noqa: B010 - no name that mypy knows
 
 
 def _last_words(error: BaseException) -> None:

@@ -241,7 +241,8 @@ def python_definition(version: FunctionVersion) -> Function:
     """
     return msgspec.structs.replace(
         definition(version), kind="python", command=(), handler=version.handler,
-        env={**environment(version), "FIRSTLIGHT_REVISION": str(version.revision)},
+        env={**environment(version), "FIRSTLIGHT_REVISION": str(version.revision),
+             "AWS_LAMBDA_LOG_STREAM_NAME": f"[{version.version}]"},
         timeout=max(INIT_SECONDS, version.timeout),
     )  # fmt: skip
 
