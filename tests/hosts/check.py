@@ -71,8 +71,8 @@ def main_job(*more: str) -> Outcome:
     samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     ready = sum(each["ending"] == "ready" for each in samples)
     lost = sum(each.get("lost", 0) for each in samples)
-    errors = {f"{each['error']}: {last(each['output'])}" for each in samples if each.get("error")}
-    words = f"{ready} of {len(samples)} ready, {lost} events lost {'; '.join(errors)}".strip()
+    errors = [f"{each['error']}: {last(each['output'])}" for each in samples if each.get("error")]
+    words = f"{ready} of {len(samples)} ready, {lost} events lost {''.join(errors[:1])}".strip()
     return ("ok" if samples and ready == len(samples) and not lost else "failed"), words
 
 
