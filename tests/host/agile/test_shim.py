@@ -216,6 +216,12 @@ def test_who_holds_a_pod_has_no_rights_and_no_files(server: Shim, containerd: Co
     assert not list((proc / "root" / "proc").iterdir())
     ours = {name: Path(f"/proc/self/ns/{name}").readlink() for name in ("ipc", "uts", "pid", "mnt")}
     assert all((proc / "ns" / name).readlink() != each for name, each in ours.items())
+    asked = messages.SandboxStatusRequest(sandbox_id="pod", verbose=True)
+    status = containerd.ask(server.sandbox, "SandboxStatus", asked, messages.SandboxStatusResponse)
+    shown = json.loads(status.info["info"])  # "crictl inspectp"
+    assert (shown["pid"], shown["processStatus"]) == (pid, "running")
+    names = {each["type"]: each["path"] for each in shown["runtimeSpec"]["linux"]["namespaces"]}
+    assert names == {name: f"/proc/{pid}/ns/{name}" for name in ("ipc", "uts", "pid")}
 
 
 def test_pod_containers_share_name_and_shm_and_outlive_server(

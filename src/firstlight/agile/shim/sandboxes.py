@@ -55,6 +55,9 @@ class Record(msgspec.Struct):
     exit_status: int = 0
     cgroup: str = ""
     has_shm: bool = False
+    network: str = ""
+    namespaces: tuple[str, ...] = ()
+    """``network`` is the path of its network namespace, the others are its process's."""
 
 
 @dataclass(frozen=True)
@@ -212,11 +215,16 @@ class Sandboxes:
         if options.HasField("userns_options") and options.userns_options.mode == _POD:
             why = "pods with user namespaces (hostUsers: false) need the runtime class of runc"
             raise Refused(Code.UNIMPLEMENTED, why)
-        record = Record(namespace, request.sandbox_id, cgroup=config.linux.cgroup_parent)
+        record = Record(
+            namespace,
+            request.sandbox_id,
+            cgroup=config.linux.cgroup_parent,
+            network=request.netns_path,
+        )
         sandbox = self.all[key] = Sandbox(record)
         try:
             self._write_files(record, config, options)
-            await self._hold(sandbox, config, options, request.netns_path)
+            await self._hold(sandbox, config, options)
             self.save(record)
         except (OSError, Failed, Refused) as error:
             await self.remove(sandbox)
@@ -236,13 +244,7 @@ class Sandboxes:
             mount("tmpfs", "shm", home / "shm", _SHM)
             record.has_shm = True
 
-    async def _hold(
-        self,
-        sandbox: Sandbox,
-        config: Message,
-        options: Message,
-        network: str,
-    ) -> None:
+    async def _hold(self, sandbox: Sandbox, config: Message, options: Message) -> None:
         record = sandbox.record
         names = [name for name, mode in (("ipc", options.ipc), ("uts", options.network),
                                          ("pid", options.pid)) if mode != _NODE]  # fmt: skip
@@ -250,13 +252,14 @@ class Sandboxes:
         with parked.control:
             sandbox.pidfd = parked.pidfd
             record.pid, record.started = parked.pid, started(parked.pid)
+            record.namespaces = tuple(names)
             sysctls = dict(config.linux.sysctls)
-            if network:
+            if record.network:
                 sysctls = _SYSCTLS | sysctls
             hostname = config.hostname if "uts" in names else ""
             words = [hostname, *(f"{name}={value}" for name, value in sysctls.items())]
             message = b"".join(word.encode() + b"\0" for word in words)
-            with _descriptors(network) as descriptors:
+            with _descriptors(record.network) as descriptors:
                 socket.send_fds(parked.control, [message], descriptors)
             loop = asyncio.get_running_loop()
             async with asyncio.timeout(_SECONDS):

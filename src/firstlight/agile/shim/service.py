@@ -175,10 +175,17 @@ class Service:
             created_at=timestamp(record.created_at), exited_at=timestamp(record.exited_at),
         )  # fmt: skip
         if call.request.verbose:
+            paths = {name: f"/proc/{record.pid}/ns/{name}" for name in record.namespaces}
+            if record.network:
+                paths["network"] = record.network
             about = {
                 "pid": record.pid,
                 "processStatus": "running" if sandbox.is_running else "stopped",
-            }
+                "runtimeSpec": {"linux": {
+                    "cgroupsPath": record.cgroup,
+                    "namespaces": [{"type": n, "path": path} for n, path in paths.items()],
+                }},
+            }  # fmt: skip
             answer.info["info"] = msgspec.json.encode(about).decode()
         return answer
 
