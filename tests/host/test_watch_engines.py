@@ -1,4 +1,4 @@
-"""``firstlight watch`` beside engines that others wrote: Podman, Docker, CRI-O, each really run.
+"""``firstlight watch``, and sandboxes by the CRI, with engines that others wrote, each really run.
 
 Each engine has namespaces, storage and a network of its own, and ends with them.
 """
@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.support.watch_host import SECONDS, watching
+from tests.support.watch_host import FIRSTLIGHT, SECONDS, watching
 
+from firstlight import store
 from firstlight.host import cgroups
 from firstlight.native import native
 
@@ -51,18 +52,31 @@ docker run --rm --name "$NAME" --network none tiny:1
 echo started; read -r end
 """
 
-CRIO_SCRIPT = f"""
+CRIO_RUN = f"""
 {RUN}
 podman --root "$D/storage" --runroot /run/storage --storage-driver vfs --tmpdir /run/libpod \\
-  --cgroup-manager cgroupfs import "$D/image.tar" localhost/tiny:1 >&2
+  --cgroup-manager cgroupfs import --change 'ENTRYPOINT ["/bin/payload"]' \\
+  --change 'CMD ["ready"]' "$D/image.tar" localhost/tiny:1 >&2
 crio --config "$D/crio.conf" --config-dir "" > "$D/log" 2>&1 &
 cri() {{ crictl -r unix:///run/crio.sock -i unix:///run/crio.sock -t 60s "$@"; }}
 for wait in $(seq 300); do [ -S /run/crio.sock ] && break; sleep 0.2; done
+"""
+
+CRIO_SCRIPT = f"""
+{CRIO_RUN}
 pod=$(cri runp "$D/pod.json")
 container=$(cri create "$pod" "$D/container.json" "$D/pod.json")
 cri start "$container"
 echo started; read -r end
 cri rmp -f "$pod" >&2
+"""
+
+CRIO_MEASURED = f"""
+{CRIO_RUN}
+"$FIRSTLIGHT" run cri-sandbox --cri unix:///run/crio.sock --image localhost/tiny:1 \\
+  --instances 1 --repetitions 1 --no-trace --out "$D/run" >&2
+cri pods -q > "$D/left"
+echo started; read -r end
 """
 
 CRIO_CONFIG = """
@@ -126,7 +140,8 @@ def engine(script: str, directory: Path, name: str, path: str) -> Iterator[None]
     with (directory / "errors").open("wb") as errors:
         process = subprocess.Popen(
             [*ALONE, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-            env={**os.environ, "PATH": path, "D": str(directory), "NAME": name, "GROUP": group},
+            env={**os.environ, "PATH": path, "D": str(directory), "NAME": name, "GROUP": group,
+                 "FIRSTLIGHT": str(FIRSTLIGHT)},
         )  # fmt: skip
     try:
         assert process.stdout is not None
@@ -169,7 +184,9 @@ def test_docker(directory: Path) -> None:
     assert labels["image"] == "tiny:1"
 
 
-def test_crio(directory: Path) -> None:
+@pytest.fixture
+def crio(directory: Path) -> tuple[str, str]:
+    """The name of a container that CRI-O, as configured in the directory, can start; its PATH."""
     path = need(
         "crio",
         "pinns",
@@ -206,11 +223,22 @@ def test_crio(directory: Path) -> None:
             runc=shutil.which("runc", path=path), conmon=shutil.which("conmon", path=path),
         )
     )  # fmt: skip
-    with watching("--sample", 1) as watch, engine(CRIO_SCRIPT, directory, name, path):
-        labels = labels_of(watch.start_of(name))
+    return name, path
+
+
+def test_crio(directory: Path, crio: tuple[str, str]) -> None:
+    with watching("--sample", 1) as watch, engine(CRIO_SCRIPT, directory, *crio):
+        labels = labels_of(watch.start_of(crio[0]))
     assert (labels["engine"], labels["runtime"]) == ("cri-o", "runc")
     assert (labels["pod"], labels["namespace"]) == ("shop-1", "web")
     assert labels["image"] == "localhost/tiny:1"
+
+
+def test_crio_is_measured_by_its_socket(directory: Path, crio: tuple[str, str]) -> None:
+    with engine(CRIO_MEASURED, directory, *crio):
+        samples = store.read(directory / "run").samples
+    assert [sample.error for sample in samples] == [None] * 3
+    assert not (directory / "left").read_text()
 
 
 def write(file: Path, document: object) -> None:

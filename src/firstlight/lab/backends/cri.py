@@ -128,10 +128,10 @@ class _Lab:
 
 @contextmanager
 def _lab(of: Containerd | Socket, workspace: Workspace) -> Iterator[_Lab]:
-    directory = workspace.directory
-    socket, logs = str(directory / "sandboxer.sock"), str(directory / "sandbox-logs")
-    if isinstance(of, Socket):
-        configuration = Configuration(socket, of.path, logs)
+    directory, name = workspace.directory, "sandbox-logs"
+    socket, logs = str(directory / "sandboxer.sock"), str(directory / name)
+    if isinstance(of, Socket):  # it writes outside of the run's mount namespace
+        configuration = Configuration(socket, of.path, str(directory.parent / name))
         network = f"/proc/self/fd/{workspace.outside}"
         with resident("sandboxer", configuration, network, workspace) as path:
             yield _Lab(path)

@@ -78,7 +78,7 @@ class Sandbox:
     """One start: a sandbox and its container."""
 
     def __init__(self, runtime: Runtime, logs: str) -> None:
-        self._runtime, self._logs, self._id = runtime, logs, ""
+        self._runtime, self._logs, self._id, self._container = runtime, logs, "", ""
 
     def prepare(self) -> None:
         """The connection is open."""
@@ -107,14 +107,17 @@ class Sandbox:
             request.patience, request.trace,
         ).pod_sandbox_id  # fmt: skip
         stamps.append(time.monotonic_ns())
-        container = call(
+        self._container = call(
             "CreateContainer",
             messages.CreateContainerRequest(
                 pod_sandbox_id=self._id,
                 sandbox_config=config,
                 config=messages.ContainerConfig(
                     metadata=messages.ContainerMetadata(name="c"),
-                    image=messages.ImageSpec(image=request.image),
+                    image=messages.ImageSpec(
+                        image=request.image,
+                        user_specified_image=request.image,  # CRI-O does not start without it
+                    ),
                     args=request.args,
                     log_path=f"{request.name}.log",
                     stdin=True,
@@ -128,7 +131,7 @@ class Sandbox:
             until - time.monotonic(), request.trace,
         ).container_id  # fmt: skip
         stamps.append(time.monotonic_ns())
-        call("StartContainer", messages.StartContainerRequest(container_id=container),
+        call("StartContainer", messages.StartContainerRequest(container_id=self._container),
              until - time.monotonic(), request.trace)  # fmt: skip
         stamps.append(time.monotonic_ns())
         names = ("RunPodSandbox", "CreateContainer", "StartContainer")
@@ -152,12 +155,15 @@ class Sandbox:
 
     def end(self) -> None:
         """Stop and remove the sandbox, which removes its container."""
-        messages = self._runtime.messages
+        messages, requests = self._runtime.messages, {}
+        if self._container:  # at once: CRI-O gives it ten seconds otherwise
+            requests["StopContainer"] = messages.StopContainerRequest(container_id=self._container)
         if self._id:
             for verb in ("StopPodSandbox", "RemovePodSandbox"):
-                with suppress(RuntimeError):
-                    request = getattr(messages, f"{verb}Request")(pod_sandbox_id=self._id)
-                    self._runtime.call(verb, request, _END_SECONDS)
+                requests[verb] = getattr(messages, f"{verb}Request")(pod_sandbox_id=self._id)
+        for verb, request in requests.items():
+            with suppress(RuntimeError):
+                self._runtime.call(verb, request, _END_SECONDS)
 
 
 def main(file: Path) -> None:
@@ -174,6 +180,7 @@ def main(file: Path) -> None:
     print("ready", flush=True)  # noqa: T201 - the answer
     while os.read(0, 4096):
         pass
+    start_server.await_ends(_END_SECONDS)
 
 
 if __name__ == "__main__":

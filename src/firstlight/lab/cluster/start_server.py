@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,6 +22,7 @@ from firstlight.errors import Failed
 _MESSAGE = 65536
 _STREAMS = 3
 _AT_ONCE = 10  # of the background's starts
+_START = "start"  # the name of its thread
 
 
 class Start(Protocol):
@@ -45,9 +47,19 @@ def serve(path: Path, start: Callable[[], Start]) -> None:
     def accept() -> None:
         while True:
             connection, _ = server.accept()
-            threading.Thread(target=_serve_start, args=(connection, start()), daemon=True).start()
+            threading.Thread(
+                target=_serve_start, args=(connection, start()), name=_START, daemon=True
+            ).start()
 
     threading.Thread(target=accept, daemon=True).start()
+
+
+def await_ends(seconds: float) -> None:
+    """Wait until all starts have ended, at most for so long: the load generator waits less."""
+    until = time.monotonic() + seconds
+    for thread in threading.enumerate():
+        if thread.name == _START:
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 @contextmanager
