@@ -125,3 +125,17 @@ def test_a_trace_without_a_working_directory_is_refused(tmp_path: Path) -> None:
     done = on(host, f"{FIRSTLIGHT} trace -- /bin/true", tmp_path)
     assert done.returncode == 2
     assert "in the working directory: No such file or directory" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("less", "words"),
+    [
+        ("setpriv --bounding-set=-kill,-mknod", "the runtime lacks CAP_KILL, CAP_MKNOD"),
+        ("unshare --map-root-user", "this is root of a user namespace"),
+    ],
+)
+def test_a_runtime_without_its_rights_is_refused(less: str, words: str, tmp_path: Path) -> None:
+    command = f"exec {less} {FIRSTLIGHT} agile up"
+    done = on("mount -t tmpfs none /run", command, tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import resource
 import shutil
 import socket
 import time
@@ -10,18 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 
-from firstlight.agile import coding, environment, logs
+from firstlight.agile import coding, environment, logs, rights
 from firstlight.agile.config import Config
-from firstlight.agile.function import (
-    FILES,
-    FILES_MOST,
-    Counts,
-    Ended,
-    Function,
-    Happened,
-    Listed,
-    Result,
-)
+from firstlight.agile.function import Counts, Ended, Function, Happened, Listed, Result
 from firstlight.agile.instance import Instance
 from firstlight.agile.journal import Journal
 from firstlight.agile.link import open_standard
@@ -41,7 +31,7 @@ from firstlight.agile.session import Session
 from firstlight.agile.single_flight import SingleFlight
 from firstlight.agile.wasm.resident import Resident
 from firstlight.agile.wasm.workers import Wasm
-from firstlight.errors import WITH_SUDO, Failed, Unsupported
+from firstlight.errors import Failed
 
 _FOLLOW_SECONDS = 10.0
 _umasks: list[int] = []
@@ -69,10 +59,9 @@ class Runtime:
         self._closing = self._leaves = self._adopted = False
 
     async def __aenter__(self) -> "Runtime":
-        if os.geteuid() != 0:
-            raise Unsupported("the runtime needs root", WITH_SUDO)
+        rights.check()
         open_standard()
-        _raise_open_files()
+        rights.raise_open_files()
         runs = is_running(self.config)
         self.journal.open(adopt=runs)
         self._adopted = runs and self._stay
@@ -461,24 +450,6 @@ class Runtime:
         wasm = Wasm(what.function, self._resident, self._wasms.forget)
         wasm.take_over(worker, what.identity)
         self._wasms.put(coding.encode(what.function), wasm)
-
-
-def _raise_open_files() -> None:
-    """Raise this process's limit of open files, which is the node's and bounds instances'.
-
-    Raises Unsupported if it cannot be had for one that asks for no other.
-    """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max(most, FILES_MOST)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
-    except (ValueError, OSError):  # without CAP_SYS_RESOURCE, or fs.nr_open is lower
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        if most < FILES:
-            raise Unsupported(
-                f"at most {most} files may be open, and an instance may have {FILES}",
-                f"raise the hard limit of open files: ulimit -Hn {FILES_MOST}",
-            ) from None
 
 
 def _give_umask_back() -> None:

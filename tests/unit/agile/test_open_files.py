@@ -7,11 +7,11 @@ from pathlib import Path
 
 CODE = """
 import resource
-from firstlight.agile import runtime
+from firstlight.agile import rights
 from firstlight.errors import Unsupported
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 try:
-    runtime._raise_open_files()
+    rights.raise_open_files()
     print(resource.getrlimit(resource.RLIMIT_NOFILE))
 except Unsupported as error:
     print(error.message)
