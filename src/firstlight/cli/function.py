@@ -249,7 +249,10 @@ def update(
 
 @app.command("list", epilog=examples("agile function list", "agile function list --json"))
 def list_(*, config: ConfigFile = None, as_json: Json = False) -> None:
-    """List the functions, with the newest version of each that has one."""
+    """List the functions.
+
+    Each has its newest version, or $LATEST if it has none.
+    """
     from firstlight.agile import protocol
 
     with connected(config) as client:
