@@ -166,7 +166,7 @@ def down(*, config: ConfigFile = None) -> None:
     )
 )
 def start(
-    command: Annotated[list[str] | None, typer.Argument(metavar="COMMAND")] = None,
+    command: Annotated[list[str] | None, typer.Argument(metavar="COMMAND...")] = None,
     *,
     rootfs: Rootfs,
     handler: Handler = "",

@@ -64,7 +64,7 @@ def ps(
     epilog=examples("agile stop 17", "agile stop 17 18", "agile stop 17 --signal INT --grace 30")
 )
 def stop(
-    identities: Annotated[list[str], typer.Argument(metavar="ID")],
+    identities: Annotated[list[str], typer.Argument(metavar="ID...")],
     *,
     by: Annotated[
         str,
@@ -96,7 +96,7 @@ def stop(
 )
 def execute(
     identity: Id,
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND")],
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...")],
     *,
     terminal: Terminal = False,
     interactive: Interactive = False,

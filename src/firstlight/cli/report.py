@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EXPORTS = ("perfetto", "csv", "parquet")
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Directories of runs.")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs.")]
 Html = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write one self-contained HTML page.")
 ]
@@ -107,7 +107,7 @@ def compare(
 
 def claims(
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="RUN", help="[default: all of runs/]")
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="[default: all of runs/]")
     ] = None,
     *,
     as_json: Json = False,

@@ -14,7 +14,7 @@ from firstlight.cli.output import Json, examples, print_json, say, stderr
 
 def trace(
     command: Annotated[
-        list[str], typer.Argument(metavar="COMMAND", help="The command and its arguments.")
+        list[str], typer.Argument(metavar="COMMAND...", help="The command and its arguments.")
     ],
     *,
     until: Annotated[
