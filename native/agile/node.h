@@ -208,7 +208,7 @@ int part_take(enum part_kind kind, struct function *function);
 void part_give_back(int index, int function);
 void part_put_back(int index);
 void part_leave(int index);
-queue_next part_next, part_next_owed;
+queue_next part_next;
 void part_give_up(struct queue *queue);
 void part_owe(int index);
 void part_acknowledge(int index);

@@ -9,7 +9,7 @@ int *part_next(int index)
 	return &node.parts[index].next;
 }
 
-int *part_next_owed(int index)
+static int *next_owed(int index)
 {
 	return &node.parts[index].next_owed;
 }
@@ -36,14 +36,14 @@ void part_owe(int index)
 	if (part->owed)
 		return;
 	part->owed = true;
-	queue_push(&node.rested, part_next_owed, index);
+	queue_push(&node.rested, next_owed, index);
 }
 
 /* The manager knows of it. */
 void part_acknowledge(int index)
 {
 	if (node.parts[index].owed)
-		(void)queue_cut(&node.rested, part_next_owed, index);
+		(void)queue_cut(&node.rested, next_owed, index);
 	node.parts[index].owed = false;
 }
 
