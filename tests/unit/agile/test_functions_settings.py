@@ -206,7 +206,7 @@ def test_settings_that_a_function_cannot_have_are_refused(refused: bytes) -> Non
         msgspec.json.decode(refused, type=lambda_shapes.Configuration).settings()
 
 
-def test_variables_that_the_node_sets_are_refused_where_it_sets_them() -> None:
+def test_variables_of_the_node_are_refused() -> None:
     version = FunctionVersion(name="f", kind="bootstrap")
     changed = dict.fromkeys((*kept.environment(version), *kept._of_instance(version)), "other")
     given = msgspec.structs.replace(version, environment=changed)
@@ -221,7 +221,7 @@ def test_variables_that_the_node_sets_are_refused_where_it_sets_them() -> None:
             settings.made("f", 1, Settings(handler="a.b", environment=environment), code, None, "")
 
 
-def test_an_image_may_have_a_larger_environment_than_a_function_is_given() -> None:
+def test_image_environment_may_exceed_the_limit_of_functions() -> None:
     code = Code(source="oci:x", digest=f"sha256:{'0' * 64}", size=1, trees=(1,))
     own = ImageSettings(
         entrypoint=["/entry"], env=["LAMBDA_TASK_ROOT=/var/task", f"A={'é' * 4000}"]

@@ -56,9 +56,7 @@ def test_an_error_names_what_it_is_about(
 
 @pytest.mark.parametrize("words", ["list", "list --json", "--version"])
 @pytest.mark.parametrize("closed", [">&-", "1< /dev/null"])
-def test_a_standard_output_that_is_closed_or_read_only_takes_nothing(
-    words: str, closed: str
-) -> None:
+def test_closed_or_read_only_standard_output_takes_nothing(words: str, closed: str) -> None:
     done = subprocess.run(
         ["/bin/sh", "-c", f'exec "{FIRSTLIGHT}" {words} {closed}'],
         stderr=subprocess.PIPE, text=True, timeout=60,
