@@ -130,6 +130,7 @@ def main(event):
 import array, os, socket
 control = socket.socket(fileno=os.dup(3))
 socket.send_fds(control, [b'{"imported": ["/"]}'], [0, 1, 2])
+control.close()
 """
     + SERVED,
 }

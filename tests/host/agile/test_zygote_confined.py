@@ -79,9 +79,9 @@ def attempts():
                 fd = os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY)
             except OSError:
                 continue
-            if os.fstat(fd).st_ino == os.stat(f"/proc/self/ns/{name}").st_ino:
-                continue
-            said[f"setns {name} of {pid}"] = tried(lambda: libc.setns(fd, 0))
+            if os.fstat(fd).st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
+                said[f"setns {name} of {pid}"] = tried(lambda: libc.setns(fd, 0))
+            os.close(fd)
     return said
 AT_IMPORT = attempts()
 def main(event):
