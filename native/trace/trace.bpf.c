@@ -587,6 +587,15 @@ static __always_inline void switched_in(__u32 tid, __u64 now)
 	task->waker = task->by_timer = 0;
 }
 
+/* A thread that makes a call runs. Some kernels do not report each switch to a thread, so a wait can still
+ * be open then. What a process that was followed later did before is not known. */
+static __always_inline void runs(struct task *task, __u32 tid)
+{
+	if (task->off && task->off_stack != UNSEEN)
+		switched_in(tid, 0);
+	task->off = 0;
+}
+
 SEC("tp_btf/sched_switch")
 int BPF_PROG(on_switch, _Bool preempt, struct task_struct *prev, struct task_struct *next,
 	     unsigned int prev_state)
@@ -599,6 +608,8 @@ int BPF_PROG(on_switch, _Bool preempt, struct task_struct *prev, struct task_str
 		if (task->ended)
 			forget(prev, NUMBER(prev));
 	} else if (task) {
+		if (task->off && task->woken) /* since when it has run is not known */
+			switched_in(NUMBER(prev), task->woken);
 		task->off = now = clock_now();
 		task->woken = 0;
 		task->off_state = preempt ? 0 : prev_state;
@@ -808,6 +819,7 @@ int BPF_PROG(on_enter, struct pt_regs *regs, long number)
 	if (task->call && !task->copied) /* its return was missed by both */
 		lose(LOST_RETURN);
 	task->copied = 0;
+	runs(task, own_number());
 	return enter(task, regs, number);
 }
 
@@ -912,6 +924,7 @@ static __always_inline int leave(__u32 tid, long result, __u32 copy)
 		return 0;
 	task->wait = 0;
 	task->copied = 0;
+	runs(task, tid);
 	if (task->number < 0 || !task->call)
 		return 0;
 	struct wide *out = bpf_map_lookup_elem(&scratch, &copy);

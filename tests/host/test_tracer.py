@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,6 +105,21 @@ def test_a_wait_that_a_timeout_ends_is_a_sleep(bench: Bench, known: Path, tmp_pa
     assert seen.wall(None, "another ") == 0
     ended = seen.spans.filter(pl.col("kind") == "blocked").filter(pl.col("name") == "timer")
     assert ended["peer"].to_list() == [0] * len(ended)
+
+
+_OFTEN = """import time
+for _ in range(500):
+    time.sleep(5e-4)
+print("firstlight ready 1", flush=True)"""
+
+
+def test_each_of_many_waits_is_seen(bench: Bench) -> None:
+    """Some kernels do not report each switch to a thread."""
+    seen = bench.start(sys.executable, "-c", _OFTEN)
+    slept = seen.spans.filter(
+        (pl.col("kind") == "blocked") & pl.col("stack").cast(pl.String).str.contains("nanosleep")
+    )
+    assert (len(slept), seen.lost) == (500, 0)
 
 
 def test_the_time_that_is_waited_for_a_child_is_the_childs(bench: Bench, known: Path) -> None:
