@@ -89,12 +89,13 @@ static int set_memory(void)
 	return failed ? failed : write_own("/proc/self/oom_score_adj", "0");
 }
 
-/* Children begin as ordinary processes, whatever the node's own haste is. */
+/* Children begin as ordinary processes, whatever the node's own haste is. By the kernel's own call, which
+ * not every C library has. */
 static int set_scheduling(void)
 {
 	cpu_set_t all;
 	memset(&all, 0xff, sizeof all);
-	if (sched_setscheduler(0, SCHED_OTHER, &(struct sched_param){0}) ||
+	if (syscall(SYS_sched_setscheduler, 0, SCHED_OTHER, &(struct sched_param){0}) ||
 	    sched_setaffinity(0, sizeof all, &all) ||
 	    syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, 0))
 		return -errno;
@@ -103,7 +104,8 @@ static int set_scheduling(void)
 		return -errno;
 	/* Without the privilege a start only waits longer for a CPU. */
 	if (!setpriority(PRIO_PROCESS, 0, HASTE) &&
-	    sched_setscheduler(0, SCHED_OTHER | SCHED_RESET_ON_FORK, &(struct sched_param){0}))
+	    syscall(SYS_sched_setscheduler, 0, SCHED_OTHER | SCHED_RESET_ON_FORK,
+		    &(struct sched_param){0}))
 		return -errno;
 	return 0;
 }

@@ -27,7 +27,7 @@ static int keep_own(int control, int self)
 			return -1;
 		node.house.tops[i] = FIRST_TOP + i; /* in this process only */
 	}
-	return close_range(FIRST_TOP + (unsigned)node.house.top_count, ~0U, 0);
+	return (int)syscall(SYS_close_range, FIRST_TOP + (unsigned)node.house.top_count, ~0U, 0);
 }
 
 /* A generic sandbox: waits for its function. Its end of the socket closes with the exec. */

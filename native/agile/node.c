@@ -45,7 +45,7 @@ static int open_standard(void)
 		close(opened);
 	for (int i = 0; i < 3; i++)
 		(void)fcntl(i, F_SETFD, 0);
-	if (opened < 0 || close_range((unsigned)ready + 1, ~0U, 0))
+	if (opened < 0 || syscall(SYS_close_range, (unsigned)ready + 1, ~0U, 0))
 		node_die("open the standard streams", -errno);
 	return ready;
 }

@@ -13,6 +13,7 @@
 #include <grp.h>
 #include <limits.h>
 #include <linux/capability.h>
+#include <linux/close_range.h>
 #include <linux/mount.h>
 #include <linux/seccomp.h>
 #include <sched.h>
@@ -361,7 +362,8 @@ static int enter_user_namespace(const struct definition *function, int self)
 	return failed || !zygote ? failed : failure(unshare(CLONE_NEWNS));
 }
 
-/* -1 would mean "unchanged", and 0 the host's root: what was asked for is verified. */
+/* -1 would mean "unchanged", and 0 the host's root: what was asked for is verified. By the kernel's own
+ * calls: a C library looks for threads first. */
 static int set_user(const struct definition *function)
 {
 	uid_t uid = function->uid, uids[3];
@@ -370,7 +372,7 @@ static int set_user(const struct definition *function)
 		return -EINVAL;
 	if (function->flags & DEFINITION_USER_NAMESPACE && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
 		return -errno;
-	if (setresgid(gid, gid, gid) || setresuid(uid, uid, uid) ||
+	if (syscall(SYS_setresgid, gid, gid, gid) || syscall(SYS_setresuid, uid, uid, uid) ||
 	    getresuid(&uids[0], &uids[1], &uids[2]) || getresgid(&gids[0], &gids[1], &gids[2]))
 		return -errno;
 	for (int i = 0; i < 3; i++)
@@ -393,7 +395,7 @@ static int keep_two(int control, int instance)
 	enum { FIRST = 3 };
 	if (dup3(control, FIRST, O_CLOEXEC) < 0 || dup3(instance, FIRST + 1, O_CLOEXEC) < 0)
 		return -errno;
-	return failure(close_range(FIRST + 2, ~0U, 0));
+	return failure((int)syscall(SYS_close_range, FIRST + 2, ~0U, 0));
 }
 
 static int join_user(const struct definition *function, int control, int instance)
@@ -558,7 +560,7 @@ static int execute(char **argv, char **envp, const char *directory, bool shares)
 {
 	/* No descriptor but the streams outlives the exec. A process that shares its table, with PID 1 of its
 	 * sandbox, gets one of its own with the streams alone. */
-	if (close_range(3, ~0U, shares ? CLOSE_RANGE_UNSHARE : CLOSE_RANGE_CLOEXEC) ||
+	if (syscall(SYS_close_range, 3, ~0U, shares ? CLOSE_RANGE_UNSHARE : CLOSE_RANGE_CLOEXEC) ||
 	    chdir(directory))
 		return -errno;
 	if (!strchr(argv[0], '/'))
