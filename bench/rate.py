@@ -275,4 +275,8 @@ def measure() -> Iterator[Mark]:
             client.prepare(function)
             node = pid_of(settings)
             yield idle(client, function, node)
+        full = PoolSize(low=HELD // 2, high=HELD, rate=SIZE.rate)
+        settings = config(place, Pools(window=0, network=SIZE, cgroup=SIZE, sandbox=full))
+        with daemon(settings, place), Client(settings.socket) as client:
+            client.prepare(function, HELD)
             yield tail("from generic sandboxes", settings.socket, *client.register(function))
