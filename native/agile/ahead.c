@@ -1,11 +1,13 @@
-/* What the next start opens and no function decides, opened while the node has nothing to do: its control
- * socket, and on cgroups of version 1 the files by which it joins the cgroup that is taken next. A clone
- * that finds nothing ahead opens its own.
+/* What the next start needs and no function decides, made while the node has nothing to do: its control
+ * socket; on cgroups of version 1 the files by which it joins the cgroup that is taken next; and of its
+ * namespaces those that a process can enter by a descriptor, where it need not show in them whether they
+ * were used before. A clone that finds nothing ahead makes its own.
  */
 #include "node.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -13,7 +15,36 @@
 enum { REST = 500000 }; /* ns, after a start */
 
 static bool is_made;
-static struct ahead ahead;
+static struct ahead ahead = {.control = {NOBODY, NOBODY}, .mounts = NOBODY, .ipc = NOBODY};
+static int own, mounts, ipc; /* own: directory of the node's namespaces */
+
+void ahead_open(void)
+{
+	for (int i = 0; i < TOPS_MAX; i++)
+		ahead.tasks[i] = NOBODY;
+	own = open("/proc/self/ns", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	mounts = openat(own, "mnt", O_RDONLY | O_CLOEXEC);
+	ipc = openat(own, "ipc", O_RDONLY | O_CLOEXEC);
+	if (own < 0 || mounts < 0 || ipc < 0)
+		node_die("open its own namespaces", -errno);
+}
+
+/* The node goes there and comes back. */
+static void make_spaces(void)
+{
+	if (ahead.mounts >= 0)
+		return;
+	if (!sandbox_enter_blank(&node.house) && !sandbox_mount_tmpfs() && !unshare(CLONE_NEWIPC)) {
+		ahead.mounts = openat(own, "mnt", O_RDONLY | O_CLOEXEC);
+		ahead.ipc = openat(own, "ipc", O_RDONLY | O_CLOEXEC);
+	}
+	if (setns(mounts, CLONE_NEWNS) || setns(ipc, CLONE_NEWIPC))
+		node_die("return to its own namespaces", -errno);
+	if (ahead.mounts < 0 || ahead.ipc < 0) {
+		descriptor_close(&ahead.mounts);
+		descriptor_close(&ahead.ipc);
+	}
+}
 
 /* Nothing is killed in the cgroup until it is taken. */
 static void open_tasks(void)
@@ -39,23 +70,21 @@ int64_t ahead_next(void)
 
 void ahead_make(void)
 {
-	ahead = (struct ahead){.control = {NOBODY, NOBODY}};
-	for (int i = 0; i < TOPS_MAX; i++)
-		ahead.tasks[i] = NOBODY;
 	is_made = true;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ahead.control))
 		ahead.control[0] = ahead.control[1] = NOBODY;
 	open_tasks();
+	make_spaces();
 }
 
 const struct ahead *ahead_made(void)
 {
-	return is_made ? &ahead : NULL;
+	return &ahead;
 }
 
 int ahead_control(int ends[2])
 {
-	if (!is_made || ahead.control[0] < 0)
+	if (ahead.control[0] < 0)
 		return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) ? -errno : 0;
 	for (int i = 0; i < 2; i++) {
 		ends[i] = ahead.control[i];
@@ -64,13 +93,15 @@ int ahead_control(int ends[2])
 	return 0;
 }
 
-void ahead_drop(void)
+void ahead_drop(bool entered)
 {
-	if (!is_made)
-		return;
 	for (int i = 0; i < 2; i++)
 		descriptor_close(&ahead.control[i]);
 	for (int i = 0; i < TOPS_MAX; i++)
 		descriptor_close(&ahead.tasks[i]);
-	is_made = false;
+	if (entered) {
+		descriptor_close(&ahead.mounts);
+		descriptor_close(&ahead.ipc);
+	}
+	ahead.has_tasks = is_made = false;
 }

@@ -40,7 +40,7 @@ _Noreturn static void be_waiting(int index, int control, uint32_t cgroup)
 	char ready = 1;
 	instance_be_child();
 	int failed = sandbox_find_pid(progress), self = failed ? failed : sandbox_open_self();
-	if (self < 0 || sandbox_make(&node.house, ahead_made(), cgroup, progress) ||
+	if (self < 0 || sandbox_make(&node.house, ahead_made(), false, cgroup, progress) ||
 	    sandbox_lead_session() || keep_own(control, self))
 		_exit(127);
 	progress->stamps[STEP_WAIT] = clock_now();
@@ -79,7 +79,7 @@ static int clone_mounts(struct place *place, int root)
 	return place->has_hosts && place->hosts < 0 ? place->hosts : 0;
 }
 
-_Noreturn static void be_instance(int index, struct place *place, int root)
+_Noreturn static void be_instance(int index, struct place *place, int root, bool in_ahead)
 {
 	struct progress *progress = &node.progress[index];
 	instance_be_child();
@@ -91,7 +91,7 @@ _Noreturn static void be_instance(int index, struct place *place, int root)
 	if (failed) {
 		progress->step = STEP_ROOT;
 		progress->error = -failed;
-	} else if (!sandbox_make(&node.house, ahead_made(), place->cgroup, progress)) {
+	} else if (!sandbox_make(&node.house, ahead_made(), in_ahead, place->cgroup, progress)) {
 		sandbox_enter(&node.house, place, self, progress);
 	}
 	_exit(127);
@@ -125,8 +125,9 @@ pid_t instance_clone(uint64_t spaces, uint32_t cgroup)
 	return pid < 0 ? -errno : pid;
 }
 
-/* The process of an instance, whose number and socket it gets: 0 in the child. */
-static pid_t clone_child(int index, uint32_t cgroup, int *theirs)
+/* The process of an instance, whose number and socket it gets: 0 in the child. in_ahead: it enters the
+ * namespaces that were made ahead. */
+static pid_t clone_child(int index, uint32_t cgroup, bool in_ahead, int *theirs)
 {
 	struct instance *instance = &node.instances[index];
 	int ends[2], failed = ahead_control(ends);
@@ -134,11 +135,12 @@ static pid_t clone_child(int index, uint32_t cgroup, int *theirs)
 		return failed;
 	instance->control = ends[0];
 	node.progress[index].stamps[STEP_CLONE] = clock_now();
-	pid_t pid = instance_clone(CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS, cgroup);
+	pid_t pid =
+		instance_clone(CLONE_NEWPID | CLONE_NEWUTS | (in_ahead ? 0 : CLONE_NEWIPC), cgroup);
 	*theirs = ends[1];
 	if (pid == 0)
 		return 0;
-	ahead_drop();
+	ahead_drop(in_ahead);
 	close(ends[1]);
 	if (pid < 0)
 		return pid;
@@ -151,7 +153,7 @@ int instance_clone_waiting(int index)
 {
 	uint32_t cgroup = node.parts[node.instances[index].cgroup].order.cgroup;
 	int control;
-	pid_t pid = clone_child(index, cgroup, &control);
+	pid_t pid = clone_child(index, cgroup, false, &control);
 	if (pid == 0)
 		be_waiting(index, control, cgroup);
 	return pid < 0 ? pid : 0;
@@ -160,9 +162,10 @@ int instance_clone_waiting(int index)
 int instance_clone_into(int index, struct place *place, int root)
 {
 	int control;
-	pid_t pid = clone_child(index, place->cgroup, &control);
+	bool in_ahead = ahead_made()->mounts >= 0;
+	pid_t pid = clone_child(index, place->cgroup, in_ahead, &control);
 	if (pid == 0)
-		be_instance(index, place, root);
+		be_instance(index, place, root, in_ahead);
 	return pid < 0 ? pid : 0;
 }
 

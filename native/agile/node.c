@@ -209,6 +209,7 @@ int main(int argc, char **argv)
 	sandbox_find_masks(&node.house);
 	instances_open(limit);
 	rest_open();
+	ahead_open();
 	node.epoll = epoll_create1(EPOLL_CLOEXEC);
 	node.children = watch_children();
 	if (node.epoll < 0 || node.children < 0 ||

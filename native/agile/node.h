@@ -195,11 +195,12 @@ bool queue_cut(struct queue *queue, queue_next *next, int index); /* whether it 
 
 /* ahead.c */
 int64_t ahead_next(void); /* when to make it, or INT64_MAX */
+void ahead_open(void);
 void ahead_make(void);
-/* NULL if nothing is. A clone has it, and the node drops it then. */
+/* A clone has it. The node drops it then, but for namespaces that this clone does not enter. */
 const struct ahead *ahead_made(void);
 int ahead_control(int ends[2]);
-void ahead_drop(void);
+void ahead_drop(bool entered);
 
 /* part.c */
 int part_add(const struct part_order *order, int network);

@@ -93,7 +93,7 @@ static int lead(void)
 static int join_cgroup_ahead(const struct house *house, const struct ahead *ahead, uint32_t cgroup,
 			     struct progress *progress)
 {
-	bool has = ahead && ahead->has_tasks && ahead->cgroup == cgroup;
+	bool has = ahead->has_tasks && ahead->cgroup == cgroup;
 	for (int i = 0; i < house->top_count && has; i++)
 		has = write(ahead->tasks[i], "0", 1) == 1;
 	int failed = has ? 0 : join_cgroup(house, cgroup);
@@ -160,9 +160,15 @@ static int mask_proc(const struct house *house)
 	return 0;
 }
 
-static int enter_blank(const struct house *house)
+int sandbox_enter_blank(const struct house *house)
 {
 	return failure(setns(house->blank, CLONE_NEWNS) || unshare(CLONE_NEWNS) ? -1 : 0);
+}
+
+static int enter_ahead(const struct ahead *ahead)
+{
+	return failure(setns(ahead->mounts, CLONE_NEWNS) || setns(ahead->ipc, CLONE_NEWIPC) ? -1
+											    : 0);
 }
 
 static int mount_proc(void)
@@ -176,7 +182,7 @@ static void tmpfs_options(char *options, size_t size, uint64_t bytes)
 	snprintf(options, size, TMPFS_OPTIONS, (unsigned long long)bytes);
 }
 
-static int mount_tmpfs(void)
+int sandbox_mount_tmpfs(void)
 {
 	char options[TMPFS_OPTIONS_MAX];
 	tmpfs_options(options, sizeof options, tmpfs_default);
@@ -652,14 +658,15 @@ uint32_t sandbox_out_of_memory(const struct house *house, uint32_t cgroup)
 	return sandbox_read_out_of_memory(file);
 }
 
-int sandbox_make(const struct house *house, const struct ahead *ahead, uint32_t cgroup,
-		 struct progress *progress)
+int sandbox_make(const struct house *house, const struct ahead *ahead, bool in_ahead,
+		 uint32_t cgroup, struct progress *progress)
 {
 	DO(STEP_CGROUP, join_cgroup_ahead(house, ahead, cgroup, progress));
-	DO(STEP_MOUNT_NAMESPACE, enter_blank(house));
+	DO(STEP_MOUNT_NAMESPACE, in_ahead ? enter_ahead(ahead) : sandbox_enter_blank(house));
 	DO(STEP_PROC, mount_proc());
 	DO(STEP_MASK, mask_proc(house));
-	DO(STEP_TMPFS, mount_tmpfs());
+	if (!in_ahead)
+		DO(STEP_TMPFS, sandbox_mount_tmpfs());
 	return 0;
 }
 

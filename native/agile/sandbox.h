@@ -26,9 +26,10 @@ struct house {
 	bool mask[10]; /* which of the paths to mask there are, for others to read */
 };
 
-/* What is opened before a start: see ahead.c. Descriptors, or -1. */
+/* What is made before a start: see ahead.c. Descriptors, or -1. */
 struct ahead {
 	int control[2];
+	int mounts, ipc; /* namespaces; that of mounts has a /tmp. Both or none */
 	bool has_tasks;
 	uint32_t cgroup, out_of_memory; /* of these tasks; see struct progress */
 	int tasks[TOPS_MAX];
@@ -77,10 +78,12 @@ struct news {
 int sandbox_find_pid(struct progress *progress);
 int sandbox_open_self(void);
 
-/* Makes this process a sandbox without a function: its own /proc and /tmp in the blank namespace. ahead:
- * or NULL. Returns 0 or a negative errno; progress says where. */
-int sandbox_make(const struct house *house, const struct ahead *ahead, uint32_t cgroup,
-		 struct progress *progress);
+/* Makes this process a sandbox without a function: its own /proc and /tmp in a copy of the blank namespace,
+ * or in the namespaces that were made ahead. Returns 0 or a negative errno; progress says where. */
+int sandbox_make(const struct house *house, const struct ahead *ahead, bool in_ahead,
+		 uint32_t cgroup, struct progress *progress);
+int sandbox_enter_blank(const struct house *house);
+int sandbox_mount_tmpfs(void);
 
 /* Leads a session, if it does not yet. A sandbox that waits does already: the kernel gives each session a
  * scheduling group, and who makes one goes behind all others who wait for a CPU. Returns 0 or a negative

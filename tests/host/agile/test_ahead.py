@@ -97,16 +97,18 @@ OWN = ("pid", "mnt", "ipc", "uts", "net", "cgroup")
 
 
 def test_no_two_starts_share_a_namespace_or_a_cgroup(function: Make) -> None:
-    """One by one, when the node has opened the next cgroup ahead, and at once, when it has not."""
+    """One by one, when the node has made ahead what the next enters; at once, when it has not."""
 
     async def main() -> None:
         async with Runtime(Config(name="t8")) as runtime:
             node = pid_of(Config(name="t8"))
             up = [await runtime.start(function("hold", "99"))]
             for _ in range(5):
-                while not opened_ahead(node):
+                while not (ahead := made_ahead(node)):
                     await asyncio.sleep(0.001)
                 up.append(await runtime.start(function("hold", "99")))
+                own = namespaces(up[-1].pid)
+                assert ahead >= {own["mnt"], own["ipc"]}
             up += await asyncio.gather(*(runtime.start(function("hold", "99")) for _ in range(6)))
             pids = [instance.pid for instance in up]
             spaces = [namespaces(pid) for pid in (*pids, node)]
@@ -124,12 +126,13 @@ def test_no_two_starts_share_a_namespace_or_a_cgroup(function: Make) -> None:
     on_host(main)
 
 
-def opened_ahead(node: int) -> bool:
-    """Whether the node has what the next start needs: on version 2 that is no file of a cgroup."""
-    if Path("/sys/fs/cgroup/cgroup.controllers").exists():
-        return True
-    for held in Path(f"/proc/{node}/fd").iterdir():
+def made_ahead(node: int) -> set[str]:
+    """The namespaces that the node holds, if one of each kind is for the next start: beside them it
+    has its own two, and the blank one that mount namespaces are copied from.
+    """
+    held = set()
+    for descriptor in Path(f"/proc/{node}/fd").iterdir():
         with suppress(OSError):
-            if held.readlink().name == "tasks":
-                return True
-    return False
+            held.add(str(descriptor.readlink()))
+    spaces = {link for link in held if link.startswith(("mnt:[", "ipc:["))}
+    return spaces if len(spaces) == 5 else set()
