@@ -204,6 +204,9 @@ static int obey(const struct order *asked, size_t rest, struct rights *rights)
 		return keep(asked->count, rights);
 	case ORDER_DROP:
 		return drop(asked->count);
+	case ORDER_STAY:
+		node.stays = true;
+		return 0;
 	case ORDER_END:
 		exit(0);
 	case ORDER_SYNC:

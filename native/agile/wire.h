@@ -137,6 +137,7 @@ enum order_verb {
 	ORDER_KEEP, /* descriptors for the next manager, by an index in count that is free */
 	ORDER_DROP, /* keep those no longer */
 	ORDER_LOG, /* with the socket of firstlight-log */
+	ORDER_STAY, /* outlive this manager, whatever HELLO said */
 };
 enum hello_flag { HELLO_STAY = 1, HELLO_UNIFIED = 2 };
 enum { WIRE_VERSION = 4 }; /* count of HELLO: a node and a manager of other versions do not match */

@@ -21,6 +21,7 @@ from firstlight.agile.client import Client
 from firstlight.agile.link import rights
 from firstlight.agile.node import instances, wire
 from firstlight.agile.node.process import pid_of as node_pid
+from firstlight.agile.python.zygotes import Zygotes
 from firstlight.errors import Failed
 
 Make = Callable[..., Function]
@@ -199,11 +200,15 @@ def test_failed_take_over_ends_no_instance(function: Make, monkeypatch: pytest.M
         os.close(null)
         first.kill()
         await first.wait()
-        with monkeypatch.context() as patched:
-            patched.setattr(wire, "VERSION", wire.VERSION + 1)
-            with pytest.raises(Failed, match="another version"):
-                async with Runtime(config, stay=True):
-                    pass
+        for stay in (True, False):
+            with monkeypatch.context() as patched:
+                patched.setattr(wire, "VERSION", wire.VERSION + 1)
+                with pytest.raises(Failed, match="another version"):
+                    await Runtime(config, stay).__aenter__()
+            with monkeypatch.context() as patched:
+                patched.setattr(Zygotes, "take_over", lambda *_: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    await Runtime(config, stay).__aenter__()
         with pytest.raises(OSError, match="in use"):  # its HTTP interface, for one
             async with Runtime(config, stay=True):
                 raise OSError("the port is in use")

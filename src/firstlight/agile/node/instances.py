@@ -158,7 +158,7 @@ class Instances:
         if self._starter:
             self._starter.close()
         if self._node:
-            self._node.close()
+            self._node.leave()
 
     async def _stop_making(self) -> None:
         self._closing = True

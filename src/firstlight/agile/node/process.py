@@ -191,6 +191,12 @@ class Node:
         self._send(wire.order(OrderVerb.DROP, count=index))
         self._unused.append(index)
 
+    def leave(self) -> None:
+        """Leave it, and have it outlive this manager."""
+        if self.is_open():
+            self._send(wire.order(OrderVerb.STAY))
+        self.close()
+
     def end(self) -> None:
         """End the node, and all instances with it."""
         if self.is_open():
@@ -200,7 +206,7 @@ class Node:
         self.close()
 
     def close(self) -> None:
-        """Leave it."""
+        """Disconnect from it."""
         if self._link:
             self._link.close()
         if self._pidfd >= 0:

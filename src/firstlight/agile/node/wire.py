@@ -94,6 +94,7 @@ class OrderVerb(IntEnum):
     KEEP = 13
     DROP = 14
     LOG = 15
+    STAY = 16
 
 
 class EventVerb(IntEnum):
