@@ -20,12 +20,16 @@ ARN = "arn:aws:lambda:us-east-1:000000000000:function:"
 ROLE = "arn:aws:iam::000000000000:role/none"
 ECHO = "def main(event):\n    print('seen')\n    return {'got': event}\n"
 LAMBDA = """
-import os, sys, time
+import os, sys, time, urllib.request
 def main(event, context):
     print("a line of", context.function_name)
     return {"got": event, "version": context.function_version, "word": os.environ.get("WORD")}
 def fails(event, context):
     raise ValueError("no such cow")
+def garbles(event, context):
+    api = f"http://{os.environ['AWS_LAMBDA_RUNTIME_API']}/2018-06-01/runtime"
+    error = b"\\xff" + bytes(5 << 20)
+    urllib.request.urlopen(f"{api}/invocation/{context.aws_request_id}/error", error)
 def leaves(event, context):
     os._exit(3)
 def hangs(event, context):
@@ -384,6 +388,9 @@ def test_a_streamed_answer_has_the_events_of_its_description(tmp_path: Path) -> 
             payload, complete = await events()
             assert (payload, complete["ErrorCode"]) == (b"", "Unhandled")
             assert json.loads(complete["ErrorDetails"])["errorMessage"] == "no such cow"
+            await call("update_function_configuration", FunctionName="f", Handler="app.garbles")
+            payload, complete = await events()
+            assert complete["ErrorDetails"] == "\ufffd" + "\0" * ((1 << 20) - 1)
             for given, name in (
                 ({"FunctionName": "g"}, "ResourceNotFoundException"),
                 ({"FunctionName": "f", "Payload": b"{"}, "InvalidRequestContentException"),

@@ -52,6 +52,9 @@ from firstlight.errors import FirstlightError, UnknownName
 
 EVENT_MOST, ASYNCHRONOUS_MOST = 6 << 20, 1 << 20
 _TAIL_MOST = 4096
+_DETAILS_MOST = 1 << 20
+"""Bytes of an error in a streamed answer: SDKs take messages of 16 MiB, and JSON may need six bytes
+for one."""
 _FUNCTIONS, _NAME = "/2015-03-31/functions", "{name}"
 _ERRORS: tuple[tuple[type[FirstlightError], int, str], ...] = (
     (NotFound, 404, "ResourceNotFoundException"),
@@ -414,7 +417,8 @@ async def _invoke_streamed(functions: Functions, request: Request) -> Response:
         return called
     payload, complete = called.answer.payload, {}
     if called.answer.error:
-        complete = {"ErrorCode": called.answer.error, "ErrorDetails": payload.decode()}
+        details = payload[:_DETAILS_MOST].decode(errors="replace")
+        complete = {"ErrorCode": called.answer.error, "ErrorDetails": details}
         payload = b""
     if called.log:
         complete["LogResult"] = called.log
