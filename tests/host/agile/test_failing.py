@@ -28,8 +28,8 @@ EVERY = int(os.environ.get("FAILING_EVERY", "53"))
 WHICH = range(4) if EVERY == 1 else range(1)
 MANY, FEWEST = 1 << 30, 20
 """More calls than a scenario has, and fewer."""
-SLACK = 6
-"""Descriptors of what is being looked at, and of networks that pools keep or not."""
+SLACK = 8
+"""Descriptors of what is looked at or made ahead, and of networks that pools keep or not."""
 
 Make = Callable[..., Function]
 Scenario = Callable[[Make, Client, int], None]
