@@ -14,6 +14,7 @@ their experiment's name.
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -94,7 +95,8 @@ T = TypeVar("T")
 class Writer:
     """Writes one run. ``append`` is durable against a kill once it returns.
 
-    ``written`` is the size of the samples and spans that this one has written, in bytes.
+    ``written`` is the size of the samples and spans that this one has written, in bytes. A new run
+    that an error ends before anything is measured is discarded, so that its directory is free.
     """
 
     def __init__(
@@ -103,16 +105,21 @@ class Writer:
         """``earlier`` are the samples to keep of the run in ``path``, which this one continues."""
         if earlier is None:
             check_empty(path)
+        self.path, self.written, self._is_new = path, 0, earlier is None
         try:
+            self._was_there = path.exists()
             (path / "spans").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FirstlightError(
                 f"cannot write a run to {path}: {error.strerror}",
                 "choose another directory with --out",
             ) from error
-        self.path, self.written = path, 0
         if earlier is None:
-            self.write_header(header)
+            try:
+                self.write_header(header)
+            except OSError:
+                self.discard()
+                raise
         else:
             (path / "footer.json").unlink(missing_ok=True)
             write_whole(path / "samples.jsonl", b"".join(map(_line, earlier)))
@@ -121,9 +128,20 @@ class Writer:
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         with naming(self.path / "samples.jsonl"):
             self._samples.close()
+        if kind and issubclass(kind, Exception) and self._is_new and not self.written:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove the run, and its directory unless that was there before."""
+        for name in ("header.json", "footer.json", "samples.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "spans", ignore_errors=True)
+        if not self._was_there:
+            with suppress(OSError):  # where others have files there
+                self.path.rmdir()
 
     def write_header(self, header: Header) -> None:
         """Write the header, or replace it: a run that is watched learns its points as they come."""

@@ -524,9 +524,11 @@ def test_an_interrupted_start_ends_before_its_backend_cleans_up(tmp_path: Path) 
 @needs_root
 def test_an_error_amid_a_run_leaves_nothing_either(tmp_path: Path) -> None:
     before = links()
+    script = f"if mkdir {tmp_path}/first; then {READY}; else kill -KILL $PPID; cat; fi"
     with pytest.raises(FirstlightError, match="the load generator has ended"):
-        measured(experiment("kill -KILL $PPID; cat"), tmp_path)
+        measured(experiment(script, instances=(1,)), tmp_path, repetitions=2)
     run = store.read(tmp_path / "run")
+    assert len(run.samples) == 1
     assert run.footer is not None
     assert run.footer.interrupted
     assert links() == before

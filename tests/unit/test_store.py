@@ -1,10 +1,12 @@
 """Runs on disk: what is written is read back, and what is not a run is refused and left alone."""
 
+import errno
 import json
 import multiprocessing
 import os
 import signal
 from pathlib import Path
+from typing import NoReturn
 
 import polars as pl
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from firstlight import store
 from firstlight.errors import BadRun, FirstlightError
 from firstlight.lab.experiments import catalogue
 from firstlight.lab.nodes import merge
@@ -271,6 +274,48 @@ def test_a_path_that_cannot_be_a_directory_is_an_error(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(FirstlightError, match=r"cannot write a run to .*: Not a directory"):
             Writer(path, HEADER)
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+@pytest.mark.parametrize("full", [False, True])
+def test_a_run_that_fails_before_it_measures_leaves_its_directory_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, was_there: bool, full: bool
+) -> None:
+    path = tmp_path / "run"
+    if was_there:
+        path.mkdir()
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+            fail_in_a_run(path, patch, full=full)
+        assert [*tmp_path.rglob("*")] == [path] * was_there
+
+
+def fail_in_a_run(path: Path, patch: pytest.MonkeyPatch, *, full: bool) -> None:
+    if full:  # not even the header is written
+        patch.setattr(store, "write_whole", fail)
+    with Writer(path, HEADER) as writer:
+        writer.finish(FOOTER)
+        fail()
+
+
+def fail(*_: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("error", "samples"), [(ZeroDivisionError, [sample()]), (KeyboardInterrupt, [])]
+)
+def test_a_run_that_is_cut_off_is_kept(
+    tmp_path: Path, error: type[BaseException], samples: list[Sample]
+) -> None:
+    def cut_off() -> None:
+        with Writer(tmp_path / "run", HEADER) as writer:
+            writer.append(samples)
+            raise error
+
+    with pytest.raises(error):
+        cut_off()
+    assert read(tmp_path / "run").samples == samples
 
 
 def test_spans_of_another_shape_are_not_written(tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
             try:
                 outcome, lost, losses, spans = _run(command)
                 ready = _executed(spans, until) if until else outcome.exited
-            except BaseException:
-                shutil.rmtree(directory)
+            except KeyboardInterrupt:
+                writer.discard()
                 raise
             status = os.waitstatus_to_exitcode(outcome.status or 0)
             writer.append_spans(0, spans)
