@@ -1,5 +1,8 @@
 """The ranges of the node's pods, and the routes to other nodes', as the Node objects say."""
 
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -9,6 +12,7 @@ from firstlight.agile.apiserver import Object, Server
 from firstlight.agile.config import Config, PodsConfig
 from firstlight.agile.function import Counts
 from firstlight.agile.pods.cluster import Cluster, wanted_routes
+from firstlight.agile.pods.networks import _forward
 from firstlight.errors import Failed
 
 
@@ -37,6 +41,36 @@ def test_each_family_goes_by_the_nodes_address_of_that_family() -> None:
         "10.244.2.0/24": "192.0.2.3",
     }
     assert wanted_routes([nodes[-1]], "own") == {}
+
+
+def test_a_node_that_does_not_forward_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent's container has /proc/sys read-only."""
+    monkeypatch.setattr(Path, "read_text", lambda _: "1\n")
+    _forward(Path("/proc/sys/net/ipv4/ip_forward"))
+    monkeypatch.setattr(Path, "read_text", lambda _: "0\n")
+    with pytest.raises(Failed, match=r"No such file") as raised:
+        _forward(Path("/proc/sys/net/nowhere/ip_forward"))
+    assert "net.nowhere.ip_forward to 1 on the node" in str(raised.value.hint)
+
+
+def test_routes_that_the_host_lost_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel removes the routes of a link that goes down, and changes no Node by it."""
+    now, made = [100.0], list[float]()
+
+    def follow(_: str) -> Iterator[dict[str, Object]]:
+        for seconds in (100.0, 101.0, 200.0):
+            now[0] = seconds
+            yield {}
+
+    monkeypatch.setattr(Server, "__init__", lambda *_: None)
+    monkeypatch.setattr(
+        "firstlight.agile.pods.cluster.time", SimpleNamespace(monotonic=lambda: now[0])
+    )
+    monkeypatch.setattr("firstlight.agile.pods.cluster.set_routes", lambda _: made.append(now[0]))
+    cluster = Cluster("any")
+    cluster._server = SimpleNamespace(follow=follow)  # type: ignore[assignment]
+    cluster._work(lambda: pytest.fail("not of a cluster without nodes"), str, lambda _: None)
+    assert made == [100.0, 200.0]
 
 
 FOUR, SIX = "10.244.1.0/24", "fd00:244:1::/64"

@@ -27,6 +27,7 @@ ROUTE_PROTOCOL = 118
 CONDITION = "FirstlightPodNetworks"
 _NODES = "/api/v1/nodes"
 _RANGE_SECONDS, _RETRY_SECONDS = 120.0, 1.0
+_ROUTES_SECONDS = 15.0
 _EVENT_SECONDS = 60.0
 _log = logging.getLogger(__name__)
 
@@ -92,8 +93,12 @@ class Cluster:
         show_to: Callable[[Iterable[str]], None],
     ) -> None:
         routes: Routes | None = None
+        looked = 0.0
         for nodes in self._server.follow(_NODES):
             try:
+                if time.monotonic() - looked > _ROUTES_SECONDS:
+                    # the kernel removes those of a link that goes down
+                    routes, looked = None, time.monotonic()
                 routes = self._follow(nodes, routes, show_to)
                 if node := nodes.get(self.name):
                     nodes[self.name] = self._tell(node, counts(), error())

@@ -67,8 +67,7 @@ class PodNetworks:
         """Make the host's side, or take over an existing one. Raises Failed."""
         await self._open_gateway()
         for path in _FORWARD if self.range6 else _FORWARD[:1]:
-            if Path(path).read_text().strip() == "0":
-                Path(path).write_text("1")
+            _forward(Path(path))
         await firewall.replace(self._host, self.table, self._rules)
         await self._open_others()
         self._watch.open()
@@ -190,6 +189,19 @@ class PodNetworks:
         self._watch.close()
         self._parts.close()
         self._host.close()
+
+
+def _forward(setting: Path) -> None:
+    """Let the host forward packets. Raises Failed: in a container the setting cannot be written."""
+    if setting.read_text().strip() != "0":
+        return
+    try:
+        setting.write_text("1")
+    except OSError as error:
+        raise Failed(f"this node does not forward pods' packets, and the agent cannot change that: "
+                     f"{setting}: {error.strerror}",
+                     f"set {'.'.join(setting.parts[3:])} to 1 on the node, in /etc/sysctl.d too"
+                     ) from error  # fmt: skip
 
 
 def remove(config: Config) -> None:
