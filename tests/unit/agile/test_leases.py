@@ -106,6 +106,31 @@ def test_files_that_another_program_removed_are_made_again(tmp_path: Path) -> No
     again.close()
 
 
+def test_an_agent_whose_mount_was_removed_says_that_it_cannot_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container: the path stays, but no file can be made there any more."""
+    monkeypatch.setattr("firstlight.agile.pods.agent._LOOK_SECONDS", 0.0)
+    state = tmp_path / "state"
+    state.mkdir()
+    mount = os.open(state, os.O_PATH)
+
+    async def lose(config: Config) -> Failed:
+        agent = Agent(config)
+        agent.leases.open()
+        shutil.rmtree(state)
+        lost = asyncio.get_running_loop().create_future()
+        agent.on_loss = lost.set_result
+        await agent._look()
+        await agent.__aexit__()
+        return await lost  # type: ignore[no-any-return]
+
+    pods = PodsConfig(range="10.244.1.0/24")
+    error = asyncio.run(lose(Config(name="a", state=f"/proc/self/fd/{mount}", pods=pods)))
+    os.close(mount)
+    assert "cannot keep leases" in error.message
+
+
 def test_a_full_disk_is_an_error_and_no_lease() -> None:
     leases = Leases(Path("/nowhere"))
     leases._file = os.open("/dev/full", os.O_WRONLY)

@@ -43,6 +43,7 @@ class Agent:
         )
         self.added = self.deleted = self.refused = self.lost = 0
         self.on_refusal: Callable[[Request, str], None] = lambda _request, _why: None
+        self.on_loss: Callable[[Failed], None] = lambda _why: None
         self._listener: socket.socket | None = None
         self._is_ending = self._is_short = False
         self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
@@ -320,6 +321,9 @@ class Agent:
                 await self._drop_ended()
             except (Failed, OSError) as error:
                 _log.warning("cannot look after the leases: %s", error)
+                if isinstance(error, Failed) and isinstance(error.__cause__, FileNotFoundError):
+                    self.on_loss(error)  # a mount whose directory was removed stays without files
+                    return
 
     def _restore(self) -> None:
         """Make the leases' file and the socket again where another program removed them."""

@@ -15,6 +15,7 @@ from firstlight.agile.config import Config, load
 from firstlight.agile.pods import leases, networks
 from firstlight.agile.pods.agent import Agent
 from firstlight.agile.pods.cluster import Cluster, set_routes
+from firstlight.errors import Failed
 
 _NICE = -10
 _RULES_SECONDS = 60.0
@@ -22,19 +23,29 @@ _RULES_SECONDS = 60.0
 
 async def serve(config: Config, ready: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGINT or SIGTERM. Pods keep their networks. Raises FirstlightError."""
-    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    stopped: asyncio.Future[None] = loop.create_future()
+
+    def stop(error: Failed | None = None) -> None:
+        if stopped.done():
+            return
+        if error:
+            stopped.set_exception(error)
+        else:
+            stopped.set_result(None)
+
     with suppress(PermissionError):  # pods must not wait for other processes' work, or for a refill
         os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(number, stop)
     cluster = Cluster(config.pods.kubeconfig) if config.pods.kubeconfig else None
     if cluster:
         config = await asyncio.to_thread(cluster.complete, config)
     async with Agent(config) as agent:
+        agent.on_loss = stop
         if cluster:
             agent.on_refusal = cluster.refused
-            loop = asyncio.get_running_loop()
 
             def show_to(others: Iterable[str]) -> None:
                 shown = agent.networks.show_to(others)
@@ -46,7 +57,7 @@ async def serve(config: Config, ready: Callable[[], None] = lambda: None) -> Non
 
             metrics.serve(agent, config.pods.metrics)
         ready()
-        await stopped.wait()
+        await stopped
 
 
 def remove(config: Config) -> None:
