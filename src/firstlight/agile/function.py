@@ -92,7 +92,7 @@ class Function(Struct, frozen=True, kw_only=True):
     netlink: bool = True
     serves: Serves = "nothing"
     timeout: float = 60.0
-    """Deadline in seconds for readiness and for a handler's answer."""
+    """Deadline in seconds for readiness and for a handler's answer; an import has at least 10."""
     terminals: bool = False
     """Whether instances can open terminals of their own: ``/dev/ptmx``."""
     volumes: tuple[Volume, ...] = ()

@@ -11,6 +11,7 @@ from tests.support.python_functions import Main, Make, python_root, value, with_
 
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Functions
+from firstlight.agile.python import interpreter
 from firstlight.errors import Failed
 
 KEEPS = {
@@ -159,8 +160,9 @@ FAILS = {
     ),
     "closes": (
         "import os, time; os.close(3); time.sleep(60)",
-        "closed its control socket|took more than 1.0 s",
+        "closed its control socket|took more than 1.2 s",
     ),
+    "sleeps_long": ("import time; time.sleep(60)", "took more than 1.2 s"),
 }
 
 
@@ -205,7 +207,11 @@ def test_what_an_import_arms_does_not_go_off_in_a_fork(root: Path) -> None:
     with_handlers(root, main)
 
 
-def test_an_import_that_forges_or_leaves_its_socket_is_refused(root: Path) -> None:
+def test_an_import_that_forges_or_leaves_its_socket_is_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interpreter, "IMPORT_SECONDS", 1.2)
+
     async def main(runtime: Runtime, function: Make) -> None:
         for module, (_, message) in FAILS.items():
             with pytest.raises(Failed, match=message):

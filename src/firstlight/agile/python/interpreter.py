@@ -39,6 +39,8 @@ _FILES_LEAST = 64  # for an interpreter that imports, and receives a fork's desc
 _NAMES_MOST = 9  # of files in /tmp
 _CONTROL = 3
 """The control socket, after the streams; see ``zygote_main``."""
+IMPORT_SECONDS = 10.0
+"""The least time limit of an import, which ``timeout`` raises."""
 _END_SECONDS = 5.0
 _SETTLE_SECONDS = _SEND_SECONDS = 10.0
 # Unbuffered: forks would inherit what an import printed, and lose what they print before a crash.
@@ -182,7 +184,7 @@ class Interpreter:
             self._look(self._groups.of(self.pid))
         except (OSError, Failed) as error:
             raise await self._died() from error
-        name, seconds = self._function.handler, self._function.timeout
+        name, seconds = self._function.handler, max(IMPORT_SECONDS, self._function.timeout)
         with native("inside.so").open("rb") as inside, suppress(OSError):
             self._control.sendmsg([seccomp.without(ZYGOTE_CALLS)], rights([inside.fileno()]))
         try:
