@@ -29,17 +29,27 @@ void ahead_open(void)
 		node_die("open its own namespaces", -errno);
 }
 
-/* The node goes there and comes back. */
+static int return_to_own(void)
+{
+	return setns(mounts, CLONE_NEWNS) || setns(ipc, CLONE_NEWIPC) ? -errno : 0;
+}
+
+/* The node goes there and comes back. Nothing is mounted yet: the times of a /tmp would tell an instance
+ * when the start before its own was, which may be another function's.
+ */
 static void make_spaces(void)
 {
 	if (ahead.mounts >= 0)
 		return;
-	if (!sandbox_enter_blank(&node.house) && !sandbox_mount_tmpfs() && !unshare(CLONE_NEWIPC)) {
+	if (!sandbox_enter_blank(&node.house) && !unshare(CLONE_NEWIPC)) {
 		ahead.mounts = openat(own, "mnt", O_RDONLY | O_CLOEXEC);
 		ahead.ipc = openat(own, "ipc", O_RDONLY | O_CLOEXEC);
 	}
-	if (setns(mounts, CLONE_NEWNS) || setns(ipc, CLONE_NEWIPC))
-		node_die("return to its own namespaces", -errno);
+	int failed = return_to_own();
+	if (failed)
+		failed = return_to_own(); /* the kernel had no memory for it */
+	if (failed)
+		node_die("return to its own namespaces", failed);
 	if (ahead.mounts < 0 || ahead.ipc < 0) {
 		descriptor_close(&ahead.mounts);
 		descriptor_close(&ahead.ipc);

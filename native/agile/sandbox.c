@@ -182,7 +182,7 @@ static void tmpfs_options(char *options, size_t size, uint64_t bytes)
 	snprintf(options, size, TMPFS_OPTIONS, (unsigned long long)bytes);
 }
 
-int sandbox_mount_tmpfs(void)
+static int mount_tmpfs(void)
 {
 	char options[TMPFS_OPTIONS_MAX];
 	tmpfs_options(options, sizeof options, tmpfs_default);
@@ -665,8 +665,7 @@ int sandbox_make(const struct house *house, const struct ahead *ahead, bool in_a
 	DO(STEP_MOUNT_NAMESPACE, in_ahead ? enter_ahead(ahead) : sandbox_enter_blank(house));
 	DO(STEP_PROC, mount_proc());
 	DO(STEP_MASK, mask_proc(house));
-	if (!in_ahead)
-		DO(STEP_TMPFS, sandbox_mount_tmpfs());
+	DO(STEP_TMPFS, mount_tmpfs());
 	return 0;
 }
 

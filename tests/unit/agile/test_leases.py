@@ -1,9 +1,11 @@
 """Leases: what one agent writes the next one reads, wherever the writing ended."""
 
 import asyncio
+import errno
 import os
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,7 +87,16 @@ def test_two_agents_do_not_share_them(tmp_path: Path, monkeypatch: pytest.Monkey
     opened(tmp_path).close()
 
 
-def test_files_that_another_program_removed_are_made_again(tmp_path: Path) -> None:
+def raising(error: OSError) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_files_that_another_program_removed_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lease = Lease(2, Key("net", "a", "eth0"), "")
 
     async def lose(config: Config) -> None:
@@ -94,6 +105,10 @@ def test_files_that_another_program_removed_are_made_again(tmp_path: Path) -> No
         agent._listen()
         agent.leases.add(lease)
         shutil.rmtree(config.directory)
+        with monkeypatch.context() as full:
+            full.setattr(socket.socket, "bind", raising(OSError(errno.ENOSPC, "full")))
+            with pytest.raises(OSError, match="full"):
+                agent._restore()
         agent._restore()
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as plugin:
             plugin.connect(str(config.socket))

@@ -275,6 +275,18 @@ def test_an_offer_of_another_protocol_is_ignored(content: bytes, at_once: int) -
     asyncio.run(main())
 
 
+def test_many_offers_in_one_read_are_ignored() -> None:
+    async def main() -> None:
+        connection, transport = connected(RuntimeApi())
+        offer = b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 1\r\n\r\nx"
+        connection.data_received(b"POST /none HTTP/1.1\r\n" + offer)
+        one = transport.written
+        connection.data_received((b"POST /none HTTP/1.1\r\n" + offer) * 3000)
+        assert transport.written == one * 3001
+
+    asyncio.run(main())
+
+
 def test_who_asks_on_without_reading_is_hung_up_on() -> None:
     async def main() -> None:
         connection, transport = connected(RuntimeApi())

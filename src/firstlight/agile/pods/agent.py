@@ -104,6 +104,9 @@ class Agent:
         mask = os.umask(0o177)
         try:
             listener.bind(str(path))
+        except OSError:
+            listener.close()
+            raise
         finally:
             os.umask(mask)
         listener.listen(_BACKLOG)
@@ -328,11 +331,14 @@ class Agent:
     def _restore(self) -> None:
         """Make the leases' file and the socket again where another program removed them."""
         self.leases.restore()
-        if self._listener and not self.config.socket.exists():
+        if self._listener and self.config.socket.exists():
+            return
+        if self._listener:
             _log.warning("%s was removed by another program and is made again", self.config.socket)
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
-            self._listen()
+            self._listener = None
+        self._listen()
 
     async def _drop_ended(self) -> None:
         leases = self.leases.all()  # those of now: one that comes meanwhile may have a newer link

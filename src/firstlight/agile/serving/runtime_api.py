@@ -258,19 +258,25 @@ class _Connection(asyncio.Protocol):
             self.close()  # a second request before the answer to the first, or an endless head
             return
         self._head += len(data)
-        self._parse(data)
-
-    def _parse(self, data: bytes) -> None:
         try:
-            self._parser.feed_data(data)
-        except self._httptools.HttpParserUpgrade as asked:  # the offer is ignored
-            if not self._in_head:
-                head = upgrade.head(self._parser.get_method(), self._headers.items())
-                self._parser = self._httptools.HttpRequestParser(upgrade.Content(self))
-                self._parse(head + data[asked.args[0] :])
+            rest = memoryview(data)
+            while rest:
+                rest = self._parse(rest)
         except self._httptools.HttpParserError:
             self.refuse(400, "BadRequest", "that is not HTTP")
             self.close()
+
+    def _parse(self, data: memoryview) -> memoryview:
+        """Parse up to an offer to upgrade, which is ignored, or all. Returns the rest."""
+        try:
+            self._parser.feed_data(data)
+        except self._httptools.HttpParserUpgrade as asked:
+            if self._open and not self._in_head:
+                head = upgrade.head(self._parser.get_method(), self._headers.items())
+                self._parser = self._httptools.HttpRequestParser(upgrade.Content(self))
+                self._parser.feed_data(head)
+                return data[asked.args[0] :]
+        return data[:0]
 
     # Callbacks of the parser.
 
