@@ -114,12 +114,15 @@ print("firstlight ready 1", flush=True)"""
 
 
 def test_each_of_many_waits_is_seen(bench: Bench) -> None:
-    """Some kernels do not report each switch to a thread."""
+    """Some kernels do not report each switch to a thread. One whose timer has ended before it
+    sleeps does not wait.
+    """
     seen = bench.start(sys.executable, "-c", _OFTEN)
     slept = seen.spans.filter(
         (pl.col("kind") == "blocked") & pl.col("stack").cast(pl.String).str.contains("nanosleep")
     )
-    assert (len(slept), seen.lost) == (500, 0)
+    assert 498 <= len(slept) <= 500
+    assert not seen.lost
 
 
 def test_the_time_that_is_waited_for_a_child_is_the_childs(bench: Bench, known: Path) -> None:

@@ -2,8 +2,11 @@
 
 import re
 import subprocess
+from collections import defaultdict
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -18,36 +21,47 @@ ENTRY = {"main", "first_light", "first_instruction"}
 FOLDERS = sorted(each for each in NATIVE.iterdir() if each.is_dir())
 
 
+class Symbol(NamedTuple):
+    """An external name of a file, which it defines or uses."""
+
+    source: Path
+    name: str
+    is_defined: bool
+
+
 @pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
-def compiled(
+def symbols(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[Path, Path]:
-    """The objects of a folder's files."""
-    sources = [each for each in sorted(request.param.glob("*.c")) if each.name not in APART]
+) -> list[Symbol]:
+    """The external names of a folder's files, but for where programs begin."""
+    sources = {each.stem: each for each in request.param.glob("*.c") if each.name not in APART}
     there = tmp_path_factory.mktemp("objects")
-    subprocess.run(["gcc", *FLAGS, "-c", *sources], cwd=there, check=True)
-    return {source: there / f"{source.stem}.o" for source in sources}
+    subprocess.run(["gcc", *FLAGS, "-c", *sources.values()], cwd=there, check=True)
+    words = ["nm", "--extern-only", "--print-file-name", "--format=posix"]
+    words += [str(each) for each in there.glob("*.o")]
+    lines = [line.split() for line in subprocess.check_output(words, text=True).splitlines()]
+    return [
+        Symbol(sources[Path(file.rstrip(":")).stem], name, kind not in "Uwv")
+        for file, name, kind, *_ in lines
+        if name not in ENTRY
+    ]
 
 
-def test_external_c_names_have_prefix(compiled: dict[Path, Path]) -> None:
-    bare = []
-    for source, made in compiled.items():
-        known = prefixes(source)
-        names = symbols(made, "--defined-only") - ENTRY
-        bare += [f"{source}: {name}" for name in names if not starts(name, known)]
+def test_external_c_names_have_prefix(symbols: list[Symbol]) -> None:
+    bare = [
+        f"{source}: {name}"
+        for source, name, is_defined in symbols
+        if is_defined and not starts(name, prefixes(source))
+    ]
     assert not bare
 
 
-def test_c_files_call_in_no_circle(compiled: dict[Path, Path]) -> None:
-    homes = {
-        name: source.name
-        for source, made in compiled.items()
-        for name in symbols(made, "--defined-only") - ENTRY
-    }
-    calls = {
-        source.name: {homes[name] for name in symbols(made, "--undefined-only") & homes.keys()}
-        for source, made in compiled.items()
-    }
+def test_c_files_call_in_no_circle(symbols: list[Symbol]) -> None:
+    homes = {name: source.name for source, name, is_defined in symbols if is_defined}
+    calls: dict[str, set[str]] = defaultdict(set)
+    for source, name, is_defined in symbols:
+        if not is_defined and name in homes:
+            calls[source.name].add(homes[name])
     try:
         TopologicalSorter(calls).prepare()
     except CycleError as error:
@@ -59,11 +73,7 @@ def starts(name: str, known: set[str]) -> bool:
     return first in known or first.removesuffix("s") in known
 
 
-def symbols(compiled: Path, which: str) -> set[str]:
-    listed = ("nm", "--extern-only", which, "--format=just-symbols", str(compiled))
-    return set(subprocess.check_output(listed, text=True).split())
-
-
+@cache
 def prefixes(source: Path) -> set[str]:
     """The first word of its name, and of the records of its folder's headers."""
     headers = " ".join(each.read_text() for each in source.parent.glob("*.h"))

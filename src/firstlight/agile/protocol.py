@@ -359,9 +359,11 @@ def whole(message: bytes, descriptor: int) -> bytes:
     return os.pread(descriptor, size, 0)
 
 
-def check_json(text: bytes) -> None:
-    """Raise Failed if it is not JSON. A number of any size is JSON, and so is the escape of half a
-    surrogate pair, which SDKs send for text that was cut in the middle of one.
+def check_json(text: bytes, hint: str = "") -> None:
+    """Raise Failed, with that hint, if it is not JSON.
+
+    A number of any size is JSON, and so is the escape of half a surrogate pair, which SDKs send for
+    text that was cut in the middle of one.
     """
     try:
         text.decode()
@@ -370,7 +372,7 @@ def check_json(text: bytes) -> None:
         except msgspec.DecodeError:
             msgspec.json.decode(_SURROGATE.sub(rb"\\u0000", text), type=msgspec.Raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Failed(f"the event is not JSON: {error}", "quote it for the shell") from error
+        raise Failed(f"the event is not JSON: {error}", hint) from error
 
 
 def event(value: object) -> bytes:

@@ -39,7 +39,8 @@ _umasks: list[int] = []
 
 
 class Runtime:
-    """The manager of one node. An async context manager.
+    """The manager of one node. An async context manager. It raises this process's limits of open
+    files, which stay.
 
     ``stay``: the node and its instances survive a kill of this process, and the next runtime of
     that name takes them over; else they end with it. ``rich`` receives clients' connections that

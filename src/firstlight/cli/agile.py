@@ -99,6 +99,7 @@ NoNetlink = Annotated[
         "interfaces.",
     ),
 ]
+QUOTE = "quote it for the shell"
 Event = Annotated[str, typer.Option(metavar="JSON", help="The event for the handler, in JSON.")]
 
 
@@ -538,7 +539,9 @@ def _event(text: str) -> "msgspec.Raw":
 
     from firstlight.agile import protocol
 
-    return msgspec.Raw(protocol.event(msgspec.Raw(os.fsencode(text))))
+    raw = os.fsencode(text)
+    protocol.check_json(raw, QUOTE)
+    return msgspec.Raw(raw)
 
 
 def _null() -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from firstlight.cli.agile import (
+    QUOTE,
     ConfigFile,
     Env,
     _bytes,
@@ -435,7 +436,7 @@ def call(
         raw = sys.stdin.buffer.read() if event == "@-" else _content(Path(event[1:]))
     else:
         raw = os.fsencode(event)
-    protocol.check_json(raw)
+    protocol.check_json(raw, "" if event.startswith("@") else QUOTE)
     with connected(config) as client:
         called = client.call(protocol.CallFunction(name, raw, qualifier, later))
     if called is None:

@@ -141,7 +141,7 @@ def run(
     last = f": {lines[-1]}" if (lines := first.output.strip().splitlines()) else ""
     hint = (
         "firstlight doctor tries to start a container by each runtime"
-        if "runtimes" in chosen.options and not kubeconfig
+        if "runtimes" in chosen.options and not (kubeconfig or cri)
         else f"the error of each start is in {directory / 'samples.jsonl'}"
     )
     say(f"firstlight: no start became ready; the first {first.error}{last}\nHint: {hint}")

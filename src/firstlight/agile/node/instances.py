@@ -248,7 +248,8 @@ class Instances:
         try:
             await self.synced()
         except BaseException:
-            self._stock.not_used(entry)
+            if not (given and given.error):  # else the node does not have it
+                self._stock.not_used(entry)
             raise
         if given and given.error:
             raise given.error

@@ -253,7 +253,8 @@ class Cluster:
             if error.status == 404:
                 return
             raise
-        why = [each.message for each in left.status.conditions or () if each.status == "True"]
+        conditions = [each for each in left.status.conditions or () if each.status == "True"]
+        why = [each.message or each.reason or each.type for each in conditions]
         raise RuntimeError("; ".join(["it is still Terminating", *why]))
 
 

@@ -111,7 +111,7 @@ def serving(
         uvicorn.Config(
             Starlette(routes=list(routes), middleware=guards), http="httptools", ws="none",
             lifespan="off", log_config=None, access_log=False, server_header=False,
-            date_header=False, timeout_graceful_shutdown=5,
+            date_header=False, log_level="critical", timeout_graceful_shutdown=1,
         )
     )  # fmt: skip
     thread = Thread(target=server.run, args=([opened],), daemon=True)
