@@ -106,10 +106,12 @@ class Writer:
         if earlier is None:
             check_empty(path)
         self.path, self.written, self._is_new = path, 0, earlier is None
+        self._was_there = os.path.lexists(path)
         try:
-            self._was_there = path.exists()
             (path / "spans").mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if self._is_new:
+                self.discard()
             raise FirstlightError(
                 f"cannot write a run to {path}: {error.strerror}",
                 "choose another directory with --out",
@@ -137,7 +139,8 @@ class Writer:
     def discard(self) -> None:
         """Remove the run, and its directory unless that was there before."""
         for name in ("header.json", "footer.json", "samples.jsonl"):
-            (self.path / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                (self.path / name).unlink()
         shutil.rmtree(self.path / "spans", ignore_errors=True)
         if not self._was_there:
             with suppress(OSError):  # where others have files there

@@ -3,7 +3,6 @@
 Each verb imports what it needs when it runs, to keep ``--help`` and the runtime's verbs quick.
 """
 
-import atexit
 import codecs
 import errno
 import io
@@ -97,16 +96,6 @@ def _options(
 
 def main() -> None:
     """Run a verb. An error becomes a message, a hint and an exit status."""
-    try:
-        _main()
-    except SystemExit as ended:
-        if not os.environ.get("PYTHONINSPECT"):
-            raise
-        atexit._run_exitfuncs()  # Python would show where this exits, and a prompt
-        os._exit(ended.code if isinstance(ended.code, int) else 0)
-
-
-def _main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     # If the parent ignored it, the exit status of a child would be lost.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -96,19 +96,6 @@ def test_the_list_of_experiments_as_json_is_all_of_the_output() -> None:
     assert json.loads(done.stdout)[0]["name"] == "container-creation"
 
 
-@pytest.mark.parametrize(("word", "status"), [("--version", 0), ("nonsense", 2)])
-def test_pythoninspect_shows_no_traceback(word: str, status: int) -> None:
-    plain, inspected = (
-        subprocess.run(
-            [FIRSTLIGHT, word], capture_output=True, timeout=60, stdin=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONINSPECT": value},
-        )
-        for value in ("", "1")
-    )  # fmt: skip
-    assert (inspected.stdout, inspected.stderr) == (plain.stdout, plain.stderr)
-    assert inspected.returncode == plain.returncode == status
-
-
 def test_signs_that_the_locale_lacks_are_written_in_ascii() -> None:
     """Of the width that tables reckon with, where one sign will do; and as JSON can read them."""
     text = '█ 4\xa0% (1–2) × µs · → ± "é\udcff\U0001f600"'
