@@ -18,7 +18,7 @@
  *   instance.c   records of instances
  *   rest.c       networks that were used
  *   part.c       what is prepared: networks, cgroups
- *   ahead.c      what the next start opens, opened before it
+ *   ahead.c      what the next start opens or makes, made before it
  *   output.c     output that is kept
  *   hosts.c      /etc/hosts of each network
  *   watch.c      what the loop watches
