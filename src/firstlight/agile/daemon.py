@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
+from typing import Any
 
 import msgspec
 
@@ -27,6 +28,7 @@ _NICE = -10
 _AT_ONCE = 64
 _WAIT_MOST = 60.0
 _NODE_SECONDS, _LOOK_SECONDS = 10.0, 0.02
+_CANNOT_ACCEPT, _ACCEPT_SECONDS = "socket.accept() out of system resource", 1.0  # asyncio's words
 _received = memoryview(bytearray(protocol.MESSAGE_MAX))  # allocating as much for each is slower
 _log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ def _await_node(config: Config) -> None:
 
 async def _serve(config: Config, ready: Callable[[], None], keep: bool) -> None:
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_handler())
     stopped = asyncio.Event()
 
     def stop(leaves: bool) -> None:
@@ -120,6 +123,24 @@ async def _serve(config: Config, ready: Callable[[], None], keep: bool) -> None:
         finally:
             for connection in list(connections):
                 connection.close()
+
+
+def _handler() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """A loop's handler of exceptions that says once a second that no connection can be accepted.
+
+    asyncio says so for each place of a listener's backlog.
+    """
+    said_at = -_ACCEPT_SECONDS
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal said_at
+        if context["message"] != _CANNOT_ACCEPT:
+            loop.default_exception_handler(context)
+        elif loop.time() - said_at >= _ACCEPT_SECONDS:
+            said_at = loop.time()
+            _log.warning("cannot accept connections, so clients wait: %s", context["exception"])
+
+    return handle
 
 
 def _tell_systemd(state: bytes) -> None:
