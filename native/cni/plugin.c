@@ -135,6 +135,7 @@ static int add(struct call *call)
 		obstacle = "the configuration says so";
 	if (!obstacle) {
 		bad = call_agent(call, true, -1, &answer, &prepared);
+		bad = bad ? bad : call_carry(call, prepared);
 		bad = bad ? bad : call_replace(call, prepared);
 		if (!bad)
 			return print_result(call, &answer, NULL);

@@ -61,6 +61,10 @@ int call_agent(struct call *call, bool waits, int descriptor, struct agent_answe
  * ``*is_attached`` is whether it has the call's interface. */
 int call_enter(struct call *call, int *namespace, const char **obstacle, bool *is_attached);
 
+/* In the namespace of the call: sets the sysctls of the prepared one alike, where CRI-O has made it. Its
+ * pinns sets those of the pod there, and if the pod has no pause container, nobody does later. */
+int call_carry(struct call *call, int prepared);
+
 /* Puts a namespace over that of the call: the path is never without one. -EOPNOTSUPP without a
  * reason in the call means that this kernel, or this mount, cannot do it. */
 int call_replace(struct call *call, int prepared);

@@ -7,15 +7,18 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support.pod_host import CONFIG, PLUGIN
 from tests.support.watch_host import FIRSTLIGHT, SECONDS, watching
 
 from firstlight import store
+from firstlight.agile.pods import daemon
 from firstlight.host import cgroups
 from firstlight.native import native
 
@@ -57,9 +60,12 @@ CRIO_RUN = f"""
 podman --root "$D/storage" --runroot /run/storage --storage-driver vfs --tmpdir /run/libpod \\
   --cgroup-manager cgroupfs import --change 'ENTRYPOINT ["/bin/payload"]' \\
   --change 'CMD ["ready"]' "$D/image.tar" localhost/tiny:1 >&2
-crio --config "$D/crio.conf" --config-dir "" > "$D/log" 2>&1 &
 cri() {{ crictl -r unix:///run/crio.sock -i unix:///run/crio.sock -t 60s "$@"; }}
-for wait in $(seq 300); do [ -S /run/crio.sock ] && break; sleep 0.2; done
+start() {{
+  crio --config "$D/crio.conf" --config-dir "" >> "$D/log" 2>&1 & crio=$!
+  for wait in $(seq 300); do [ -S /run/crio.sock ] && break; sleep 0.2; done
+}}
+start
 """
 
 CRIO_SCRIPT = f"""
@@ -76,6 +82,44 @@ CRIO_MEASURED = f"""
 "$FIRSTLIGHT" run cri-sandbox --cri unix:///run/crio.sock --image localhost/tiny:1 \\
   --instances 1 --repetitions 1 --no-trace --out "$D/run" >&2
 cri pods -q > "$D/left"
+echo started; read -r end
+"""
+
+# Two pods with the CNI plugin's networks, and CRI-O restarted; what is seen goes to the directory.
+CRIO_PODS = f"""
+mount -t tmpfs var /var/lib
+{CRIO_RUN.replace(RUN, RUN + "; mount --make-shared /run; sysctl -qw net.ipv4.ip_forward=1")}
+ip addr add 192.0.2.1/32 dev lo
+"$PYTHON" -P "$AGENT" "$D/pods.toml" > "$D/agent" 2>&1 &
+agent=/run/firstlight-agile/pods
+for wait in $(seq 300); do [ -S $agent/socket ] && break; sleep 0.1; done
+mounts() {{ grep -c ' net:' /proc/self/mountinfo || :; }}
+inside() {{ cri exec -s "$1" /bin/busybox "${{@:2}}"; }}
+for n in 1 2; do
+  pod[n]=$(cri runp "$D/pod$n.json")
+  ip[n]=$(cri inspectp -o go-template --template '{{{{.status.network.ip}}}}' "${{pod[n]}}")
+  container[n]=$(cri create "${{pod[n]}}" "$D/container.json" "$D/pod$n.json")
+  cri start "${{container[n]}}" > /dev/null
+done
+mounts > "$D/mounts"; echo "${{ip[@]}}" > "$D/addresses"; cp $agent/leases "$D/leases"
+inside "${{container[1]}}" ip -4 -o addr show eth0 > "$D/address"
+inside "${{container[1]}}" cat /proc/sys/net/core/somaxconn \
+  /proc/sys/net/ipv4/ip_unprivileged_port_start > "$D/sysctls"
+inside "${{container[1]}}" wget -q -O - "http://${{ip[2]}}/name" > "$D/reached"
+busybox wget -q -O - http://192.0.2.1:8080/name >> "$D/reached"
+inside "${{container[2]}}" wget -q -O - http://192.0.2.1:8080/name >> "$D/reached"
+kill "$crio"; wait "$crio" || :
+ip netns add lost
+CNI_COMMAND=ADD CNI_CONTAINERID=lost CNI_NETNS=/run/netns/lost CNI_IFNAME=eth0 "$PLUGIN" \
+  <<< '{{"cniVersion": "1.1.0", "name": "pods", "type": "firstlight"}}' >&2
+rm -f /run/crio.sock; start
+for wait in $(seq 100); do grep -q '"-"' $agent/leases && break; sleep 0.1; done
+inside "${{container[2]}}" wget -q -O - "http://${{ip[1]}}/name" >> "$D/reached"
+cp $agent/leases "$D/leases-collected"; umount /run/netns/lost; ip netns del lost
+cri stop -t 0 "${{container[@]}}" >&2
+cri stopp "${{pod[@]}}" >&2; cri rmp "${{pod[@]}}" >&2
+{{ mounts; ls -A /run/namespaces/netns; ls -A /var/lib/cni/results; }} > "$D/left"
+cp $agent/leases "$D/leases-left"
 echo started; read -r end
 """
 
@@ -141,7 +185,8 @@ def engine(script: str, directory: Path, name: str, path: str) -> Iterator[None]
         process = subprocess.Popen(
             [*ALONE, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
             env={**os.environ, "PATH": path, "D": str(directory), "NAME": name, "GROUP": group,
-                 "FIRSTLIGHT": str(FIRSTLIGHT)},
+                 "FIRSTLIGHT": str(FIRSTLIGHT), "PYTHON": sys.executable,
+                 "AGENT": daemon.__file__, "PLUGIN": str(PLUGIN)},
         )  # fmt: skip
     try:
         assert process.stdout is not None
@@ -239,6 +284,57 @@ def test_crio_is_measured_by_its_socket(directory: Path, crio: tuple[str, str]) 
         samples = store.read(directory / "run").samples
     assert [sample.error for sample in samples] == [None] * 3
     assert not (directory / "left").read_text()
+
+
+def test_crios_pods_get_the_pools_networks(directory: Path, crio: tuple[str, str]) -> None:
+    need("busybox")
+    shutil.copy("/bin/busybox", directory / "root/bin/busybox")
+    subprocess.run(
+        ["tar", "-C", directory / "root", "-cf", directory / "image.tar", "."],
+        check=True, timeout=SECONDS,
+    )  # fmt: skip
+    configuration = directory / "crio.conf"
+    configuration.write_text(configuration.read_text().replace("/usr/lib/cni", str(PLUGIN.parent)))
+    write(directory / "cni/10-pods.conflist", {
+        "cniVersion": "1.1.0", "name": "pods",
+        "plugins": [{"type": "firstlight", "namespace": "replace"}],
+    })  # fmt: skip
+    (directory / "pods.toml").write_text(CONFIG.format(more="", pool=4, dry="build"))
+    pod = json.loads((directory / "pod.json").read_text())
+    pod["linux"]["sysctls"] = {
+        "net.core.somaxconn": "77", "net.ipv4.ip_unprivileged_port_start": "7",
+    }  # fmt: skip
+    for number, ports in (1, [{"host_port": 8080, "container_port": 80}]), (2, []):
+        pod["metadata"] |= {"name": f"shop-{number}", "uid": str(number)}
+        pod |= {"hostname": f"shop-{number}", "port_mappings": ports}
+        write(directory / f"pod{number}.json", pod)
+    container = json.loads((directory / "container.json").read_text())
+    serve = "/bin/busybox hostname > /name; exec /bin/busybox httpd -f -p 80 -h /"
+    write(
+        directory / "container.json", container | {"command": ["/bin/busybox", "sh", "-c", serve]}
+    )
+    with engine(CRIO_PODS, directory, *crio):
+        pass
+    seen = {
+        name: (directory / name).read_text().split()
+        for name in ("mounts", "addresses", "address", "sysctls", "reached", "left")
+    }
+    assert seen["mounts"] == ["4"]  # two a pod
+    assert seen["addresses"] == [f"10.244.0.{number}" for number in leases(directory / "leases")]
+    assert f"{seen['addresses'][0]}/32" in seen["address"]
+    assert seen["sysctls"] == ["77", "7"]
+    assert seen["reached"] == ["shop-2", "shop-1", "shop-1", "shop-1"]
+    assert leases(directory / "leases-collected") == leases(directory / "leases")
+    assert (seen["left"], leases(directory / "leases-left")) == (["0"], {})
+
+
+def leases(file: Path) -> dict[int, str]:
+    live: dict[int, str] = {}
+    for event, number, *rest in map(json.loads, file.read_text().splitlines()):
+        live.pop(number, None)
+        if event == "+":
+            live[number] = rest[1]
+    return live
 
 
 def write(file: Path, document: object) -> None:

@@ -123,6 +123,21 @@ def test_where_it_cannot_be_replaced_the_link_is_made_in_it(host: PodHost, way: 
     assert name not in host.sh("ip -br link", net="a")
 
 
+def test_sysctls_that_pinns_has_set_are_carried_over(host: PodHost) -> None:
+    """CRI-O sets a pod's nowhere else; other runtimes set them in each container."""
+    paths = " ".join(
+        f"/proc/sys/net/{name}" for name in ("core/somaxconn", "ipv4/conf/all/log_martians")
+    )
+    host.sh("mkdir /run/utsns; touch /run/utsns/a")
+    seen = {}
+    for pod in ("a", "b"):
+        host.pods(pod)
+        before = host.sh(f"cat {paths}; for f in {paths}; do echo 1 > $f; done", net=pod)
+        assert host.plugin("ADD", pod)["firstlight"] == {"namespace": "replaced"}
+        seen[pod] = host.sh(f"cat {paths}", net=pod)
+    assert seen == {"a": "1\n1", "b": before}
+
+
 def test_a_namespace_of_another_user_namespace_is_filled(host: PodHost) -> None:
     """Its root could do nothing in one of ours, not even mount /sys."""
     host.sh("touch /run/netns/u")
