@@ -55,6 +55,16 @@ def connected(api: RuntimeApi) -> tuple[runtime_api._Connection, Transport]:
     return connection, transport
 
 
+async def asked() -> tuple[runtime_api._Connection, Transport, asyncio.Task[Reply]]:
+    """A connection that was given an event, and the request that waits for its answer."""
+    api = RuntimeApi()
+    connection, transport = connected(api)
+    connection.data_received(NEXT)
+    request = asyncio.ensure_future(api.ask(Event("r", b"{}", 3.0)))
+    await asyncio.sleep(0)
+    return connection, transport, request
+
+
 @settings(max_examples=500)
 @given(st.lists(PIECES, max_size=12))
 def test_no_bytes_break_it_or_are_held_without_bound(pieces: list[bytes]) -> None:
@@ -125,11 +135,7 @@ def test_an_event_is_answered_once_and_by_its_id() -> None:
 )
 def test_streamed_answer_that_ends_by_error_is_that_error(trailers: bytes, reply: Reply) -> None:
     async def main() -> None:
-        api = RuntimeApi()
-        connection, transport = connected(api)
-        connection.data_received(NEXT)
-        request = asyncio.ensure_future(api.ask(Event("r", b"{}", 3.0)))
-        await asyncio.sleep(0)
+        connection, transport, request = await asked()
         connection.data_received(ANSWER + b"Lambda-Runtime-Function-Response-Mode: streaming\r\n")
         connection.data_received(b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n")
         connection.data_received(trailers + b"\r\n")
@@ -142,11 +148,7 @@ def test_streamed_answer_that_ends_by_error_is_that_error(trailers: bytes, reply
 @pytest.mark.parametrize("endless", [b"X: y", b"X: y\r\n", b"0;"])
 def test_answer_whose_trailers_do_not_end_is_cut_off(endless: bytes) -> None:
     async def main() -> None:
-        api = RuntimeApi()
-        connection, transport = connected(api)
-        connection.data_received(NEXT)
-        request = asyncio.ensure_future(api.ask(Event("r", b"{}", 3.0)))
-        await asyncio.sleep(0)
+        connection, transport, request = await asked()
         connection.data_received(ANSWER + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n")
         connection.data_received(b"0\r\n" + endless if endless[:1] == b"X" else endless)
         for _ in range(5):
@@ -159,11 +161,7 @@ def test_answer_whose_trailers_do_not_end_is_cut_off(endless: bytes) -> None:
 
 def test_too_long_an_answer_is_refused_and_not_held() -> None:
     async def main() -> None:
-        api = RuntimeApi()
-        connection, transport = connected(api)
-        connection.data_received(NEXT)
-        request = asyncio.ensure_future(api.ask(Event("r", b"{}", 3.0)))
-        await asyncio.sleep(0)
+        connection, transport, request = await asked()
         connection.data_received(ANSWER + b"Content-Length: %d\r\n\r\n" % (PAYLOAD_MAX + 1))
         connection.data_received(b"x" * (PAYLOAD_MAX + 1))
         assert b"413" in transport.written
