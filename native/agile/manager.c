@@ -1,3 +1,4 @@
+/* The manager: the orders that it gives, and what it is told, at once or when it reads again. */
 #include "common/clock.h"
 #include "node.h"
 
