@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 from tests.support.lambda_host import run, with_functions
 
-from firstlight.agile.functions import errors
+from firstlight.agile.functions import errors, unpack
 from firstlight.agile.functions.catalogue import Functions
+from firstlight.agile.functions.child import Child
 from firstlight.agile.functions.errors import BadCode
 from firstlight.agile.functions.records import DirectorySource, ImageSource, Settings, ZipSource
 
@@ -290,6 +291,55 @@ def test_an_image_may_work_in_a_directory_that_no_layer_has(tmp_path: Path) -> N
             await functions.update("f", given=Settings(directory="/other"))
 
     with_functions(tmp_path / "store", main)
+
+
+def test_image_of_layers_starts_one_unpacking_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each layer's process is a fork of it: to start one for each takes several times as long."""
+    started, verified = list[list[str]](), list[int]()
+    rights = unpack._rights
+
+    def start(words: list[str], *args: Any, **more: Any) -> Child:
+        started.append(words)
+        return Child(words, *args, **more)
+
+    def verify(pid: int, uid: int) -> list[str]:
+        verified.append(pid)
+        return rights(pid, uid)
+
+    monkeypatch.setattr(unpack, "Child", start)
+    monkeypatch.setattr(unpack, "_rights", verify)
+    source = Layout(tmp_path / "layout").image(base(), *(tar(member(f"{n}")) for n in range(9)))
+
+    async def main(functions: Functions) -> None:
+        await functions.add("f", source, CAT)
+        assert await called(functions, "f") == b"[1]"
+
+    with_functions(tmp_path / "store", main)
+    assert len(started) == 1
+    assert len(verified) == 10
+
+
+def test_unpacking_process_that_hangs_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpack, "_SECONDS", 1.0)
+    pids = list[int]()
+    monkeypatch.setattr(unpack, "_rights", lambda pid, _: pids.append(pid))
+    for name in ("upper", "target", "work"):
+        (tmp_path / name).mkdir()
+    job = unpack.Job(
+        directory=str(tmp_path), upper="upper", target="target", work="work", uid=65534, kind="tar"
+    )
+    never, writer = os.pipe()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with unpack.Unpacker() as unpacker, pytest.raises(BadCode, match="takes more than 1 s"):
+        unpacker.unpack(job, never, "it")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert not Path(f"/proc/{pids[0]}").exists()
+    os.close(never)
+    os.close(writer)
 
 
 def small(*more: Member) -> bytes:

@@ -1,6 +1,7 @@
 """Children that write without end, or never end."""
 
 import os
+import socket
 import subprocess
 import sys
 import tracemalloc
@@ -15,8 +16,8 @@ FLOOD = "import os\nwhile True: os.write(%d, bytes(65536))"
 HELD_MOST = 8 << 20
 
 
-def python(code: str, seconds: float = 60.0, stdin: int = subprocess.DEVNULL) -> Child:
-    return Child([sys.executable, "-I", "-c", code], seconds, 4096, env={}, stdin=stdin)
+def python(code: str, seconds: float = 60.0) -> Child:
+    return Child([sys.executable, "-I", "-c", code], seconds, 4096, env={})
 
 
 def is_gone(child: Child) -> bool:
@@ -55,18 +56,27 @@ def test_one_that_hangs_is_ended(first: str) -> None:
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
+def taken_over(code: str) -> unpack.Unpacked:
+    """The end of an unpacking by a process with that code, which has said that it is ready."""
+    job = unpack.Job(directory="", upper="", target="", work="", uid=1, kind="tar")
+    talk, theirs = socket.socketpair()
+    words = [sys.executable, "-I", "-c", "import os\nprint('ready', flush=True)\n" + code]
+    with talk, subprocess.Popen(words, stdin=theirs.fileno(), stdout=theirs.fileno()) as process:
+        theirs.close()
+        try:
+            return unpack._conversed(process.pid, talk, job, "it")
+        finally:
+            process.kill()
+
+
 def test_an_unpacker_that_was_taken_over_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpack, "_rights", lambda *_: [])
-    job = unpack.Job(directory="", upper="", target="", work="", uid=1, kind="tar")
-    code = "import sys\nprint('ready', flush=True)\nsys.stdin.read(1)\n" + FLOOD % 1
     tracemalloc.start()
-    with python(code, stdin=subprocess.PIPE) as child, pytest.raises(Excess):
-        unpack._conversed(child, job, "it")
+    with pytest.raises(Excess):
+        taken_over("os.read(0, 1)\n" + FLOOD % 1)
     assert tracemalloc.get_traced_memory()[1] < HELD_MOST
     tracemalloc.stop()
-    with (
-        python("import sys\nprint('ready', flush=True)\nsys.stdin.read()\nprint('nonsense')",
-               stdin=subprocess.PIPE) as child,
-        pytest.raises(BadCode, match="ended"),
-    ):  # fmt: skip
-        unpack._conversed(child, job, "it")
+    with pytest.raises(BadCode, match="ended: nonsense"):
+        taken_over("os.read(0, 1)\nprint('nonsense')")
+    with pytest.raises(BadCode, match="ended: killed"):
+        taken_over("os.kill(os.getpid(), 9)")

@@ -54,22 +54,6 @@ class Child:
         with suppress(subprocess.TimeoutExpired):  # the kernel holds it
             self.process.wait(_END_SECONDS)
 
-    def line(self) -> bytes:
-        """Wait until it has written a line, or has ended; returns its output. Raises Excess."""
-        while self._open and b"\n" not in self.output:
-            self._read()
-        return self.output
-
-    def send(self, text: bytes) -> None:
-        """Write to its standard input and close it. What the process does not read is lost."""
-        assert self.process.stdin
-        try:
-            self.process.stdin.write(text)
-            self.process.stdin.close()
-        except BrokenPipeError:
-            pass
-        self.output = b""
-
     def finish(self) -> int:
         """Read to the end of both streams; returns its exit status. Raises Excess."""
         while self._open:

@@ -29,7 +29,7 @@ from firstlight.agile.functions.errors import (
 from firstlight.agile.functions.images import Image
 from firstlight.agile.functions.records import Code
 from firstlight.agile.functions.store import Store
-from firstlight.agile.functions.unpack import Job, unpack
+from firstlight.agile.functions.unpack import Job, Unpacker
 from firstlight.errors import Failed
 
 ZIP_MOST = 250 << 20
@@ -68,11 +68,14 @@ class Content:
         with self._stage() as stage:
             image = images.fetch(source, stage, self._blobs, self.uid)
         chain, trees = "", list[int]()
-        for layer, difference in zip(
-            image.manifest.layers, image.configuration.rootfs.diff_ids, strict=True
-        ):
-            chain = hashlib.sha256(f"{chain} {layer.digest}".encode()).hexdigest()
-            trees.append(self._layer(f"layer:{chain}", layer.digest, difference, trees, source))
+        with Unpacker() as unpacker:
+            for layer, difference in zip(
+                image.manifest.layers, image.configuration.rootfs.diff_ids, strict=True
+            ):
+                chain = hashlib.sha256(f"{chain} {layer.digest}".encode()).hexdigest()
+                what = f"the layer {layer.digest[:19]} of {source}"
+                key = f"layer:{chain}"
+                trees.append(self._layer(unpacker, key, layer.digest, difference, trees, what))
         blobs = [image.digest, image.manifest.config.digest]
         blobs += [layer.digest for layer in image.manifest.layers]
         size = sum(layer.size for layer in image.manifest.layers)
@@ -84,9 +87,9 @@ class Content:
         descriptor = _opened(archive)
         try:
             digest, size = _digest(descriptor)
-            number = self._tree(
-                f"zip:{digest}", source, descriptor, kind="zip", into=_TASK, bytes=ZIP_MOST
-            )
+            with Unpacker() as unpacker:
+                number = self._tree(unpacker, f"zip:{digest}", source, descriptor, kind="zip",
+                                    into=_TASK, bytes=ZIP_MOST)  # fmt: skip
         finally:
             os.close(descriptor)
         return Code(source=source, digest=digest, size=size, trees=(number,), base=True)
@@ -118,8 +121,11 @@ class Content:
                 raise BadCode(f"cannot copy {path}: {words}")
             digest, size = _digest(archive.fileno())
             into = "" if root else _TASK
-            number = self._tree(f"directory:{into}:{digest}", str(path), archive.fileno(),
-                                kind="tar", into=into, bytes=IMAGE_MOST)  # fmt: skip
+            with Unpacker() as unpacker:
+                number = self._tree(
+                    unpacker, f"directory:{into}:{digest}", str(path), archive.fileno(),
+                    kind="tar", into=into, bytes=IMAGE_MOST,
+                )  # fmt: skip
         source = str(path / names[0]) if names and len(names) == 1 else str(path)
         return Code(source=source, digest=digest, size=size, trees=(number,), base=not root)
 
@@ -171,9 +177,9 @@ class Content:
                 _remove(path)
 
     def _layer(
-        self, key: str, digest: str, difference: str, below: list[int], source: str
+        self, unpacker: Unpacker, key: str, digest: str, difference: str, below: list[int],
+        what: str,
     ) -> int:  # fmt: skip
-        what = f"the layer {digest[:19]} of {source}"
         with self._lock:
             known = self._store.trees()
             if key in known:
@@ -181,14 +187,15 @@ class Content:
             descriptor = images.verified(images.blob(self._blobs, digest), digest, what)
             try:
                 lower = ":".join(f"trees/{number}" for number in reversed(below))
-                return self._tree(key, what, descriptor, difference, kind="tar", layer=True,
-                                  lower=lower, bytes=IMAGE_MOST)  # fmt: skip
+                return self._tree(unpacker, key, what, descriptor, difference, kind="tar",
+                                  layer=True, lower=lower, bytes=IMAGE_MOST)  # fmt: skip
             finally:
                 os.close(descriptor)
 
     def _tree(
-        self, key: str, what: str, archive: int, difference: str = "", **how: str | int | bool
-    ) -> int:
+        self, unpacker: Unpacker, key: str, what: str, archive: int, difference: str = "",
+        **how: str | int | bool,
+    ) -> int:  # fmt: skip
         """The tree with that key, unpacked if missing. ``how`` are fields of a Job."""
         with self._lock:
             known = self._store.trees()
@@ -205,7 +212,7 @@ class Content:
                 job = Job(directory=str(self._directory), upper=upper, target=target, work=work,
                           uid=self.uid, **how)  # type: ignore[arg-type]  # fmt: skip
                 os.lseek(archive, 0, os.SEEK_SET)
-                unpacked = unpack(job, archive, what)
+                unpacked = unpacker.unpack(job, archive, what)
                 if difference and unpacked.digest != difference:
                     raise WrongDigest(
                         f"{what}: unpacked it is {unpacked.digest[:19]}, and the image names "

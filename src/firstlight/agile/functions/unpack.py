@@ -1,14 +1,20 @@
-"""Unpacks archives in a separate process without rights: ``unpack_main.py``.
+"""Unpacks archives, each in a process without rights: ``unpack_main.py``.
 
-The process confines itself, is verified from outside, and only then gets the archive to read.
+The process confines itself, is verified from outside, and only then gets the archive to read. It is
+a fork of a process that has its modules imported and never reads an archive.
 Everything here blocks.
 """
 
 import json
 import os
-import subprocess
+import select
+import signal
+import socket
 import sys
+import time
+from contextlib import ExitStack, suppress
 from importlib.resources import files
+from types import TracebackType
 from typing import Literal
 
 import msgspec
@@ -20,8 +26,8 @@ from firstlight.agile.functions.errors import BY_KIND, BadCode
 from firstlight.errors import Failed
 
 ENTRIES_MOST = 500_000
-_SECONDS = 900.0
-_ANSWER_MOST, _WORDS_MOST = 1 << 16, 500
+_SECONDS, _END_SECONDS = 900.0, 10.0
+_ANSWER_MOST, _WORDS_MOST, _PART = 1 << 16, 500, 4096
 _REMEDIES = {
     "climbs": "leave that path out, or build the archive again from within its directory",
     "device": "leave it out: an instance has a /dev of its own",
@@ -59,44 +65,115 @@ class Unpacked(Struct, frozen=True):
     entries: int
 
 
-def unpack(job: Job, archive: int, what: str) -> Unpacked:
-    """Unpack an archive, a descriptor of a file. Raises BadCode, Failed.
+class Unpacker:
+    """Unpacks archives, one after the other. A context manager; its process starts when needed."""
 
-    ``what`` names it in errors. After an error the caller removes what was written.
-    """
-    script = str(files("firstlight.agile.functions").joinpath("unpack_main.py"))
-    words = json.dumps({**msgspec.to_builtins(job), "archive": archive})
-    with Child(
-        [sys.executable, "-I", script, words, seccomp.program().hex()], _SECONDS, _ANSWER_MOST,
-        env={}, stdin=subprocess.PIPE, pass_fds=[archive],
-    ) as child:  # fmt: skip
-        try:
-            return _conversed(child, job, what)
-        except TimeoutError:
-            raise BadCode(f"{what}: unpacking takes more than {_SECONDS:.0f} s") from None
-        except Excess:
-            raise BadCode(f"{what}: the process that unpacks it writes without end") from None
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self._maker: tuple[Child, socket.socket] | None = None
+
+    def __enter__(self) -> "Unpacker":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.close()
+
+    def unpack(self, job: Job, archive: int, what: str) -> Unpacked:
+        """Unpack an archive, a descriptor of a file. Raises BadCode, Failed.
+
+        ``what`` names it in errors. After an error the caller removes what was written.
+        """
+        with ExitStack() as ending:
+            pid, talk = self._forked(job, archive, what, ending)
+            try:
+                return _conversed(pid, talk, job, what)
+            except TimeoutError:
+                raise BadCode(f"{what}: unpacking takes more than {_SECONDS:.0f} s") from None
+            except Excess:
+                raise BadCode(f"{what}: the process that unpacks it writes without end") from None
+
+    def _forked(
+        self, job: Job, archive: int, what: str, ending: ExitStack
+    ) -> tuple[int, socket.socket]:
+        """Start a process for a job; it ends with that context."""
+        child, maker = self._maker = self._maker or self._started()
+        talk, theirs = socket.socketpair()
+        ending.enter_context(talk)
+        with theirs, suppress(OSError):
+            words = msgspec.json.encode(job)
+            socket.send_fds(maker, [words], [archive, theirs.fileno()])
+        pid, descriptors = b"", list[int]()
+        with suppress(ConnectionResetError):
+            pid, descriptors, _, _ = socket.recv_fds(maker, _PART, 1)
+        if not descriptors:
+            child.finish()
+            reason = child.errors.decode(errors="replace").strip()
+            raise Failed(f"cannot start the process that unpacks {what}: {reason}")
+        ending.callback(_end, descriptors[0])
+        return int(pid), talk
+
+    def _started(self) -> tuple[Child, socket.socket]:
+        script = str(files("firstlight.agile.functions").joinpath("unpack_main.py"))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            child = Child(
+                [sys.executable, "-I", script, seccomp.program().hex()], _SECONDS, _WORDS_MOST,
+                env={}, stdin=theirs.fileno(),
+            )  # fmt: skip
+        self._open.enter_context(ours)
+        return self._open.enter_context(child), ours
 
 
-def _conversed(child: Child, job: Job, what: str) -> Unpacked:
-    ready = child.line()
+def _conversed(pid: int, talk: socket.socket, job: Job, what: str) -> Unpacked:
+    until = time.monotonic() + _SECONDS
+    ready = _heard(talk, until, line=True)
     if b"ready" not in ready:
-        child.finish()
-        words = (ready or child.errors)[-_WORDS_MOST:].decode(errors="replace").strip()
+        words = (ready + _heard(talk, until))[-_WORDS_MOST:].decode(errors="replace").strip()
         raise Failed(f"cannot confine the process that unpacks {what}: {words}")
-    if rights := _rights(child.process.pid, job.uid):
+    if rights := _rights(pid, job.uid):
         raise Failed(f"the process that unpacks {what} is not confined: {', '.join(rights)}")
-    child.send(b"\n")
-    child.finish()
+    with suppress(OSError):
+        talk.sendall(b"\n")
+    said = _heard(talk, until)
     try:
-        answer = json.loads(child.output)
+        answer = json.loads(said)
         if "refused" not in answer:
             return msgspec.convert(answer, Unpacked)
         kind, why = BY_KIND.get(answer["refused"], BadCode), str(answer["why"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        last = child.errors[-_WORDS_MOST:].decode(errors="replace").strip() or "killed"
+        last = said[-_WORDS_MOST:].decode(errors="replace").strip() or "killed"
         raise BadCode(f"{what}: the process that unpacks it ended: {last}") from None
     raise kind(f"{what}: {why}", _REMEDIES.get(answer["refused"]))
+
+
+def _heard(talk: socket.socket, until: float, *, line: bool = False) -> bytes:
+    """A line, or all, of what the process says. Raises TimeoutError, Excess."""
+    heard = b""
+    with suppress(ConnectionResetError):  # it ended before it was let go
+        while not (line and b"\n" in heard):
+            talk.settimeout(max(0.001, until - time.monotonic()))
+            part = talk.recv(_PART)
+            if not part:
+                break
+            heard += part
+            if len(heard) > _ANSWER_MOST:
+                raise Excess
+    return heard
+
+
+def _end(process: int) -> None:
+    """Kill a process by its descriptor, and wait until it has ended."""
+    try:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        select.select([process], [], [], _END_SECONDS)  # not for ever: the kernel may hold it
+    finally:
+        os.close(process)
 
 
 def _rights(pid: int, uid: int) -> list[str]:

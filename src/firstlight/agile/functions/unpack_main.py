@@ -1,8 +1,9 @@
-"""Unpacks one untrusted archive: a process that confines itself before it is given the archive.
+"""Unpacks untrusted archives, each in a fork that confines itself before it is given the archive.
 
-``unpack.py`` starts it as root, verifies from outside that it has no rights left, and only then
-lets it read. It imports the standard library and zstandard before it leaves the host's files. Then
-it sees only the directory that it writes to. Its output is one line of JSON that says how it ended.
+``unpack.py`` starts it as root, verifies each fork from outside, that it has no rights left, and
+only then lets it read. The standard library and zstandard are imported before the fork leaves the
+host's files. Then it sees only the directory that it writes to. Its last output is one line of JSON
+that says how it ended.
 
 A layer is applied to the layers below it, through an overlay, so that its white-outs and hard links
 find their targets. Owners, device nodes in /dev, FIFOs, and the bits for setuid, setgid and others'
@@ -16,6 +17,7 @@ import json
 import os
 import resource
 import shutil
+import socket
 import stat
 import struct
 import sys
@@ -375,17 +377,42 @@ def _tell(words: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def main() -> None:
+def _serve(job: dict[str, Any], program: bytes, talk: int) -> None:
     """Confine itself, report it, wait for permission, unpack, and report the end."""
-    job = json.loads(sys.argv[1])
+    for stream in (0, 1, 2):
+        os.dup2(talk, stream)
+    os.close(talk)
     try:
-        _confine(job, bytes.fromhex(sys.argv[2]))
+        _confine(job, program)
     except OSError as error:
         _tell({"unconfined": str(error)})
         return
     _tell({"ready": 1})
     if os.read(_GO, 1):
         _tell(_outcome(job))
+
+
+def main() -> None:
+    """Fork a process for each job that standard input, a socket, has, and say which it is."""
+    program = bytes.fromhex(sys.argv[1])
+    asked = socket.socket(fileno=0)
+    while True:
+        words, descriptors, _, _ = socket.recv_fds(asked, _PART, 2)
+        if not words:
+            return
+        archive, talk = descriptors
+        pid = os.fork()
+        if not pid:
+            asked.detach()
+            _serve({**json.loads(words), "archive": archive}, program, talk)
+            sys.stdout.flush()
+            os._exit(0)
+        os.close(archive)
+        os.close(talk)
+        process = os.pidfd_open(pid)
+        socket.send_fds(asked, [str(pid).encode()], [process])
+        os.close(process)
+        os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":
