@@ -5,23 +5,13 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
-from firstlight.agile import verify
 from firstlight.agile.function import Ended, Function
+from firstlight.agile.verify import handles
 
 if TYPE_CHECKING:
     from firstlight.agile.network.networks import Network
     from firstlight.agile.output import Output
     from firstlight.errors import Failed
-
-
-def handles(pid: int, signal: int) -> bool:
-    """Whether a process handles a signal, or blocks it to wait for it."""
-    try:
-        fields = verify.status(pid)
-        masks = [int(fields[name], 16) for name in ("SigCgt", "SigBlk")]
-    except (OSError, KeyError, ValueError):
-        return True
-    return any(mask >> (signal - 1) & 1 for mask in masks)
 
 
 class Instance:

@@ -60,6 +60,16 @@ def status(pid: int) -> dict[str, str]:
     return {key: text.strip() for key, _, text in (line.partition(":") for line in lines)}
 
 
+def handles(pid: int, signal: int) -> bool:
+    """Whether a process handles a signal, or blocks it to wait for it."""
+    try:
+        fields = status(pid)
+        masks = [int(fields[name], 16) for name in ("SigCgt", "SigBlk")]
+    except (OSError, KeyError, ValueError):
+        return True
+    return any(mask >> (signal - 1) & 1 for mask in masks)
+
+
 def check_alive(pid: int) -> None:
     """Raise OSError if a process is ending: it loses its memory and cgroup before it ends."""
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()

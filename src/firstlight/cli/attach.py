@@ -60,7 +60,7 @@ def _forwarded(client: "Client") -> "Iterator[Callable[[Started], None]]":
 
     Signals that arrive before the start are sent after it.
     """
-    from firstlight.agile.instance import handles
+    from firstlight.agile.verify import handles
 
     known: list[Started] = []
     early: list[int] = []

@@ -241,6 +241,20 @@ def test_agile_verbs_import_no_lab_runtime_or_rich() -> None:
         assert done.stdout == "[]\n", done.stderr
 
 
+def test_attaching_imports_no_event_loop() -> None:
+    script = (
+        "import sys\n"
+        "from types import SimpleNamespace as Fake\n"
+        "from firstlight.cli.attach import attach\n"
+        "ended = Fake(signal=0, status=7)\n"
+        "client = Fake(wait=lambda _: ended, close=lambda: None)\n"
+        "print(attach(client, lambda _: Fake(id='1', pid=1), terminal=False, interactive=False))\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "7\n[]\n", done.stderr
+
+
 def test_a_unit_is_that_of_the_package_with_this_programs_path() -> None:
     shipped = (Path(__file__).parents[3] / "deploy/systemd/firstlight.service").read_text()
     unit = invoke("agile", "up", "--unit", "--config", "/etc/mine.toml").stdout
