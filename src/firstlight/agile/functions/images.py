@@ -39,6 +39,23 @@ Document = TypeVar("Document")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _LOCAL = re.compile(r"docker://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?/")
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+_REACHED = "is the registry's address right, and can this host reach it?"
+_STATUS = "(HTTP status:|StatusCode:|status code from registry)"
+_REGISTRY = (
+    (r"no such host|connection re(fused|set)|i/o timeout|unreachable|handshake timeout|"
+     r"server misbehaving|pinging .* EOF", _REACHED),
+    (r"HTTP response to HTTPS|does not look like a TLS", "only a registry on loopback may speak "
+     "plain HTTP: have it use TLS"),
+    (r"x509|certificate|tls: ", "have its certificate name it, and put that of its authority into "
+     "/etc/containers/certs.d/HOST:PORT/ca.crt"),
+    (rf"toomanyrequests|{_STATUS} 429\b",
+     "it limits requests: wait, or log in as root: skopeo login REGISTRY"),
+    (rf"{_STATUS} 5\d\d\b", "the registry failed: try again later, or look into its log"),
+    (rf"unauthorized|authentication required|denied|{_STATUS} 40[13]\b",
+     "log in as root: skopeo login REGISTRY"),
+    (r"invalid character|schema version|no FSLayers|malformed HTTP|status code from registry|"
+     r"stopped after", "is there a registry at that address? It does not answer as one"),
+)  # fmt: skip
 _WORDS = (
     (r"no space left on device", Full, "free space there, or configure another store"),
     (r"[Dd]igest did not match|does not match digest|digest mismatch|invalid checksum", WrongDigest,
@@ -47,10 +64,9 @@ _WORDS = (
      "push it again: a blob ends too early"),
     (r"no image found in .* for architecture|no image found in manifest list", WrongArchitecture,
      "build it for this machine's architecture"),
-    (r"no such host|connection refused|i/o timeout|network is unreachable|TLS|x509", NoImage,
-     "is the registry's address right, and can this host reach it?"),
-    (r"unauthorized|authentication required|denied", NoImage,
-     "log in as root: skopeo login REGISTRY"),
+    (r"invalid character|cannot unmarshal|manifest\.json: file does not exist", NotAnArchive,
+     "build it again: its manifest or its configuration is wrong"),
+    (r"more than one image", NoImage, "say which: oci:DIRECTORY:TAG"),
 )  # fmt: skip
 
 
@@ -247,8 +263,13 @@ def _failure(source: str, words: str) -> BadCode:
     """skopeo's message as an error of its kind."""
     messages = re.findall(r'msg="((?:[^"\\]|\\.)*)"', words)
     reason = (messages[-1].replace('\\"', '"') if messages else words.strip())[-500:]
+    name = re.sub(r"(:[^/]*)?(@.*)?$", "", source.removeprefix("docker://"))
+    said = reason.replace(source, "").replace(name, "")  # which may be any word
+    for pattern, remedy in _REGISTRY if source.startswith("docker://") else ():
+        if re.search(pattern, said):
+            return NoImage(f"{source}: {reason}", remedy)
     for pattern, kind, remedy in _WORDS:
-        if re.search(pattern, reason):
+        if re.search(pattern, said):
             return kind(f"{source}: {reason}", remedy)
     return NoImage(f"{source}: {reason}", "is its name right?")
 
