@@ -89,7 +89,11 @@ def test_a_run_without_a_start_says_why(tmp_path: Path) -> None:
     assert "runc run failed" in done.stderr
 
 
-@pytest.mark.parametrize("host", ["ulimit -n 64", "umask 0777", "trap '' CHLD"])
+@pytest.mark.parametrize(
+    "host",
+    ["ulimit -n 64", "umask 0777", "trap '' CHLD",
+     "export PYTHONWARNDEFAULTENCODING=1 PYTHONWARNINGS=error"],
+)  # fmt: skip
 def test_a_run_works_whatever_it_inherits_and_leaves_nothing(host: str, tmp_path: Path) -> None:
     command = f"mount -t tmpfs none /run && {RUN} --out {tmp_path}/run && ls /run > left"
     done = on(host, command, tmp_path)
@@ -127,11 +131,32 @@ def test_a_trace_without_a_working_directory_is_refused(tmp_path: Path) -> None:
     assert "in the working directory: No such file or directory" in done.stderr
 
 
+def test_few_open_files_of_the_caller_do_not_keep_the_tracer_from_loading(tmp_path: Path) -> None:
+    command = f"{FIRSTLIGHT} trace --out traced -- /bin/sh -c 'ulimit -n > files'"
+    done = on("ulimit -Sn 24", command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "files").read_text() == "24\n"
+
+
+def test_an_unbindable_root_file_system_is_named(tmp_path: Path) -> None:
+    code = """
+from pathlib import Path
+from firstlight.agile.parts.roots import open_root
+Path("root/dev").mkdir()
+open_root(Path.cwd() / "root", Path.cwd() / "skeleton")
+"""
+    (tmp_path / "code.py").write_text(code)
+    host = "mkdir root && mount -t tmpfs none root && mount --make-unbindable root"
+    done = on(host, f"{sys.executable} code.py 2>&1 | grep -v Traceback", tmp_path)
+    assert f"is in the mount {tmp_path}/root, which is unbindable" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("less", "words"),
     [
         ("setpriv --bounding-set=-kill,-mknod", "the runtime lacks CAP_KILL, CAP_MKNOD"),
         ("unshare --map-root-user", "this is root of a user namespace"),
+        ("sh -c 'mount --rbind / $PWD && exec chroot $PWD \"$@\"' -", "/ is a chroot"),
     ],
 )
 def test_a_runtime_without_its_rights_is_refused(less: str, words: str, tmp_path: Path) -> None:

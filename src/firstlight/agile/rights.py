@@ -1,8 +1,10 @@
 """What a runtime must be allowed to do, asked before it makes anything."""
 
+import ctypes
 import os
 import re
 import resource
+import threading
 from pathlib import Path
 
 from firstlight.agile.function import FILES, FILES_MOST
@@ -16,6 +18,9 @@ _CAPABILITIES = {
 """Without any of these some start fails, or an instance cannot be ended."""
 _PROC = Path("/proc/thread-self")
 _ALL_USERS = ["0", "0", str((1 << 32) - 1)]
+_MOUNTS, _DIRECTORIES = 0x20000, 0x200  # CLONE_NEWNS, CLONE_FS
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def check() -> None:
@@ -34,6 +39,39 @@ def check() -> None:
             f"the runtime lacks {', '.join(missing)}",
             "run it as the host's root, or add these capabilities to its container or service",
         )
+    if _is_chrooted():
+        raise Unsupported(
+            "/ is a chroot, which an instance would leave when it enters its mount namespace",
+            "run it outside, in a container, or by systemd's RootDirectory=",
+        )
+
+
+def _is_chrooted() -> bool:
+    """Whether / is not the root of the mount namespace, where one that enters it finds itself."""
+    found: list[int] = []
+
+    def work() -> None:
+        own = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if not _libc.unshare(_DIRECTORIES) and not _libc.setns(own, _MOUNTS):
+                found.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
+        finally:
+            os.close(own)
+
+    found.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
+    thread = threading.Thread(target=work, name="chrooted")  # whose root is changed, and that ends
+    thread.start()
+    thread.join()
+    places = {(os.fstat(each).st_ino, _mount(each)) for each in found}
+    for each in found:
+        os.close(each)
+    return len(places) > 1
+
+
+def _mount(descriptor: int) -> str:
+    """What /proc says of a descriptor's mount."""
+    words = Path(f"/proc/self/fdinfo/{descriptor}").read_text().split()
+    return words[words.index("mnt_id:") + 1]
 
 
 def raise_open_files() -> None:

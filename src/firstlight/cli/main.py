@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from fcntl import F_GETFL, fcntl
 from itertools import takewhile
 from pathlib import Path
@@ -96,6 +97,7 @@ def _options(
 
 def main() -> None:
     """Run a verb. An error becomes a message, a hint and an exit status."""
+    warnings.simplefilter("ignore", EncodingWarning)  # asked of every program by a variable
     signal.signal(signal.SIGTERM, _terminate)
     # If the parent ignored it, the exit status of a child would be lost.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -6,6 +6,7 @@ The records are ``struct event`` of ``native/trace/trace.h``.
 import gzip
 import os
 import re
+import resource
 import signal
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,6 +43,8 @@ _HINT = "run firstlight doctor to see what is missing"
 UNTRACED = f"{_HINT}; run --no-trace measures without a breakdown"
 _SYS_ADMIN, _LOADING = 21, {"CAP_BPF": 39, "CAP_PERFMON": 38}
 _ALL_USERS = (1 << 32) - 1
+_FILES = 64
+"""Descriptors of programs, maps and links, with some to spare."""
 _DESCRIPTOR = re.compile(r"/proc/(?:self|thread-self)/fd/(\d+)")
 
 
@@ -171,7 +174,10 @@ def probe() -> None:
 
 
 def obstacle() -> str:
-    """What of this kernel keeps every program from loading; "" if that is not known."""
+    """What of this host keeps every program from loading; "" if that is not known."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if 0 <= most < _FILES:
+        return f"at most {most} files may be open, and it takes {_FILES}: raise ulimit -Hn"
     if "[confidentiality]" in read_line(SYS / "kernel/security/lockdown"):
         return "the kernel is locked down for confidentiality, so no program may read its memory"
     if not (SYS / "kernel").exists():

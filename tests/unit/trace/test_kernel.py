@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,8 @@ def test_missing_kernel_support_is_reported(
     (tmp_path / "kernel/btf").mkdir()
     (tmp_path / "kernel/btf/vmlinux").touch()
     assert bpf.obstacle() == ""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (40, 40))
+    assert "at most 40 files may be open" in bpf.obstacle()
 
 
 ALL, NO_BPF = f"{(1 << 41) - 1:x}", f"{(1 << 41) - 1 - (1 << 39) - (1 << 21):x}"

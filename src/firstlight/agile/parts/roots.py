@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,16 @@ def open_root(rootfs: Path, skeleton: Path) -> int:
         if not is_mountable(rootfs / name):
             raise Failed(f"{name} in the root file system {rootfs} is not a directory",
                          "make it one: something is mounted there")  # fmt: skip
+    try:
+        return _open(rootfs, skeleton)
+    except Failed as error:
+        if mount := _unbindable(rootfs):
+            raise Failed(f"{rootfs} is in the mount {mount}, which is unbindable",
+                         f"mount --make-private {mount}") from error  # fmt: skip
+        raise
+
+
+def _open(rootfs: Path, skeleton: Path) -> int:
     if all((rootfs / name).is_dir() for name in MOUNT_POINTS):
         return _call(f"open the tree {rootfs}", _OPEN_TREE, _HERE, os.fsencode(rootfs),
                      _CLONE | _RECURSIVE | _CLOEXEC)  # fmt: skip
@@ -64,6 +75,17 @@ def open_root(rootfs: Path, skeleton: Path) -> int:
         return _call(what, _FSMOUNT, context, 1, 0)
     finally:
         os.close(context)
+
+
+def _unbindable(path: Path) -> str:
+    """Where the mount of a path is mounted, if nothing of it may be mounted elsewhere."""
+    opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        mount = re.findall(r"mnt_id:\s*(\d+)", Path(f"/proc/self/fdinfo/{opened}").read_text())
+    finally:
+        os.close(opened)
+    lines = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return next((each[4] for each in lines if each[:1] == mount and "unbindable" in each), "")
 
 
 def is_mountable(point: Path) -> bool:
