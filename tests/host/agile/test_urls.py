@@ -17,7 +17,7 @@ from tests.support.lambda_host import ENDPOINT, PORT, with_functions, zipped
 from firstlight.agile import config, logs
 from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.functions.records import Settings, ZipSource
-from firstlight.agile.http import websockets
+from firstlight.agile.http import urls, websockets
 from firstlight.agile.link import is_readable
 from firstlight.agile.serving import web
 from firstlight.errors import Failed
@@ -88,6 +88,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
     def do_GET(self):
         self.wfile.write(urllib.parse.unquote_to_bytes(self.path[2:]))
+        self.close_connection = self.path[2:] in ("", "hello")
 http.server.ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever()
 """
 SETTINGS = Settings(
@@ -306,7 +307,10 @@ def test_each_failure_has_its_status_and_words(tmp_path: Path) -> None:
     with_site(tmp_path, main, msgspec.structs.replace(SETTINGS, timeout=3.0))
 
 
-def test_odd_answers_are_passed_on_whole_or_refused_by_name(tmp_path: Path) -> None:
+def test_odd_answers_are_passed_on_whole_or_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(urls, "_END_SECONDS", 600.0)  # its process does not end
     chunked = "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
 
     async def main(client: httpx.AsyncClient, _: Functions) -> None:
@@ -324,6 +328,10 @@ def test_odd_answers_are_passed_on_whole_or_refused_by_name(tmp_path: Path) -> N
             got = await client.get("/?" + urllib.parse.quote(f"HTTP/1.1 {answer}", safe=""))
             assert got.status_code == status, answer
             assert words in got.text
+        for answer in ("", "hello"):
+            got = await client.get("/?" + answer)
+            assert got.status_code == 502
+            assert "closed the connection" in got.text
 
     with_site(tmp_path, main, server=ODD)
 

@@ -31,8 +31,10 @@ _ONE_HOP = {
     b"transfer-encoding", b"upgrade", b"proxy-connection",
 }  # fmt: skip
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_END_SECONDS = 1.0
-"""How long a broken connection waits for the news that the instance has ended."""
+_END_SECONDS, _SOON_SECONDS = 1.0, 0.1
+"""How long a broken connection waits for the news that the instance has ended: one whose first
+process is ending, and another, such as a shell, which ends when its server has.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -176,7 +178,8 @@ class _Exchange:
         except Malformed:
             raise
         except (Broken, Unreached) as error:
-            await asyncio.wait((instance.instance.ended,), timeout=_END_SECONDS)
+            seconds = _END_SECONDS if instance.is_ending else _SOON_SECONDS
+            await asyncio.wait((instance.instance.ended,), timeout=seconds)
             if instance.is_up:
                 raise
             ended = await instance.ended()

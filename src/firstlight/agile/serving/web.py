@@ -9,6 +9,7 @@ from contextlib import suppress
 import h11
 import msgspec
 
+from firstlight.agile import verify
 from firstlight.agile.function import Function, NodeFailed
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.instance import Instance
@@ -47,6 +48,15 @@ class WebInstance:
         if self._pidfd < 0:
             return self.is_up
         return not is_readable(self._pidfd, 0)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its process has ended or is about to. It closes its connections meanwhile."""
+        try:
+            verify.check_alive(self.instance.pid)
+        except OSError:
+            return True
+        return not self.is_alive
 
     @property
     def is_up(self) -> bool:
