@@ -248,7 +248,7 @@ class _Connection:
             case protocol.Invoke(function, event):
                 protocol.check_json(event)
                 value = once.value(function.kind, event)
-                return protocol.Invoked(await runtime.invoke(function, value))
+                return protocol.invoked(await runtime.invoke(function, value))
             case protocol.Stop(identity, grace, number):
                 instance = await runtime.find_instance(identity)
                 return protocol.Stopped(await instance.stop(grace, number))

@@ -16,7 +16,15 @@ import msgspec
 from msgspec import Struct
 
 from firstlight.agile import coding
-from firstlight.agile.function import Counts, Ended, Function, Happened, Listed, Result
+from firstlight.agile.function import (
+    Counts,
+    Ended,
+    Function,
+    HandlerFailed,
+    Happened,
+    Listed,
+    Result,
+)
 from firstlight.agile.functions.records import Registration, Settings, Source
 from firstlight.errors import Failed
 
@@ -373,6 +381,21 @@ def check_json(text: bytes, hint: str = "") -> None:
             msgspec.json.decode(_SURROGATE.sub(rb"\\u0000", text), type=msgspec.Raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Failed(f"the event is not JSON: {error}", hint) from error
+
+
+def invoked(result: Result) -> Invoked:
+    """The answer that a handler gave. Raises HandlerFailed for half a surrogate pair in it, which
+    records hold in arguments and variables alone.
+    """
+    try:
+        if rb"\ud" in bytes(result.value):
+            msgspec.json.decode(result.value, type=msgspec.Raw)
+    except msgspec.DecodeError as error:
+        raise HandlerFailed(
+            "Runtime.MarshalError", f"the handler returned half a surrogate pair: {error}",
+            "return valid Unicode text, or add it as a function and call that",
+        ) from None  # fmt: skip
+    return Invoked(result)
 
 
 def event(value: object) -> bytes:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from tests.support.python_functions import Make, python_root, value, with_handlers
 
-from firstlight.agile import Runtime
+from firstlight.agile import Runtime, protocol
+from firstlight.agile.function import HandlerFailed
 from firstlight.errors import Failed
 
 HANDLERS = r"""
@@ -72,7 +73,6 @@ FAILS = [
     ("boom", "more", "ValueError: no more"),
     ("odd", None, "odd raised:"),
     ("surrogate_in_exception", None, r"ValueError: \\ud800"),
-    ("surrogate", None, "returned something that is not JSON: UnicodeEncodeError"),
     ("nan", None, "returned something that is not JSON: ValueError"),
     ("infinity", None, "returned something that is not JSON: ValueError"),
     ("octets", None, "returned something that is not JSON: TypeError: Object of type bytes"),
@@ -147,6 +147,17 @@ def test_the_end_of_output_is_kept_and_costs_no_answer(root: Path) -> None:
         assert value(binary) == "done"
         assert "\N{REPLACEMENT CHARACTER}" in binary.stdout
         assert len(json.dumps(binary.stdout)) > 65536
+
+    with_handlers(root, main)
+
+
+def test_half_a_surrogate_pair_is_answered_as_an_escape(root: Path) -> None:
+    async def main(runtime: Runtime, function: Make) -> None:
+        answer = await runtime.invoke(function("surrogate", "answers"), None)
+        assert bytes(answer.value) == rb'"\ud800"'
+        with pytest.raises(HandlerFailed, match="half a surrogate pair"):
+            protocol.invoked(answer)  # clients of the socket cannot read it
+        assert protocol.invoked(await runtime.invoke(function("echo", "answers"), "\\ud"))
 
     with_handlers(root, main)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct
 
-from firstlight.agile import verify
+from firstlight.agile import coding, verify
 from firstlight.agile.function import HANDLER_ERROR, Ended, HandlerFailed
 from firstlight.agile.node import kept
 from firstlight.agile.node.kept import KeptFork
@@ -190,7 +190,7 @@ class Fork:
     def parsed(self, line: bytes) -> Line:
         """Parse a line from it. Raises Failed."""
         try:
-            return _lines.decode(line)
+            return coding.decode(line, _lines)
         except (ValueError, RecursionError, msgspec.MsgspecError) as error:
             raise HandlerFailed(
                 HANDLER_ERROR, f"{self.name} wrote something other than an answer: {error}",

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from firstlight.agile import verify
+from firstlight.agile import coding, verify
 from firstlight.agile.config import Config
 from firstlight.agile.function import (
     EVENTS_PORT,
@@ -201,11 +201,11 @@ class Zygote:
         if answer.began is None:
             raise HandlerFailed(HANDLER_ERROR, f"{handler} failed: {answer.failed}")
         try:
-            return msgspec.Raw(msgspec.json.encode(answer.result))
-        except (UnicodeEncodeError, RecursionError) as error:
+            return msgspec.Raw(coding.encode(answer.result))
+        except RecursionError as error:
             raise HandlerFailed(
                 "Runtime.MarshalError", f"{handler} returned something that is not JSON: {error}",
-                "return valid Unicode text",
+                "return fewer lists in lists",
             ) from None  # fmt: skip
 
     async def _taken(self) -> tuple[Fork, bool]:

@@ -112,7 +112,7 @@ def _answer(handler: Handler, line: bytes) -> bytes:
     else:
         try:
             text = json.dumps({**answer, "result": result}, allow_nan=False, ensure_ascii=False)
-            return text.encode() + b"\n"
+            return text.encode(errors="backslashreplace") + b"\n"  # of half a surrogate pair
         except BaseException as error:
             answer["unfit"] = _plain(f"{type(error).__name__}: {error}"[:_TEXT_MOST])
     return json.dumps(answer).encode() + b"\n"
