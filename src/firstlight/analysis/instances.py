@@ -187,9 +187,11 @@ class Instances:
         exits = columns.rows["exit"]
         self.exit[self._thread[exits]] = columns.start[exits]  # the last of several
         self.dropped = np.zeros(count, np.bool_)
+        threads = np.bincount(self.sample, minlength=len(self.samples))
         for number, root in enumerate(self.roots):
             parent = max(int(self._parent[root]), 0)
-            if (generator := self._find(number * _WIDE + parent)) >= 0:
+            generator = self._find(number * _WIDE + parent) if threads[number] > 1 else -1
+            if generator >= 0:
                 self.dropped[generator] = True
         self._members: list[list[int]] = [[] for _ in self.samples]
         for thread in np.flatnonzero(~self.dropped).tolist():

@@ -537,6 +537,12 @@ def test_two_samples_of_a_batch_do_not_share_their_time() -> None:
     assert replace(held, samples=held.samples[:1]).samples == held.samples[:1]
 
 
+def test_a_traced_start_of_an_unknown_process_is_divided_all_the_same() -> None:
+    unknown = msgspec.structs.replace(sample(90, index=1), pid=0)
+    table = breakdown(run(start_of_root(), sample(100), unknown))
+    assert table.filter(pl.col("sample") == 1)["wall"].sum() == 90
+
+
 def test_many_batches_are_divided_as_each_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads of many starts lie on one line: none may see another's calls, waits or wakes."""
     stored = read(Path(__file__).parents[2] / "data" / "schema-1")
