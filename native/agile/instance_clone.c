@@ -34,7 +34,7 @@ static int keep_own(int control, int self)
 _Noreturn static void be_waiting(int index, int control, uint32_t cgroup)
 {
 	struct progress *progress = &node.progress[index];
-	struct place place = {.cgroup = cgroup};
+	struct place place = {.cgroup = cgroup, .control = CONTROL};
 	struct enter enter;
 	struct rights rights;
 	char ready = 1;
@@ -161,9 +161,8 @@ int instance_clone_waiting(int index)
 
 int instance_clone_into(int index, struct place *place, int root)
 {
-	int control;
 	bool in_ahead = ahead_made()->mounts >= 0;
-	pid_t pid = clone_child(index, place->cgroup, in_ahead, &control);
+	pid_t pid = clone_child(index, place->cgroup, in_ahead, &place->control);
 	if (pid == 0)
 		be_instance(index, place, root, in_ahead);
 	return pid < 0 ? pid : 0;

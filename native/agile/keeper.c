@@ -262,7 +262,6 @@ static void run(void)
 	struct rusage usage = {0};
 	int pidfd = -1, status = 0, flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD;
 	bool opens = keeper.place.terminal || keeper.place.function.flags & DEFINITION_TERMINALS;
-	keeper.place.shares = !opens;
 	pid_t ended, pid = clone(be_instance, stack + STACK, opens ? flags : flags | CLONE_FILES,
 				 NULL, &pidfd);
 	if (pid < 0) {
@@ -395,6 +394,7 @@ void keeper_run(const struct house *house, struct place *place, int control, int
 {
 	keeper = (struct keeper){
 		.house = house, .place = *place, .control = control, .progress = &slots[slot]};
+	keeper.place.control = -1;
 	settle(self);
 	for (;;) {
 		read_words();

@@ -398,10 +398,10 @@ static int become_user(const struct definition *function, int self)
 /* What is not of the instance is closed before anything there could look at us. */
 static int keep_two(int control, int instance)
 {
-	enum { FIRST = 3 };
-	if (dup3(control, FIRST, O_CLOEXEC) < 0 || dup3(instance, FIRST + 1, O_CLOEXEC) < 0)
+	if (dup3(control, FIRST_RESERVED, O_CLOEXEC) < 0 ||
+	    dup3(instance, FIRST_RESERVED + 1, O_CLOEXEC) < 0)
 		return -errno;
-	return failure((int)syscall(SYS_close_range, FIRST + 2, ~0U, 0));
+	return failure((int)syscall(SYS_close_range, FIRST_RESERVED + 2, ~0U, 0));
 }
 
 static int join_user(const struct definition *function, int control, int instance)
@@ -409,7 +409,7 @@ static int join_user(const struct definition *function, int control, int instanc
 	bool own = function->flags & DEFINITION_USER_NAMESPACE;
 	int failed = keep_two(control, instance);
 	if (!failed && own)
-		failed = failure(setns(4, CLONE_NEWUSER));
+		failed = failure(setns(FIRST_RESERVED + 1, CLONE_NEWUSER));
 	return failed ? failed : set_user(function);
 }
 
@@ -562,13 +562,25 @@ static int execute_found(char **argv, char **envp)
 	return failed;
 }
 
-static int execute(char **argv, char **envp, const char *directory, bool shares)
+/* A directory or a program of the function may be named by way of a descriptor, /proc/self/fd/N: of ours
+ * those of cgroups lead to the host's files. A process that shares its table, with PID 1 of its sandbox,
+ * gets one of its own. */
+static int close_all_but_streams(int control)
 {
-	/* No descriptor but the streams outlives the exec. A process that shares its table, with PID 1 of its
-	 * sandbox, gets one of its own with the streams alone. */
-	if (syscall(SYS_close_range, 3, ~0U, shares ? CLOSE_RANGE_UNSHARE : CLOSE_RANGE_CLOEXEC) ||
-	    chdir(directory))
+	if (control < 0)
+		return failure(
+			(int)syscall(SYS_close_range, FIRST_RESERVED, ~0U, CLOSE_RANGE_UNSHARE));
+	if (control > FIRST_RESERVED &&
+	    syscall(SYS_close_range, FIRST_RESERVED, (unsigned)control - 1, 0))
 		return -errno;
+	return failure((int)syscall(SYS_close_range, (unsigned)control + 1, ~0U, 0));
+}
+
+static int execute(char **argv, char **envp, const char *directory, int control)
+{
+	int failed = close_all_but_streams(control);
+	if (failed || chdir(directory))
+		return failed ? failed : -errno;
 	if (!strchr(argv[0], '/'))
 		return execute_found(argv, envp);
 	execve(argv[0], argv, envp);
@@ -699,7 +711,7 @@ int sandbox_execute(const struct house *house, struct place *place, int self, ch
 	DO(STEP_LIMITS, set_limits(function));
 	DO(STEP_CAPABILITIES, drop_capabilities(function));
 	DO(STEP_SECCOMP, confine(&house->profiles[function->profile]));
-	DO(STEP_EXEC, execute(argv, envp, directory, place->shares));
+	DO(STEP_EXEC, execute(argv, envp, directory, place->control));
 	return 0;
 }
 
@@ -719,6 +731,6 @@ int sandbox_join(const struct house *house, struct place *place, int instance, i
 	DO(STEP_LIMITS, set_limits(function));
 	DO(STEP_CAPABILITIES, drop_capabilities(function));
 	DO(STEP_SECCOMP, confine(&house->profiles[function->profile]));
-	DO(STEP_EXEC, execute(argv, envp, directory, place->shares));
+	DO(STEP_EXEC, execute(argv, envp, directory, FIRST_RESERVED));
 	return 0;
 }

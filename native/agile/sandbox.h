@@ -40,7 +40,7 @@ struct place {
 	struct definition function;
 	struct limits limits; /* to be set in its cgroup, if they differ: see set_limits */
 	uint32_t set_limits, has_words, has_hosts, terminal;
-	bool shares; /* its descriptors, until it closes all but its streams */
+	int control; /* the socket that ends with the exec; -1 in a sandbox that is used again */
 	uint32_t cgroup; /* its name below the top */
 	int network_part; /* which of the node's parts its network is */
 	int tree, network, words, own_words, hosts, streams[3];

@@ -34,7 +34,8 @@ def function(escape: Path) -> Callable[..., Function]:
     """A function that runs the escape program with these words."""
 
     def make(*words: str, **more: object) -> Function:
-        return Function(rootfs=str(escape), command=("/bin/escape", *words), **more)  # type: ignore[arg-type]
+        usual = {"rootfs": str(escape), "command": ("/bin/escape", *words)}
+        return Function(**usual | more)  # type: ignore[arg-type]
 
     return make
 

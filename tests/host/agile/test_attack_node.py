@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from firstlight.errors import Failed
 
 Make = Callable[..., Function]
 PYTHON = "/usr/bin/python3"
+OWN = set(range(3, 8))
+"""Descriptors of a sandbox that waits."""
 
 
 def uids(pid: int) -> tuple[int, int]:
@@ -191,6 +194,38 @@ def test_a_sandbox_that_waits_serves_any_function_and_once(function: Make) -> No
         assert len({Path(f"/proc/{i.pid}/ns/mnt").readlink() for i in started}) == 4
 
     pools = Pools(sandbox=PoolSize(low=2, high=4))
+    with_runtime(main, Config(name="t6", pools=pools))
+
+
+@pytest.mark.parametrize(
+    ("more", "waiting"),
+    [({}, 0), ({"user_namespace": True}, 1), ({"reuse": "sandbox", "terminals": True}, 1),
+     ({"reuse": "sandbox"}, 0)],
+    ids=["cloned", "waiting", "kept with terminals", "kept"],
+)  # fmt: skip
+def test_no_descriptor_of_node_leads_a_start_to_the_host(
+    function: Make, escape: Path, tmp_path: Path, more: dict[str, object], waiting: int
+) -> None:
+    """Named as working directory or program: until the exec, those of cgroups are on the host."""
+    root = shutil.copytree(escape, tmp_path / "root")
+    root.chmod(0o755)
+    shutil.copy(root / "bin/escape", root / "bin/true")
+
+    async def main(runtime: Runtime) -> None:
+        held = Path(f"/proc/{runtime.node}/fd")
+        numbers = {int(path.name) for path in held.iterdir() if path.is_dir()}
+        assert len(numbers) > 3
+        for number in (numbers | OWN) - {0, 1, 2}:
+            path = f"/proc/self/fd/{number}"
+            (root / path[1:]).mkdir(parents=True)
+            for start in (
+                function("hold", "0", rootfs=str(root), directory=path, **more),
+                function(rootfs=str(root), command=(path + "/.." * 9 + "/bin/true",), **more),
+            ):
+                with pytest.raises(Failed, match=f"{path}.* is not in the root file system"):
+                    await runtime.start(start)
+
+    pools = Pools(sandbox=PoolSize(low=waiting, high=waiting))
     with_runtime(main, Config(name="t6", pools=pools))
 
 
