@@ -273,6 +273,23 @@ def test_an_offer_of_another_protocol_is_ignored(content: bytes, at_once: int) -
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("offer", [b"", b"Upgrade: h2c\r\n"])
+@pytest.mark.parametrize("content", [b"", b"Content-Length: 1\r\n\r\nx"])
+@pytest.mark.parametrize("first", [
+    b"POST /none HTTP/1.1\r\nConnection: close, Upgrade\r\n",
+    b"POST /none HTTP/1.0\r\nConnection: Upgrade\r\n"])  # fmt: skip
+def test_connection_is_closed_if_its_request_says_so(
+    first: bytes, content: bytes, offer: bytes
+) -> None:
+    async def main() -> None:
+        connection, transport = connected(RuntimeApi())
+        connection.data_received(first + offer + (content or b"\r\n"))
+        assert transport.written.startswith(b"HTTP/1.1 404 ")
+        assert transport.closed
+
+    asyncio.run(main())
+
+
 def test_many_offers_in_one_read_are_ignored() -> None:
     async def main() -> None:
         connection, transport = connected(RuntimeApi())

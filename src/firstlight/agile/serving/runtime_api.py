@@ -232,6 +232,8 @@ class _Connection(asyncio.Protocol):
         self._httptools = httptools
         self._transport: asyncio.Transport | None = None
         self._open = self._busy = False
+        self._stays = True
+        """Whether the request leaves it open; the parser of an offer's content does not know."""
         self._begin()
 
     def _begin(self) -> None:
@@ -294,6 +296,7 @@ class _Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head = False, 0
+        self._stays = self._parser.should_keep_alive()
         self._room = self._api.room(self, self._path)
         if self._headers.get(b"expect", b"").lower() == b"100-continue":
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -328,7 +331,7 @@ class _Connection(asyncio.Protocol):
         if not self._in_head:
             return
         self._busy = False
-        if not self._parser.should_keep_alive():
+        if not self._stays:
             self.close()
 
     def answer(self, status: int, body: bytes) -> None:
