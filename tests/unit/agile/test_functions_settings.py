@@ -93,6 +93,17 @@ def test_words_that_are_not_text_are_refused() -> None:
             settings.made("f", 1, given, code, None, "")
 
 
+def test_words_of_an_image_that_are_no_variables_are_left_out() -> None:
+    code = Code(source="oci:x", digest=f"sha256:{'0' * 64}", size=1, trees=(1,))
+    text = b"""{"Entrypoint": ["/entry"], "Cmd": null, "WorkingDir": null, "User": "app:none",
+        "Env": ["A=1", "", "NONE", "=x", "B=", "C=a=b"], "Labels": null, "StopSignal": "SIGWHAT",
+        "ExposedPorts": {"x/y": {}}, "Volumes": {"/a": null}, "Healthcheck": {"Test": []}}"""
+    own = msgspec.json.decode(text, type=ImageSettings)
+    version = settings.made("f", 1, Settings(), code, own, "").version
+    assert version.environment == {"A": "1", "B": "", "C": "a=b"}
+    assert version.directory == "/"
+
+
 def test_a_relative_directory_of_an_image_is_named() -> None:
     code = Code(source="oci:x", digest=f"sha256:{'0' * 64}", size=1, trees=(1,))
     own = ImageSettings(entrypoint=["/entry"], working_dir="task")

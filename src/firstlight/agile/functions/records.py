@@ -52,7 +52,7 @@ class ImageSettings(Struct, rename="pascal", frozen=True):
     entrypoint: list[str] | None = None
     cmd: list[str] | None = None
     env: list[str] | None = None
-    working_dir: str = ""
+    working_dir: str | None = None
 
 
 class ImageSource(Struct, frozen=True, tag="image"):

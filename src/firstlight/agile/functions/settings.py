@@ -165,13 +165,15 @@ def _kind(code: Code, own: ImageSettings | None, *, only_command: bool) -> Kind:
 
 def _working(own: ImageSettings) -> str:
     """An image's working directory. It never climbs: it may be made on the host, below a root."""
-    if not own.working_dir.startswith("/"):
+    if not own.working_dir or not own.working_dir.startswith("/"):
         return own.working_dir or "/"
     return "/" + posixpath.normpath(own.working_dir).lstrip("/")
 
 
 def _variables(words: list[str]) -> dict[str, str]:
-    return dict(word.partition("=")[::2] for word in words)
+    """An image's variables. Words that name none with a value set none in a container either."""
+    named = (word.partition("=") for word in words)
+    return {name: value for name, separator, value in named if name and separator}
 
 
 def _image_command(own: ImageSettings, settings: Settings) -> tuple[str, ...]:
