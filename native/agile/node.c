@@ -28,7 +28,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BACKLOG = 4096, MANAGERS = 4, READY_MAX = 64, READY = 3, MOMENT = 1000000 /* ns */ };
+enum { BACKLOG = 4096, MANAGERS = 4, READY_MAX = 64, READY = 3 };
 
 /* Called before anything else is opened, which would get the number of a closed standard stream.
  * READY, the starter's, moves away from the numbers that a waiting sandbox uses. */
@@ -152,30 +152,9 @@ static void listen_at(const char *directory)
 							     : node.managers_listener);
 }
 
-/* Until the next deadline, or -1. Only sandboxes are made to the moment: for the rest the loop would come
- * round once for each of them. */
-static int64_t next_timeout(void)
-{
-	const int64_t others[] = {pending_next(), rest_next(),
-				  reuse_next(),   ahead_next(),
-				  manager_next(), node.accepts_at ? node.accepts_at : INT64_MAX};
-	int64_t fill = waiting_next(), until = INT64_MAX;
-	for (size_t i = 0; i < sizeof others / sizeof *others; i++)
-		if (others[i] < until)
-			until = others[i];
-	if (until == INT64_MAX && fill == INT64_MAX)
-		return -1;
-	int64_t now = clock_now();
-	if (until != INT64_MAX)
-		until = now + (until > now ? (until - now + MOMENT - 1) / MOMENT * MOMENT : 0);
-	if (fill < until)
-		until = fill;
-	return until > now ? until - now : 0;
-}
-
 static int wait_for_events(struct epoll_event *events)
 {
-	int64_t timeout = next_timeout();
+	int64_t timeout = deadline_timeout();
 	const struct timespec left = {timeout / 1000000000, timeout % 1000000000};
 	return (int)syscall(SYS_epoll_pwait2, node.epoll, events, READY_MAX,
 			    timeout < 0 ? NULL : &left, NULL, 0);

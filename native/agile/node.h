@@ -3,6 +3,7 @@
  * Each file calls only those below it:
  *
  *   node.c       the loop, and what happens once
+ *   deadline.c   how long the loop waits
  *   manager.c    orders and events
  *   request.c    what clients ask for
  *   pending.c    starts that wait for parts
@@ -315,5 +316,8 @@ void managers_accept(void);
 void manager_ready(uint32_t events);
 void manager_tell(bool all); /* all: also what can wait */
 int64_t manager_next(void); /* when it is told at the latest, or INT64_MAX */
+
+/* deadline.c */
+int64_t deadline_timeout(void); /* ns until the next of all, or -1 */
 
 #endif

@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 enum { INPUT = 1 << 20, INSTANCES = 16 };
+#define LONGEST ((UINT32_MAX + 60000000LL) * 1000) /* ns: between sandboxes, and waits for parts */
 
 static jmp_buf ended; /* the node would have */
 static int client_peer = -1, manager_peer = -1;
@@ -187,7 +188,9 @@ static void turn(void)
 	pending_serve();
 	waiting_make();
 	manager_tell(node.part_count % 2);
-	(void)pending_next();
+	int64_t timeout = deadline_timeout();
+	if (timeout < -1 || timeout > LONGEST)
+		abort();
 	/* A deadline for nothing would have the loop come round for ever. */
 	if (manager_next() != INT64_MAX && !node.rested.count && !node.dirty.count &&
 	    !node.waiting_changed)
