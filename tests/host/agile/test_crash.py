@@ -19,7 +19,8 @@ from tests.support.agile_host import on_host, serve
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.client import Client
 from firstlight.agile.link import rights
-from firstlight.agile.node import instances, wire
+from firstlight.agile.node import instances, liveness, wire
+from firstlight.agile.node.process import Node
 from firstlight.agile.node.process import pid_of as node_pid
 from firstlight.agile.python.zygotes import Zygotes
 from firstlight.errors import Failed
@@ -208,6 +209,11 @@ def test_failed_take_over_ends_no_instance(function: Make, monkeypatch: pytest.M
             with monkeypatch.context() as patched:
                 patched.setattr(Zygotes, "take_over", lambda *_: 1 / 0)
                 with pytest.raises(ZeroDivisionError):
+                    await Runtime(config, stay).__aenter__()
+            with monkeypatch.context() as patched:
+                patched.setattr(liveness, "HANG_SECONDS", 0.1)
+                patched.setattr(Node, "_done", lambda *_: None)  # of its HELLO, for one
+                with pytest.raises(Failed, match="does not answer"):
                     await Runtime(config, stay).__aenter__()
         with pytest.raises(OSError, match="in use"):  # its HTTP interface, for one
             async with Runtime(config, stay=True):
