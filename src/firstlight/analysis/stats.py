@@ -301,7 +301,8 @@ def is_unstable(values: ArrayLike, order: ArrayLike) -> str | None:
     """
     series = _medians_in_order(np.asarray(values, np.float64), np.asarray(order))
     if series.size < 10:
-        return f"Only {series.size} repetitions: too few to tell whether the figure is stable."
+        some = "one repetition" if series.size == 1 else f"{series.size} repetitions"
+        return f"Only {some}: too few to tell whether the figure is stable."
     centre = float(np.median(series))
     sentences = []
     spread = float(np.median(np.abs(series - centre))) / _NORMAL_MAD / abs(centre)

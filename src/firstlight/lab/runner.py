@@ -179,23 +179,26 @@ def _usable(plan: Plan) -> tuple[list[Case], dict[str, str]]:
     """The cases that can run here to the requested end point, and why the others cannot."""
     cases: list[Case] = []
     probed: set[Backend] = set()
-    skipped: dict[str, str] = {}
+    refused: dict[str, Unsupported] = {}
     for case in plan.experiment.cases(plan.options):
         try:
             backend = ending_at(case.backend, plan.options.end_point)
             if backend not in probed:
                 backend.probe()
         except Unsupported as error:
-            skipped[case.backend.name] = f"{error.message} ({error.hint})"
+            refused[case.backend.name] = error
             continue
         probed.add(backend)
         if not _is_repeated(case.point, backend, cases):
             cases.append(replace(case, backend=backend))
+    skipped = {name: f"{error.message} ({error.hint})" for name, error in refused.items()}
     if not cases:
-        raise Unsupported(
-            f"{plan.experiment.name} cannot run here: {_reasons(skipped)}",
-            "firstlight doctor shows everything that is missing",
-        )
+        hint, *others = {error.hint for error in refused.values()}
+        if others:
+            reasons, hint = _reasons(skipped), "firstlight doctor shows what else is missing"
+        else:
+            reasons = _reasons({name: error.message for name, error in refused.items()})
+        raise Unsupported(f"{plan.experiment.name} cannot run here: {reasons}", hint)
     return cases, skipped
 
 

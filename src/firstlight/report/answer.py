@@ -70,7 +70,7 @@ def queue(queued: Queue) -> str:
 
 
 def _alone(analysis: Analysis, point: PointFigures, *, explain: bool) -> str:
-    took = _median(point)
+    took = _median(point, "median, 95 % interval ")
     if analysis.header.presentation.headline == "traced":
         assert point.latency
         took = f"{duration(point.latency.median.value)}, traced,"
@@ -86,9 +86,7 @@ def _alone(analysis: Analysis, point: PointFigures, *, explain: bool) -> str:
 
 
 def _many(point: PointFigures) -> str:
-    assert point.latency
-    took = duration_interval(point.latency.median)
-    return f"with {point.instances} {_together(point)} it takes {took}{_spent(point)}"
+    return f"with {point.instances} {_together(point)} it takes {_median(point)}{_spent(point)}"
 
 
 def _spent(point: PointFigures) -> str:
@@ -108,9 +106,11 @@ def _subject(analysis: Analysis, point: PointFigures) -> str:
     )
 
 
-def _median(point: PointFigures) -> str:
+def _median(point: PointFigures, words: str = "") -> str:
     assert point.latency
-    return duration_interval(point.latency.median).replace(" (", " (median, 95 % interval ")
+    if point.latency.batches == 1:
+        return f"{duration(point.latency.median.value)} (one batch, so no interval)"
+    return duration_interval(point.latency.median).replace(" (", f" ({words}")
 
 
 def _of_point(point: PointFigures) -> Iterable[str]:

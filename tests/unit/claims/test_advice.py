@@ -132,6 +132,12 @@ def test_a_sleep_that_is_a_wait_with_a_timeout_is_one(storm: str) -> None:
     assert advice.storm == storm
 
 
+def test_one_wait_has_one_remedy() -> None:
+    wait = ("sleep", "around", TIMEOUT, 1500 * MS)
+    advice = advise(starts(*USUAL, wait, count="netlink RTM_NEWADDR"), STORMS)
+    assert [each.storm for each in advice] == ["duplicate-address detection"]
+
+
 def test_a_usual_start_meets_none() -> None:
     assert advise(starts(*USUAL), STORMS) == []
 

@@ -336,7 +336,17 @@ def test_a_run_that_cannot_begin_leaves_no_directory(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_run_is_reported_once_per_reason() -> None:
+@pytest.mark.parametrize(
+    ("refused", "message", "hint"),
+    [
+        ("abc", "a and 2 more: it needs root", "run it with sudo"),
+        ("abx", "a and 1 more: it needs root (run it with sudo); x: it needs x (get x)",
+         "firstlight doctor shows what else is missing"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_is_reported_once_per_reason(refused: str, message: str, hint: str) -> None:
+    """A remedy of all is the hint: the doctor knows nothing of a user's own configuration."""
+
     class Rootless:
         note = None
         end_point = EndPoint.FIRST_INSTRUCTION
@@ -345,21 +355,22 @@ def test_what_cannot_run_is_reported_once_per_reason() -> None:
             self.name = name
 
         def probe(self) -> None:
+            if self.name == "x":
+                raise Unsupported("it needs x", "get x")
             raise Unsupported("it needs root", "run it with sudo")
 
     def cases(_: Options) -> list[Case]:
         return [
             Case({"what": name, "instances": 1}, Rootless(name))  # type: ignore[arg-type]
-            for name in ("a", "b", "c")
+            for name in refused
         ]
 
     experiment = Experiment("bare", "?", "", ("what", "instances"), cases)
     plan = runner.Plan(experiment, Options((1,)), 1, 1, traced=False)
     with pytest.raises(Unsupported) as caught:
         runner.run(plan, Path("/nonexistent"))
-    assert caught.value.message == (
-        "bare cannot run here: a and 2 more: it needs root (run it with sudo)"
-    )
+    assert caught.value.message == f"bare cannot run here: {message}"
+    assert caught.value.hint == hint
 
 
 def test_a_directory_of_runs_is_no_run(tmp_path: Path) -> None:

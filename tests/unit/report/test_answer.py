@@ -60,6 +60,15 @@ def test_one_point_is_explained_by_itself(container: Analysis) -> None:
     assert "% of it on CPU." in sentence
 
 
+def test_one_batch_has_no_interval(known_phases: None, tmp_path: Path) -> None:
+    run = Analysis(synthetic.container_creation(tmp_path, repetitions=1))
+    sentence = answer.answer(run)
+    alone = wording.duration(median(run, runtime="runc", instances=1))
+    assert f"a runc container takes {alone} (one batch, so no interval) to its first" in sentence
+    assert "interval)," in sentence.partition("with 50 at once")[2]
+    assert "Only one repetition: too few to tell" in " ".join(answer.warnings(run))
+
+
 def test_a_run_without_a_ready_start_says_so(known_phases: None, tmp_path: Path) -> None:
     run = Analysis(synthetic.nothing_ready(tmp_path))
     assert answer.answer(run) == "No start became ready, so there is no latency to explain."

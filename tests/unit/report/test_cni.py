@@ -147,11 +147,12 @@ def test_advice_names_the_largest_phase_that_has_a_remedy(
     assert "arp_notify" in message
 
 
-def test_phases_that_take_no_time_promise_no_gain(
-    run: store.Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("wall", [0, 1700])
+def test_phases_that_take_little_promise_no_gain(
+    run: store.Run, monkeypatch: pytest.MonkeyPatch, wall: int
 ) -> None:
     rows = [(1, "veth", "kernel", "on CPU", 70_000, 0)]
-    rows += [(1, phase, "kernel", "on CPU", 0, 0) for phase in ("garp", "bridge")]
+    rows += [(1, phase, "kernel", "on CPU", wall, 0) for phase in ("garp", "bridge")]
     frame = pl.DataFrame(rows, schema=SCHEMA, orient="row")
     monkeypatch.setattr(breakdown, "breakdown", lambda _run: frame)
     assert cni.advice(Analysis(run)) == ""

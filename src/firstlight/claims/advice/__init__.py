@@ -49,7 +49,7 @@ class Storm:
     ``along`` matches phases whose CPU work grows with the storm: beyond ``along_rest`` ns, it is
     gained too. ``lock`` is held meanwhile, and ``held`` matches what its
     holder then waits for (analysis.holders). A ``fixed`` wait is for a clock: the tracer does not
-    make it longer.
+    make it longer. A storm is not named beside the one ``instead``, which explains the same time.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Storm:
     lock: str = ""
     held: str = ""
     fixed: bool = False
+    instead: str = ""
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,10 @@ def advise(analysis: Analysis, storms: Sequence[Storm]) -> list[Advice]:
     for point in analysis.points:
         if point.traced_samples and point.latency:
             starts = _Starts(analysis, point)
-            named = [advised for storm in storms if (advised := _met(storm, starts))]
-            advice += sorted(named, key=lambda each: -each.gain.value)
+            named = {storm: advised for storm in storms if (advised := _met(storm, starts))}
+            names = {storm.name for storm in named}
+            kept = [advised for storm, advised in named.items() if storm.instead not in names]
+            advice += sorted(kept, key=lambda each: -each.gain.value)
     return advice
 
 

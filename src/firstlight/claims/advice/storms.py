@@ -87,6 +87,7 @@ STORMS = (
         causes=_SLEEP,
         least=5_000_000,
         fixed=True,
+        instead="duplicate-address detection",
     ),
     Storm(
         "image unpack",

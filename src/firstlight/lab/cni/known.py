@@ -67,10 +67,10 @@ def networks() -> list[str]:
 
 
 def find(name: str) -> tuple[Network, About]:
-    """A network by its built-in name, or by a file's path (with a slash). Raises BadConf."""
-    if "/" in name:
-        return _described(load(Path(name)))
+    """A network by its built-in name, or by a file's path. Raises BadConf."""
     if name not in names():
+        if "/" in name or Path(name).is_file():
+            return _described(load(Path(name)))
         raise UnknownName("CNI network", name, [*names(), "or the path of a configuration file"])
     return _described(load(_directory() / f"{name}.conflist"))
 

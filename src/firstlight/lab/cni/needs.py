@@ -87,18 +87,17 @@ def check(network: Network) -> None:
         kind = plugin["type"]
         if kind in _OWN_DEVICES:
             raise Unsupported(
-                f"{network.source}: {kind} needs a device of the host, which a run cannot use",
+                f"{kind} needs a device of the host, which a run cannot use",
                 "measure bridge, ptp, macvlan or ipvlan instead",
             )
         addresses = plugin.get("ipam")
         if isinstance(addresses, dict) and addresses.get("type") == "dhcp":
             raise Unsupported(
-                f"{network.source}: {kind} asks the daemon of the address plugin dhcp, which a run "
-                "does not have",
+                f"{kind} asks the daemon of the address plugin dhcp, which a run does not have",
                 "measure with the address plugin host-local or static",
             )
         if kind in _KINDS:
-            _check_link(_KINDS[kind], f"{network.source}: plugin {kind}")
+            _check_link(_KINDS[kind], f"plugin {kind}")
 
 
 def _check_link(kind: str, who: str) -> None:
@@ -118,7 +117,7 @@ def _check_link(kind: str, who: str) -> None:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
         raise Unsupported(
             f"{who} needs a link of kind {kind}, which this kernel cannot make: {reason}",
-            f"modprobe {kind}, or boot a kernel with it",
+            f"modprobe rtnl-link-{kind}, or boot a kernel with it",
         )
 
 

@@ -8,6 +8,7 @@ import polars as pl
 
 from firstlight.analysis import Analysis
 from firstlight.analysis.stats import FEWEST_BATCHES, quantile_interval, ratio_interval
+from firstlight.claims.advice import LEAST_SHARE
 from firstlight.model import Ending, EndPoint, Sample
 from firstlight.report.records import Table, View
 from firstlight.units import duration, percent
@@ -98,7 +99,8 @@ _REMEDIES = {
 def advice(analysis: Analysis) -> str:
     """The largest possible gain among the traced CNIs, with its figures; or "".
 
-    It is called the largest only if its time is longer than any other phase's for certain.
+    A phase of less than LEAST_SHARE of the starts is no gain worth a change. It is called the
+    largest only if its time is longer than any other phase's for certain.
     """
     alone = {
         sample.index: str(sample.point["cni"])
@@ -120,7 +122,7 @@ def advice(analysis: Analysis) -> str:
         walls.join(totals, on=["cni", "sample"])
         .group_by("cni", "phase")
         .agg(pl.col("wall", "total").median(), share=(pl.col("wall") / pl.col("total")).median())
-        .filter(pl.col("wall") > 0)
+        .filter(pl.col("wall") > 0, pl.col("share") >= LEAST_SHARE)
         .sort("wall", descending=True)
     )
     if phases.is_empty():

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstlight.lab.cni import known
 from firstlight.lab.cni.conf import VERSIONS, BadConf, Network, execution, load, parse
 
 HEAD = {"cniVersion": "1.0.0", "name": "net"}
@@ -30,6 +31,15 @@ def test_a_syntax_error_says_the_file_and_the_line(tmp_path: Path) -> None:
     file.write_text('{\n  "name": "net",\n  "plugins": [}\n')
     with pytest.raises(BadConf, match=r"10-mine\.conflist line 3 column 15: Expecting value"):
         load(file)
+
+
+def test_a_file_of_the_working_directory_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.conflist").write_text('{"name": "n", "plugins": [{"type": "ptp"}]}')
+    network, _ = known.find("mine.conflist")
+    assert network.name == "n"
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
