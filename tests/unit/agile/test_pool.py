@@ -215,7 +215,9 @@ def test_refill_of_half_empty_pool_is_immediate() -> None:
     async def main(pool: Pool[int], maker: Maker) -> None:
         await pool.warm()
         with gate:
-            pool.take_ready(), pool.take_ready()
+            pool.take_ready()
+            await asyncio.sleep(0)  # it waits for a lull from now on
+            pool.take_ready()
             while maker.made < 5:
                 await asyncio.sleep(0.001)
 
@@ -279,7 +281,7 @@ def test_no_part_is_lost_or_handed_out_twice(actions: list[str]) -> None:
 class Calm(LoadGate):
     """No requests, no lull to wait for."""
 
-    async def wait_idle(self, urgent: Callable[[], bool], soon: bool) -> None:
+    async def wait_idle(self, urgent: Callable[[], bool], soon: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 

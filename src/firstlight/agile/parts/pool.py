@@ -21,10 +21,9 @@ _RETRY_SECONDS = 0.5
 
 
 class LoadGate:
-    """Delays refills until there was no request for ``calm`` s.
+    """Delays refills until there was no request for ``calm`` s, and ``patience`` s at most.
 
-    It waits ``patience`` s at most, less if the pool is half empty, and not at all while requests
-    wait for the pool.
+    Both are shorter while the pool is half empty, and there is no delay while requests wait for it.
     """
 
     def __init__(self, calm: float = _CALM_SECONDS, patience: float = _PATIENCE_SECONDS) -> None:
@@ -43,13 +42,23 @@ class LoadGate:
         """Note a request that the node has served."""
         self._last = time.monotonic()
 
-    async def wait_idle(self, urgent: Callable[[], bool], soon: bool) -> None:
-        """Return in a lull, when patience ends (sooner if ``soon``), or when urgent."""
-        until = time.monotonic() + (_HURRY_SECONDS if soon else self._patience)
-        while not urgent() and (now := time.monotonic()) < until:
-            if not self._under_way and now - self._last >= self._calm:
+    async def wait_idle(self, urgent: Callable[[], bool], soon: Callable[[], bool]) -> None:
+        """Return in a lull, when patience ends, or when urgent.
+
+        Both are asked again while it waits: at a steady rate of requests there is no lull, and the
+        pool would run dry before patience ends.
+        """
+        began = time.monotonic()
+        while not urgent():
+            calm, patience = self._calm, self._patience
+            if soon():
+                calm, patience = _CALM_SECONDS, _HURRY_SECONDS
+            until = began + patience
+            if not self._under_way:
+                until = min(until, self._last + calm)
+            if (left := until - time.monotonic()) <= 0:
                 return
-            await asyncio.sleep(_CALM_SECONDS)
+            await asyncio.sleep(min(left, _CALM_SECONDS))
 
 
 class Pool(Generic[Part]):
@@ -256,6 +265,9 @@ class Pool(Generic[Part]):
     def _short(self) -> bool:
         return len(self._shelf) - self._unserved() < self._demand.target()
 
+    def _half_empty(self) -> bool:
+        return len(self._shelf) <= self.size.low // 2
+
     def _unserved(self) -> int:
         """How many waiters have no part being built; below 0, how many are built for the shelf."""
         return len(self._waiting) - len(self._building)
@@ -266,8 +278,7 @@ class Pool(Generic[Part]):
             self._wanted.clear()
             while self._short():
                 if self._gate:
-                    half = len(self._shelf) <= self.size.low // 2
-                    await self._gate.wait_idle(lambda: self._unserved() > 0, soon=half)
+                    await self._gate.wait_idle(lambda: self._unserved() > 0, self._half_empty)
                 began = time.monotonic()
                 self.is_filling = True
                 try:

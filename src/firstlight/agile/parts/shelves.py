@@ -160,6 +160,9 @@ class Shelf:
     def _short(self) -> bool:
         return self._waiting > 0 or self.ready < self._target() + self.lent
 
+    def _half_empty(self) -> bool:
+        return self.ready <= self.size.low // 2
+
     async def _fill(self) -> None:
         while True:
             await self._wanted.wait()
@@ -168,8 +171,7 @@ class Shelf:
                 if self._refused:
                     self._refused = False
                     await asyncio.sleep(_RETRY_SECONDS)
-                half = self.ready <= self.size.low // 2
-                await self._gate.wait_idle(lambda: self._waiting > 0, soon=half)
+                await self._gate.wait_idle(lambda: self._waiting > 0, self._half_empty)
                 began = time.monotonic()
                 many = min(_AT_ONCE, max(1, self._waiting))
                 results = await asyncio.gather(

@@ -565,7 +565,7 @@ class Zygote:
         serves = self.function.serves != "nothing"
         again = len(self._networks) < high and not self.function.ports and not serves
         if again:  # the check takes CPU time from requests, unless they wait for the network
-            await self._resources.gate.wait_idle(lambda: not len(self._places), soon=False)
+            await self._resources.gate.wait_idle(lambda: not len(self._places), lambda: False)
         again = again and self._is_current(place) and await networks.is_as_new(place.network)
         if again and self._is_current(place):  # a later zygote could not enter it
             self._networks.append(place.network)
