@@ -37,7 +37,9 @@ def test_a_file_of_the_working_directory_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("mine.conflist").write_text('{"name": "n", "plugins": [{"type": "ptp"}]}')
+    Path("mine.conflist").write_text(
+        '{"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "ptp"}]}'
+    )
     network, _ = known.find("mine.conflist")
     assert network.name == "n"
 
