@@ -56,9 +56,11 @@ MET: dict[str, tuple[Piece, str]] = {
 
 
 def starts(
-    *pieces: Piece, count: str = "", number: int = 6, held: tuple[tuple[str, str, int], ...] = ()
-) -> Analysis:
-    """Traced starts with these pieces, in this order on one thread, as an Analysis has them.
+    *pieces: Piece, count: str = "", number: int = 6, held: tuple[tuple[str, str, int], ...] = (),
+    cloned: int = 0,
+) -> Analysis:  # fmt: skip
+    """Traced starts with these pieces, in this order, as an Analysis has them. The last ``cloned``
+    are of a child of the thread of those before.
 
     ``held`` are the locks that each waited for, what the holder did, and for how long.
     """
@@ -85,6 +87,8 @@ def starts(
                   for at, path in enumerate(programs)]  # fmt: skip
     if kind == "netlink":
         spans.append((0, "call", "sendto", f"socket:netlink.route {name}", "", 1, 2, 1, 1, 0, None))
+    if cloned:
+        spans.append((0, "fork", "clone", "", "", 1, 1, 1, 1, None, 2))
     frame = pl.DataFrame(spans, schema=SPAN_SCHEMA, orient="row")
     point = SimpleNamespace(
         point={"instances": 1},
@@ -94,9 +98,10 @@ def starts(
         untraced_samples=(),
     )
     ends = [sum(piece[3] for piece in pieces[: place + 1]) for place in range(len(pieces))]
+    threads = [1] * (len(pieces) - cloned) + [2] * cloned
     path = [
-        (end - wall, end, phase, shade, cause, 1, 1)
-        for end, (phase, shade, cause, wall) in zip(ends, pieces, strict=True)
+        (end - wall, end, phase, shade, cause, tid, tid)
+        for end, tid, (phase, shade, cause, wall) in zip(ends, threads, pieces, strict=True)
     ]
     queues = [(sample.index, *wait) for sample in samples for wait in held]
     fake = SimpleNamespace(
@@ -178,6 +183,18 @@ def test_advice_joins_cpu_wait_to_previous_work(storm: str) -> None:
     [before] = advise(starts(QUEUE, *USUAL, piece, count=count), STORMS)
     assert before.gain.value == pytest.approx(alone.gain.value, rel=0.1)
     assert after.gain.value == pytest.approx(alone.gain.value + QUEUE[3], rel=0.1)
+
+
+def test_advice_divides_first_cpu_wait_by_creators_work() -> None:
+    copy, (_, _, sleep, _) = MET["many mounts"][0], MET["rate limit"][0]
+    other = ("ipam", "kernel", "on CPU", copy[3] // 2)
+    last = ("exec", "around", "on CPU", MS)
+    [alone] = advise(starts(copy, other, last, cloned=1), STORMS)
+    [after] = advise(starts(copy, other, QUEUE, last, cloned=2), STORMS)
+    assert after.gain.value == pytest.approx(alone.gain.value + 2 / 3 * QUEUE[3], rel=0.01)
+    pause = ("sleep", "around", sleep, MS)
+    [paused] = advise(starts(copy, pause, other, QUEUE, last, cloned=2), STORMS)
+    assert paused.gain.value == pytest.approx(alone.gain.value, rel=0.01)
 
 
 MOVING = "RCU: rcu_barrier (__dev_change_net_namespace)"

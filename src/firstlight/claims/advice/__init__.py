@@ -4,7 +4,9 @@ A storm is recognised by time on the critical path: of some phases, for some cau
 measured, and the gain of its remedy predicted: that time, less what the remedy takes.
 
 - A wait for a CPU is charged to what its thread did before it: to the wait that ended by its
-  wake-up, or to the work that it interrupted.
+  wake-up, or to the work that it interrupted. A new thread's first wait is charged to the work that
+  its creator did since it last waited for something else, in proportion: a kernel that does not
+  interrupt long work lets the others catch up then.
 - A wait for a lock is charged to what the lock's holder did, where that is known. So the waits of
   all starts that queue behind a storm go with it; and if a start queued in its storm for a holder
   that did something else, it will queue for that elsewhere.
@@ -24,7 +26,7 @@ import polars as pl
 
 from firstlight.analysis import Analysis, causes, counts, holders, stats
 from firstlight.analysis.figures import PointFigures
-from firstlight.model import Interval, Point
+from firstlight.model import Interval, Point, Sample
 
 LEAST_SHARE = 0.05
 """A storm is named if its remedy gains at least this share of a start."""
@@ -110,24 +112,38 @@ class _Starts:
     @cached_property
     def paths(self) -> pl.DataFrame:
         """The critical paths of some starts. A ``chain`` is a piece with the waits for a CPU of its
-        thread that follow it at once."""
+        thread that follow it at once; a ``turn`` is a thread's work and waits for a CPU from one
+        other wait to the next. A new thread's wait for its first turn ``is_first``."""
         samples = self.point.traced_samples
-        paths = pl.concat(
-            self.analysis.timeline(sample).with_columns(sample=pl.lit(sample.index))
-            for sample in samples[:: -(-len(samples) // _FOLLOWED)]
-        )
-        follows = pl.col("cause") == causes.QUEUED
-        for column, before in (("sample", "sample"), ("tid", "tid"), ("start", "end")):
-            follows &= pl.col(column) == pl.col(before).shift()
-        return paths.with_columns(chain=(~follows.fill_null(value=False)).cum_sum())
+        return pl.concat(map(self._path, samples[:: -(-len(samples) // _FOLLOWED)]))
+
+    def _path(self, sample: Sample) -> pl.DataFrame:
+        spans = self.analysis.run.spans_of(sample)
+        children = spans.filter(pl.col("kind") == "fork")["peer"].to_list()
+        is_queued = pl.col("cause") == causes.QUEUED
+        is_work = is_queued | (pl.col("cause") == causes.ON_CPU)
+        is_next = (pl.col("start") == pl.col("end").shift()).fill_null(value=False)
+        is_same = is_next & (pl.col("tid") == pl.col("tid").shift())
+        is_new = is_next & pl.col("tid").is_first_distinct() & pl.col("tid").is_in(children)
+        return self.analysis.timeline(sample).select(
+            "phase", "shade", "cause",
+            length=pl.col("end") - pl.col("start"),
+            sample=pl.lit(sample.index),
+            chain=(~(is_queued & is_same)).cum_sum(),
+            turn=(~(is_work & is_same)).cum_sum(),
+            is_first=is_queued & is_new,
+        )  # fmt: skip
 
     def with_queueing(self, pieces: pl.Expr) -> float:
         """How much longer the pieces are with the waits for a CPU that they lead to, a factor."""
-        length = pl.col("end") - pl.col("start")
-        chained = pl.col("of").cast(pl.UInt8).cum_max().over("chain")
+        work = pl.col("length") * (pl.col("cause") == causes.ON_CPU)
+        of_turn = (work * pl.col("of")).sum() / work.sum()
         alone, together = (
-            self.paths.with_columns(of=pieces)
-            .select(alone=(length * pl.col("of")).sum(), together=(length * chained).sum())
+            self.paths.with_columns(of=pieces.cast(pl.Float64))
+            .with_columns(of_turn=of_turn.over("sample", "turn"))
+            .with_columns(share=pl.when("is_first").then(pl.col("of_turn").shift()).otherwise("of"))
+            .with_columns(charged=pl.col("share").fill_nan(0).cum_max().over("sample", "chain"))
+            .select((pl.col(each) * pl.col("length")).sum() for each in ("of", "charged"))
             .row(0)
         )
         return together / alone if alone else 1.0
@@ -195,8 +211,7 @@ def _met(storm: Storm, starts: _Starts) -> Advice | None:
     gains = np.maximum(spent * starts.with_queueing(pieces) + queued - storm.rest, 0)
     if storm.along:
         more = _matched("phase", storm.along) & (pl.col("cause") == causes.ON_CPU)
-        longer = starts.spent(more) * starts.with_queueing(more)
-        gains += np.maximum(longer - storm.along_rest, 0)
+        gains += np.maximum(starts.spent(more) - storm.along_rest, 0) * starts.with_queueing(more)
         pieces |= more
     charged = 0.0  # the share of the other waits for the lock
     if storm.lock and (waits := starts.spent(_waits(storm.lock) & ~pieces).sum()):

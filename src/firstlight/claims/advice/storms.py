@@ -29,7 +29,7 @@ STORMS = (
         "Start containers from a mount namespace without the others' mounts; hold network "
         "namespaces by descriptor, not by name.",
         phases=r"ns\.mount",
-        causes=r"on CPU|lock: namespace_sem .*",
+        causes=r"on CPU|lock: (namespace_sem|pcpu_alloc_mutex) .*",
         shade="kernel",
         least=1_000_000,
         rest=200_000,
