@@ -55,7 +55,7 @@ FILES = {
     "etc/group": "root:x:0:\nnogroup:x:65534:\n",
     "opt/firstlight/pyvenv.cfg": "home = /usr/bin\ninclude-system-site-packages = false\n",
     "opt/firstlight/bin/firstlight": "#!/opt/firstlight/bin/python\nimport sys\n"
-    "from firstlight.cli.main import main\nsys.exit(main())\n",
+    "from firstlight.__main__ import main\nsys.exit(main())\n",
 }
 LINKS = {
     "opt/firstlight/bin/python": "/usr/bin/python3",

@@ -19,7 +19,7 @@ START = f"""#!/usr/bin/python3 -I
 import sys
 
 sys.path[:0] = ["/{LIBRARY}"]
-from firstlight.cli.main import main
+from firstlight.__main__ import main
 
 main()
 """

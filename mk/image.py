@@ -132,7 +132,7 @@ def fill(rootfs: Path, content: Image) -> None:
     start = rootfs / "usr/bin/firstlight"
     start.write_text(
         f"#!{python} -P\nimport sys\nsys.path.insert(0, '{SITE}')\n"
-        "from firstlight.cli.main import main\nmain()\n"
+        "from firstlight.__main__ import main\nmain()\n"
     )
     start.chmod(0o755)
     (rootfs / "usr/bin/python3").unlink(missing_ok=True)

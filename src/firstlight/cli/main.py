@@ -98,7 +98,6 @@ def _options(
 def main() -> None:
     """Run a verb. An error becomes a message, a hint and an exit status."""
     warnings.simplefilter("ignore", EncodingWarning)  # asked of every program by a variable
-    signal.signal(signal.SIGTERM, _terminate)
     # If the parent ignored it, the exit status of a child would be lost.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _open_standard_streams()
@@ -107,6 +106,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="firstlight")
     try:
+        _handle_signals()
         _run_verb()
     except FirstlightError as error:
         _fail(error)
@@ -131,6 +131,12 @@ def main() -> None:
         sys.exit(FirstlightError.exit_status)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
+
+
+def _handle_signals() -> None:
+    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see firstlight.__main__
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _fail(error: FirstlightError) -> NoReturn:

@@ -1,6 +1,7 @@
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -220,6 +221,15 @@ def test_help_explains_options_with_examples(verb: str) -> None:
 
 def test_the_version_is_that_of_the_package() -> None:
     assert invoke("--version").stdout == f"firstlight {version('firstlight')}\n"
+
+
+def test_ctrl_c_before_the_command_line_is_imported_just_ends_it(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "firstlight", "list"], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 HEAVY = ("asyncio", "rich", "pydantic", "polars", "firstlight.lab", "firstlight.agile.runtime")
