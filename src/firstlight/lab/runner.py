@@ -91,6 +91,7 @@ def run(plan: Plan, out: Path, progress: Progress = Silent(), *, resume: bool = 
     schedule = Schedule(
         cases, plan.seed, traced=lambda case: _is_traced(plan, case), earlier=earlier or (),
         repetitions=plan.repetitions, budget=plan.budget, beside=plan.experiment.beside,
+        together=plan.experiment.together,
     )  # fmt: skip
     warnings = ["This run was interrupted and continued: its parts are of different times."]
     with Writer(out, head, earlier=earlier) as writer:

@@ -43,7 +43,8 @@ class Schedule:
     ``repetitions`` is the number for each point; with a ``budget``, in seconds, it is None or the
     most. ``traced(case)`` says whether a case is traced as well. ``earlier`` are the samples of an
     interrupted run that this one continues. ``ended`` is called with the samples of each batch.
-    Points that differ in the axis ``beside`` alone are measured one right after the other.
+    Points that differ in the axis ``beside`` alone are measured one right after the other; so are
+    the batches of each round and point, if ``together``.
     """
 
     cases: Sequence[Case]
@@ -53,6 +54,7 @@ class Schedule:
     budget: float | None = None
     earlier: Sequence[Sample] = ()
     beside: str = ""
+    together: bool = False
     clock: Callable[[], float] = time.monotonic
     _took: dict[int, float] = field(default_factory=dict)
     _known: dict[int, tuple[list[int], list[int]]] = field(default_factory=dict)
@@ -101,7 +103,7 @@ class Schedule:
         blocks: dict[object, list[Batch]] = {}
         for number in numbers:
             for place, batch in enumerate(self._of(self.cases[number], self._rounds[number])):
-                key: object = number, place
+                key: object = number, 0 if self.together else place
                 if self.beside:
                     key = self._others(number), place // (1 + self.traced(batch.case))
                 blocks.setdefault(key, []).append(batch)

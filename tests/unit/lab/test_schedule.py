@@ -211,3 +211,14 @@ def test_what_is_compared_by_pairs_is_measured_side_by_side(budget: float | None
         assert len({batch.point["storm"] for batch in block}) == 1
         assert len({(batch.point["state"], batch.traced) for batch in block}) == 4
     assert len({block[0].point["state"] for block in blocks}) == 2
+
+
+def test_what_takes_long_to_prepare_is_measured_together() -> None:
+    cases = [Case({"background": each, "instances": 1}, Nothing()) for each in (0, 10, 100)]
+    schedule = Schedule(cases, 1, lambda _: True, 4, together=True)
+    batches = list(schedule.batches())
+    assert len(batches) == 4 * 3 * 6
+    for at in range(0, len(batches), 6):
+        block = batches[at : at + 6]
+        assert len({batch.point["background"] for batch in block}) == 1
+        assert [batch.traced for batch in block].count(True) == 3

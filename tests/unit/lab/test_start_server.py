@@ -3,9 +3,11 @@
 import os
 import socket
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from firstlight.lab.backends.kubernetes import Kubernetes, Lab, Own
 from firstlight.lab.cluster import start_server
 
 
@@ -40,3 +42,38 @@ def test_an_end_that_is_under_way_is_waited_for(tmp_path: Path) -> None:
     start.may_end.set()
     start_server.await_ends(60.0)
     assert start.has_ended
+
+
+class Counted:
+    """A start that says when it is made and ended."""
+
+    def __init__(self, up: list[str]) -> None:
+        self.up, self.name = up, ""
+
+    def prepare(self) -> None:
+        pass
+
+    def make(self, request: dict[str, Any]) -> list[str]:
+        self.name = request["name"]
+        self.up.append(self.name)
+        return []
+
+    def end(self) -> None:
+        self.up.remove(self.name)
+
+
+def test_pods_in_the_background_stay_for_the_next_batch(tmp_path: Path) -> None:
+    up: list[str] = []
+    start_server.serve(tmp_path / "socket", lambda: Counted(up))
+    some, more = (Kubernetes(Own(("runc",), ("bridge",)), "runc", "bridge", background=count)
+                  for count in (2, 3))  # fmt: skip
+    with ExitStack() as background:
+        lab = Lab(tmp_path / "socket", "default", background)
+        lab.have_background(some)
+        first = set(up)
+        lab.have_background(some)
+        assert set(up) == first
+        lab.have_background(more)
+        assert len(up) == 3
+        assert not first & set(up)
+    assert up == []

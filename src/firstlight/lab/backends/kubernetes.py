@@ -6,7 +6,7 @@ and its components report telemetry.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from itertools import count
@@ -105,22 +105,21 @@ class Kubernetes:
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """The cluster and a namespace in it; pods are deleted when their starts end."""
         lab = workspace.once(self.cluster, lambda: _lab(self.cluster, workspace))
-        names = [f"p{next(_names)}" for _ in range(self.background + instances)]
-        others, names = names[: self.background], names[self.background :]
+        lab.have_background(self)
+        names = [f"p{next(_names)}" for _ in range(instances)]
         clock = Clock()
+        before = lab.metrics()
         try:
-            with start_server.held(lab.socket, [self._request(name) for name in others]):
-                before = lab.metrics()
-                yield Prepared(
-                    [Ask(lab.socket, "{}", self._request(name), lab.daemons) for name in names],
-                    counts=lambda: metrics.between(before, lab.metrics()) if before else {},
-                    telemetry=lambda: lab.telemetry(names, clock),
-                )
+            yield Prepared(
+                [Ask(lab.socket, "{}", self.request(name), lab.daemons) for name in names],
+                counts=lambda: metrics.between(before, lab.metrics()) if before else {},
+                telemetry=lambda: lab.telemetry(names, clock),
+            )
         finally:
-            if lab.own:
-                running.await_quiet(lab.own.pid)
+            lab.await_quiet(self.background)
 
-    def _request(self, name: str) -> str:
+    def request(self, name: str) -> str:
+        """The message that asks for a pod of this name."""
         own = isinstance(self.cluster, Own)
         request = Request(
             name=name,
@@ -153,17 +152,36 @@ def gateway(name: str) -> str:
                       "give a network with host-local, such as --cni bridge")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Lab:
+@dataclass
+class Lab:
     """A namespace of a cluster; a user's has nothing else. ``own`` is firstlight's, ``book`` its
     components' telemetry, ``daemons`` the pids of its containerd and of its networks' daemons.
+    The pods of ``background`` are those of the backend ``beside``.
     """
 
     socket: Path
     namespace: str
+    background: ExitStack
     book: Book | None = None
     own: running.Cluster | None = None
     daemons: tuple[int, ...] = ()
+    beside: Kubernetes | None = None
+
+    def have_background(self, backend: Kubernetes) -> None:
+        """Have this backend's pods in the background: the last one's, if it is the same."""
+        if self.beside == backend:
+            return
+        self.beside = None
+        self.background.close()
+        self.await_quiet(0)
+        requests = [backend.request(f"p{next(_names)}") for _ in range(backend.background)]
+        self.background.enter_context(start_server.held(self.socket, requests))
+        self.beside = backend
+
+    def await_quiet(self, left: int) -> None:
+        """Wait until a firstlight's cluster has so many pods left."""
+        if self.own:
+            running.await_quiet(self.own.pid, left)
 
     def metrics(self) -> metrics.Sums:
         """The sums of its components' metrics; empty for a user's cluster."""
@@ -180,7 +198,7 @@ class _Lab:
 
 
 @contextmanager
-def _lab(of: Own | Users, workspace: Workspace) -> Iterator[_Lab]:
+def _lab(of: Own | Users, workspace: Workspace) -> Iterator[Lab]:
     namespace = f"firstlight-{workspace.run.lower()}"
     if isinstance(of, Users):
         network = f"/proc/self/fd/{workspace.outside}"
@@ -191,8 +209,11 @@ def _lab(of: Own | Users, workspace: Workspace) -> Iterator[_Lab]:
             namespace=namespace,
             run=workspace.run,
         )
-        with resident("requester", configuration, network, workspace) as socket:
-            yield _Lab(socket, namespace)
+        with (
+            resident("requester", configuration, network, workspace) as socket,
+            ExitStack() as background,
+        ):
+            yield Lab(socket, namespace, background)
         return
     handlers = running.handlers(of.runtimes, of.networks)
     with running.cluster(workspace, handlers) as cluster:
@@ -203,6 +224,9 @@ def _lab(of: Own | Users, workspace: Workspace) -> Iterator[_Lab]:
             run=workspace.run,
             pod_logs=str(cluster.settings.pod_logs),
         )
-        with resident("requester", configuration, cluster.network, workspace) as socket:
+        with (
+            resident("requester", configuration, cluster.network, workspace) as socket,
+            ExitStack() as background,
+        ):
             book = Book(cluster.settings.spans)
-            yield _Lab(socket, namespace, book, cluster, running.daemons(cluster))
+            yield Lab(socket, namespace, background, book, cluster, running.daemons(cluster))

@@ -246,16 +246,16 @@ def _events(
                 progress(event.name)
 
 
-def await_quiet(first: int) -> None:
-    """Wait until no pod is left on the node whose first process that is.
+def await_quiet(first: int, left: int = 0) -> None:
+    """Wait until no pod, or so many, are left on the node whose first process that is.
 
     The API removes a pod that is deleted without grace before the kubelet has ended it. Raises
     Failed after two minutes.
     """
     until = time.monotonic() + _QUIET_SECONDS
-    while pods := list(_pods(first)):
+    while (more := len(list(_pods(first))) - left) > 0:
         if time.monotonic() > until:
-            raise Failed(f"{len(pods)} pods do not end in {_QUIET_SECONDS:.0f} s",
+            raise Failed(f"{more} pods do not end in {_QUIET_SECONDS:.0f} s",
                          "see the kubelet's log in the run's directory")  # fmt: skip
         time.sleep(_POLL_SECONDS)
 

@@ -74,7 +74,8 @@ class Experiment:
     the host. ``presentation`` is how its runs are shown. Phases are ``explained_by`` the kernel's
     events, in traced starts interleaved with the others; or by the components' own telemetry, in
     all starts, and the kernel adds the causes of single ones. ``beside`` is an axis whose settings
-    are compared by pairs of starts: they are measured one right after the other.
+    are compared by pairs of starts: they are measured one right after the other. Cases whose
+    surroundings take long to make have their batches ``together``.
     """
 
     name: str
@@ -90,3 +91,4 @@ class Experiment:
     presentation: Presentation = field(default_factory=Presentation)
     explained_by: Literal["kernel", "components"] = "kernel"
     beside: str = ""
+    together: bool = False

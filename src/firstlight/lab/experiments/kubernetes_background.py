@@ -37,6 +37,7 @@ KUBERNETES_BACKGROUND = Experiment(
     options=("runtimes", "networks"),
     instances=(1,),
     repetitions=2,
+    together=True,
     presentation=Presentation(subject="one more pod ({series})", view="pods"),
     explained_by="components",
 )
