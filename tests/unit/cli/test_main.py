@@ -320,7 +320,7 @@ def test_what_is_not_a_runtimes_socket_is_named(
     (tmp_path / "file").touch()
     words = ("run", "cri-sandbox", "--out", str(tmp_path / "run"), "--runtime", "their-handler")
     error = refusal(*words, "--cri", f"{prefix}{tmp_path / name}")
-    assert f"the CRI socket {tmp_path / name} {fact} " in error.message
+    assert f"the CRI socket {tmp_path / name} {fact}" in error.message
 
 
 @pytest.mark.parametrize("option", ["--instances", "--runtime"])
