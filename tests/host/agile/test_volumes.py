@@ -58,7 +58,8 @@ def test_volume_is_writable_only_for_owner(root: Path, shared: Path) -> None:
 
     async def main() -> None:
         async with Runtime(Config(name="t1")) as runtime:
-            volume = Volume(str(shared), "/data")
+            (shared.parent / "relative").symlink_to("../" + shared.parent.name + "/shared")
+            volume = Volume(f"{shared.parent}/relative/../relative", "/data")
             words = await output_of(runtime, shell(root, text, volumes=(volume,)))
             lines = words.splitlines()
             assert lines[0] == "from the host"
@@ -97,7 +98,13 @@ def test_a_read_only_volume_may_belong_to_root_and_be_a_file(root: Path, tmp_pat
 def test_a_volume_that_cannot_be_is_refused_by_name(root: Path, shared: Path) -> None:
     of_root = shared.parent / "of root"
     of_root.mkdir()
+    (shared / "led").symlink_to(shared.parent)
+    os.lchown(shared / "led", OWNER, OWNER)
+    (shared.parent / "by root").symlink_to("shared/led")
     refused = {
+        (str(shared / "led"), "/data"): f"{shared}/led is a link of user {OWNER}, who can",
+        (str(shared / "led/shared"), "/data"): f"{shared}/led is a link of user",
+        (str(shared.parent / "by root"), "/data"): f"{shared}/led is a link of user",
         (str(of_root), "/data"): "belongs to root",
         (str(shared), "/none"): "no /none to mount at",
         (str(shared), "/link"): "or a link leads there",
@@ -170,6 +177,9 @@ def test_a_secret_that_cannot_be_is_refused_without_its_content(root: Path, tmp_
     long.write_text("x" * (1 << 17))
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
+    link = tmp_path / "link"
+    link.symlink_to("/etc/shadow")
+    os.lchown(link, OWNER, OWNER)
 
     async def main() -> None:
         async with Runtime(Config(name="t1")) as runtime:
@@ -177,6 +187,7 @@ def test_a_secret_that_cannot_be_is_refused_without_its_content(root: Path, tmp_
                 ({"key": str(tmp_path / "none")}, "cannot be read from"),
                 ({"key": str(long)}, "longer than 65536 bytes"),
                 ({"key": str(fifo)}, "it is not a file"),
+                ({"key": str(link)}, f"{link} is a link of user {OWNER}"),
                 ({"key": "/dev/zero"}, "it is not a file"),
                 ({"key": str(tmp_path)}, "cannot be read from"),
                 ({"../key": str(long)}, "cannot be a secret's name"),

@@ -7,6 +7,7 @@ directory's owner, who is never root.
 """
 
 import ctypes
+import errno
 import os
 import stat
 import subprocess
@@ -31,6 +32,7 @@ _ATTRIBUTES = Struct("=QQQQ")  # set, cleared, propagation, user namespace; moun
 _HOW = Struct("=QQQ")  # flags, mode, resolve; openat2(2)
 _NO_MAGIC_LINKS, _NO_LINKS, _IN_ROOT = 2, 4, 16
 _SECONDS = 10.0
+_LINKS_MOST = 40
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -57,7 +59,7 @@ def _volume(volume: Volume, uid: int, gid: int) -> int:
     """Make a detached mount of a file or directory of the host."""
     what = f"the volume {volume.source}"
     try:
-        source = os.open(volume.source, os.O_PATH | os.O_CLOEXEC)
+        source = _opened(what, volume.source, os.O_PATH)
     except OSError as error:
         raise Failed(f"{what} cannot be opened: {error.strerror}",
                      "name a file or directory of the host") from error  # fmt: skip
@@ -77,6 +79,53 @@ def _volume(volume: Volume, uid: int, gid: int) -> int:
         os.close(mount)
         raise
     return mount
+
+
+def _opened(what: str, path: str, flags: int) -> int:
+    """Open a path of the host, on which only root's links are followed: an instance can make others
+    in a volume that it may write to. Raises OSError, Failed.
+    """
+    for _ in range(_LINKS_MOST):
+        try:
+            return _open_without_links(path, flags)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+        path = _followed(what, path)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def _open_without_links(path: str, flags: int) -> int:
+    how = _HOW.pack(flags | os.O_CLOEXEC, 0, _NO_LINKS)
+    words = (_OPENAT2, _HERE, os.fsencode(path), how, _HOW.size)
+    opened = int(_libc.syscall(*(ctypes.c_long(w) if isinstance(w, int) else w for w in words)))
+    if opened < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+    return opened
+
+
+def _followed(what: str, path: str) -> str:
+    """The path with its first link replaced. Raises OSError, Failed."""
+    parts = path.split("/")
+    for count in range(2, len(parts) + 1):
+        link = "/".join(parts[:count])
+        opened = _open_without_links(link, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            status = os.fstat(opened)
+            if not stat.S_ISLNK(status.st_mode):
+                continue
+            if status.st_uid:
+                raise Failed(
+                    f"{what} cannot be opened: {link} is a link of user {status.st_uid}, who can "
+                    "lead it anywhere",
+                    "name what it leads to (realpath), or give the link to root",
+                )
+            target = os.readlink("", dir_fd=opened)
+        finally:
+            os.close(opened)
+        before = [] if target.startswith("/") else parts[: count - 1]
+        return "/".join((*before, target, *parts[count:]))
+    return path
 
 
 def _lend(what: str, mount: int, status: os.stat_result, uid: int, gid: int) -> None:
@@ -149,7 +198,7 @@ def _secrets(secrets: dict[str, str], uid: int, gid: int) -> int:
 
 def _read(name: str, path: str) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = _opened(f"the secret {name}", path, os.O_RDONLY | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # opening a FIFO would block
                 raise Failed(f"the secret {name} cannot be read from {path}: it is not a file",
