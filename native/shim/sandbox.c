@@ -166,7 +166,7 @@ static void become_nobody(void)
 		fail("cannot close its root", "");
 	for (int each = 0; !prctl(PR_CAPBSET_DROP, each); each++)
 		;
-	if (setgroups(0, NULL) || setresgid(NOBODY, NOBODY, NOBODY) ||
+	if (errno != EINVAL || setgroups(0, NULL) || setresgid(NOBODY, NOBODY, NOBODY) ||
 	    setresuid(NOBODY, NOBODY, NOBODY) || syscall(SYS_capset, &header, none) ||
 	    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) ||
 	    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_DUMPABLE, 0))

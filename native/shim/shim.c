@@ -145,7 +145,9 @@ static int print_info(void)
 	(void)add_field(&any, 2, features, strlen(features));
 	(void)add_field(&info, 1, name, strlen(name));
 	(void)add_field(&info, 4, any.bytes, any.size);
-	return fwrite(info.bytes, 1, info.size, stdout) != info.size || fflush(stdout);
+	if (fwrite(info.bytes, 1, info.size, stdout) != info.size || fflush(stdout))
+		return fail("cannot write", "what the runtime can do");
+	return 0;
 }
 
 int main(int count, char **words)
@@ -175,7 +177,7 @@ int main(int count, char **words)
 		}
 		printf("{\"version\": 3, \"address\": \"unix://%s\", \"protocol\": \"ttrpc\"}",
 		       path);
-		return fflush(stdout) ? 1 : 0;
+		return fflush(stdout) ? fail("cannot write", "the answer") : 0;
 	}
 	if (!strcmp(action, "delete")) {
 		int failed = delete (path, namespace, id);

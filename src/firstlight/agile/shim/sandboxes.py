@@ -5,6 +5,7 @@ gets a process of its own.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import select
@@ -94,24 +95,33 @@ async def park(names: Iterable[str]) -> Parked:
     """A process in new namespaces. Raises Refused."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
-    loop = asyncio.get_running_loop()
     try:
         with theirs:
             words = (str(native("shim-sandbox")), *names)
             await oci.run(words, (_NULL, _NULL, _NULL, theirs.fileno()))
-        async with asyncio.timeout(_SECONDS):
-            data = await loop.sock_recv(ours, _PID.size)
-        pid = _PID.unpack(data)[0] if len(data) == _PID.size else -1
-        if pid <= 0:
-            raise Refused(Code.INTERNAL, f"cannot make namespaces: {os.strerror(-pid)}")
+        pid = _pid(ours.recv(_ANSWER.size))  # sent before the program's end
         pidfd = os.pidfd_open(pid)
     except (OSError, TimeoutError) as error:
         ours.close()
         raise Refused(Code.INTERNAL, f"cannot make namespaces: {error}") from error
-    except Refused:
-        ours.close()
-        raise
     return Parked(pid, pidfd, ours)
+
+
+def _pid(message: bytes) -> int:
+    """The pid of a process that waits; one that fails may answer before its pid is told. Raises
+    OSError.
+    """
+    if len(message) == _PID.size and (pid := int(_PID.unpack(message)[0])) > 0:
+        return pid
+    if len(message) == _ANSWER.size:
+        error, text = _ANSWER.unpack(message)
+        raise OSError(error, f"{_text(text)}: {os.strerror(error)}")
+    error = -_PID.unpack(message)[0] if len(message) == _PID.size else errno.ECONNRESET
+    raise OSError(error, os.strerror(error))
+
+
+def _text(padded: bytes) -> str:
+    return padded.partition(b"\0")[0].decode(errors="replace")
 
 
 class Pool:
@@ -268,8 +278,7 @@ class Sandboxes:
             raise Refused(Code.INTERNAL, "the sandbox's process has ended")
         error, text = _ANSWER.unpack(data)
         if error:
-            why = text.rstrip(b"\0").decode(errors="replace")
-            raise Refused(Code.INVALID_ARGUMENT, f"{why}: {os.strerror(error)}")
+            raise Refused(Code.INVALID_ARGUMENT, f"{_text(text)}: {os.strerror(error)}")
         record.created_at = now()
 
     def exited(self, pid: int, status: int, when: int) -> bool:
