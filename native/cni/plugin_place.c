@@ -87,7 +87,9 @@ int call_enter(struct call *call, int *namespace, const char **obstacle, bool *i
 	if (system.f_type != NSFS_MAGIC || ioctl(*namespace, NS_GET_NSTYPE) != CLONE_NEWNET)
 		return CALL_FAIL(call, CALL_BAD_ENVIRONMENT, 0,
 				 "CNI_NETNS %s is not a network namespace", path);
-	if (stat("/proc/self/ns/net", &host) || is_same(&given, &host))
+	if (stat("/proc/self/ns/net", &host))
+		return CALL_FAIL(call, CALL_NAMESPACE, errno, "cannot look at /proc/self/ns/net");
+	if (is_same(&given, &host))
 		return CALL_FAIL(call, CALL_BAD_ENVIRONMENT, 0,
 				 "CNI_NETNS %s is the host's network namespace", path);
 	if (lstat(path, &named) || !is_same(&given, &named))
@@ -138,51 +140,77 @@ static bool is_path(const char *path, const char *listed)
 	return !*listed;
 }
 
-/* How many network namespaces are mounted at a path, one over the other. */
+/* Closes a file that was read line by line; 0, or a negative errno if it could not be. */
+static int close_read(FILE *file)
+{
+	int failed = ferror(file) ? -EIO : 0;
+	(void)fclose(file);
+	return failed;
+}
+
+/* How many network namespaces are mounted at a path, one over the other; or a negative errno. */
 static int count_mounted(const char *path)
 {
 	char whole[PATH_MAX], listed[PATH_MAX], *line = NULL;
 	size_t size = 0;
 	int count = 0;
-	FILE *mounts = realpath(path, whole) ? fopen("/proc/self/mountinfo", "re") : NULL;
-	while (mounts && getline(&line, &size, mounts) > 0)
+	if (!realpath(path, whole))
+		return errno == ENOENT || errno == ENOTDIR ? 0 : -errno;
+	FILE *mounts = fopen("/proc/self/mountinfo", "re");
+	if (!mounts)
+		return -errno;
+	while (getline(&line, &size, mounts) > 0)
 		count += sscanf(line, "%*d %*d %*s net:%*s %4095s", listed) == 1 &&
 			 is_path(whole, listed);
 	free(line);
-	if (mounts)
-		fclose(mounts);
-	return count;
+	int failed = close_read(mounts);
+	return failed ? failed : count;
 }
 
-/* Whether the current namespace has the IPv4 default route by a gateway. */
-static bool has_default(const char *interface, in_addr_t gateway)
+/* Whether the current namespace has the IPv4 default route by a gateway; or a negative errno. */
+static int has_default(const char *interface, in_addr_t gateway)
 {
 	char line[256], name[IFNAMSIZ];
 	bool any = false;
 	unsigned to, by, mask;
 	FILE *file = fopen("/proc/thread-self/net/route", "re");
-	while (file && !any && fgets(line, sizeof line, file))
+	if (!file)
+		return -errno;
+	while (!any && fgets(line, sizeof line, file))
 		any = sscanf(line, "%15s %x %x %*x %*d %*d %*d %x", name, &to, &by, &mask) == 4 &&
 		      !strcmp(name, interface) && !to && !mask && by == gateway;
-	if (file)
-		fclose(file);
-	return any;
+	int failed = close_read(file);
+	return failed ? failed : any;
 }
 
-/* Whether a table of the current namespace has a line that begins so, and ends with the interface. */
-static bool has_line(const char *path, const char *begin, const char *interface)
+/* Whether a table of the current namespace has a line that begins so, and ends with the interface; or a
+ * negative errno. */
+static int has_line(const char *path, const char *begin, const char *interface)
 {
 	char line[256], *name;
 	bool any = false;
 	FILE *file = fopen(path, "re");
-	while (file && !any && fgets(line, sizeof line, file)) {
+	if (!file)
+		return -errno;
+	while (!any && fgets(line, sizeof line, file)) {
 		line[strcspn(line, "\n")] = 0;
 		name = strrchr(line, ' ');
 		any = name && !strcmp(name + 1, interface) && !strncmp(line, begin, strlen(begin));
 	}
-	if (file)
-		fclose(file);
-	return any;
+	int failed = close_read(file);
+	return failed ? failed : any;
+}
+
+static int check_found(struct call *call, int found, const char *what)
+{
+	const char *interface = call->request.attachment.interface;
+	if (found < 0)
+		return CALL_FAIL(call, CALL_NAMESPACE, -found, "cannot look for %s of %s", what,
+				 interface);
+	if (!found)
+		return CALL_FAIL(call, CALL_WRONG, 0, "interface %s does not have %s", interface,
+				 what);
+	return 0;
 }
 
 enum { HEX6 = 33 }; /* an IPv6 address as /proc writes it */
@@ -198,15 +226,14 @@ static int check6(struct call *call, const struct agent_answer *expected)
 	const char *interface = call->request.attachment.interface;
 	char text[HEX6], route[4 * HEX6];
 	print6(&expected->address6, text);
-	if (!has_line("/proc/thread-self/net/if_inet6", text, interface))
-		return CALL_FAIL(call, CALL_WRONG, 0, "interface %s does not have its IPv6 address",
-				 interface);
+	int bad = check_found(call, has_line("/proc/thread-self/net/if_inet6", text, interface),
+			      "its IPv6 address");
+	if (bad)
+		return bad;
 	print6(&expected->gateway6, text);
 	snprintf(route, sizeof route, "%032d 00 %032d 00 %s ", 0, 0, text); /* any to any, by it */
-	if (!has_line("/proc/thread-self/net/ipv6_route", route, interface))
-		return CALL_FAIL(call, CALL_WRONG, 0, "the IPv6 default route by %s is gone",
-				 interface);
-	return 0;
+	return check_found(call, has_line("/proc/thread-self/net/ipv6_route", route, interface),
+			   "its IPv6 default route");
 }
 
 int call_check(struct call *call, const struct agent_answer *expected)
@@ -217,7 +244,10 @@ int call_check(struct call *call, const struct agent_answer *expected)
 	char text[INET_ADDRSTRLEN] = "";
 	int file FILE_SCOPE = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	strcpy(request.ifr_name, interface);
-	if (file < 0 || ioctl(file, SIOCGIFFLAGS, &request))
+	if (file < 0)
+		return CALL_FAIL(call, CALL_NAMESPACE, errno, "cannot look at interface %s",
+				 interface);
+	if (ioctl(file, SIOCGIFFLAGS, &request))
 		return CALL_FAIL(call, CALL_WRONG, errno, "interface %s", interface);
 	if (!(request.ifr_flags & IFF_UP))
 		return CALL_FAIL(call, CALL_WRONG, 0, "interface %s is down", interface);
@@ -228,9 +258,9 @@ int call_check(struct call *call, const struct agent_answer *expected)
 	    address->sin_addr.s_addr != expected->address.s_addr)
 		return CALL_FAIL(call, CALL_WRONG, 0, "interface %s does not have the address %s",
 				 interface, text);
-	if (!has_default(interface, expected->gateway.s_addr))
-		return CALL_FAIL(call, CALL_WRONG, 0, "the default route by %s is gone", interface);
-	return expected->flags & AGENT_IPV6 ? check6(call, expected) : 0;
+	int bad = check_found(call, has_default(interface, expected->gateway.s_addr),
+			      "its default route");
+	return bad || !(expected->flags & AGENT_IPV6) ? bad : check6(call, expected);
 }
 
 int call_delete(struct call *call)
@@ -254,8 +284,13 @@ int call_delete(struct call *call)
 int call_uncover(struct call *call)
 {
 	const char *path = call->namespace;
-	if (path && *path && !strcmp(call->request.attachment.interface, PREPARED) &&
-	    count_mounted(path) > 1 && umount2(path, MNT_DETACH))
+	if (!path || !*path || strcmp(call->request.attachment.interface, PREPARED))
+		return 0;
+	int count = count_mounted(path);
+	if (count < 0)
+		return CALL_FAIL(call, CALL_NAMESPACE, -count, "cannot look what is mounted at %s",
+				 path);
+	if (count > 1 && umount2(path, MNT_DETACH))
 		return CALL_FAIL(call, CALL_NAMESPACE, errno,
 				 "cannot take the prepared namespace off %s", path);
 	return 0;

@@ -1,6 +1,7 @@
 /* Has a system call of a process, or of its children before they execute a program, fail once.
  *
  *   failing FILE PID
+ *   failing FILE PROGRAM [ARGUMENT]...
  *
  * FILE is a struct order in memory that is shared with who gives the orders: `left` calls of those below
  * pass, and the next fails with the error of its list that `which` counts to. What failed stands in `name`
@@ -112,6 +113,8 @@ static const struct {
 	CALL(prlimit64, {EPERM, 0}),
 	CALL(poll, {EINTR, ENOMEM, 0}),
 	CALL(ioctl, MEMORY),
+	CALL(stat, MEMORY),
+	CALL(connect, {EAGAIN, ENOMEM, 0}),
 };
 enum { CALLS = sizeof calls / sizeof *calls };
 
@@ -133,7 +136,8 @@ static int choose(long number, bool may)
 {
 	for (int i = 0; i < CALLS; i++) {
 		int errors = 0;
-		if (calls[i].number != number || !may || order->left < 0 || order->left--)
+		if (calls[i].number != number || !may || !order->attached || order->left < 0 ||
+		    order->left--)
 			continue;
 		while (errors < ERRORS && calls[i].errors[errors])
 			errors++;
@@ -169,10 +173,11 @@ static void at_call(pid_t pid)
 static void at_stop(pid_t pid, int status)
 {
 	int event = status >> 16, number = WSTOPSIG(status), pass = 0;
-	if (event == PTRACE_EVENT_EXEC) {
+	if (event == PTRACE_EVENT_EXEC && order->attached) {
 		ptrace(PTRACE_DETACH, pid, 0, 0);
 		return;
 	}
+	order->attached |= event == PTRACE_EVENT_EXEC;
 	if (event == PTRACE_EVENT_STOP && number != SIGTRAP) {
 		ptrace(PTRACE_LISTEN, pid, 0, 0);
 		return;
@@ -184,26 +189,42 @@ static void at_stop(pid_t pid, int status)
 	ptrace(PTRACE_SYSCALL, pid, 0, pass);
 }
 
+static pid_t start(char **words)
+{
+	pid_t pid = fork();
+	if (!pid) {
+		raise(SIGSTOP);
+		execv(words[0], words);
+		_exit(127);
+	}
+	waitpid(pid, NULL, WUNTRACED);
+	return pid;
+}
+
 int main(int argc, char **argv)
 {
-	int status, file = argc == 3 ? open(argv[1], O_RDWR) : -1;
-	first = argc == 3 ? atoi(argv[2]) : 0;
+	int status, ended = 0, file = argc > 2 ? open(argv[1], O_RDWR) : -1;
+	bool runs = argc > 2 && !atoi(argv[2]);
 	order = mmap(NULL, sizeof *order, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
 	processes = calloc(PIDS, sizeof *processes);
+	if (order != MAP_FAILED)
+		first = runs ? start(argv + 2) : atoi(argv[2]);
 	if (order == MAP_FAILED || !processes ||
 	    ptrace(PTRACE_SEIZE, first, 0,
 		   PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK |
 			   PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC) ||
-	    ptrace(PTRACE_INTERRUPT, first, 0, 0)) {
+	    ptrace(PTRACE_INTERRUPT, first, 0, 0) || (runs && kill(first, SIGCONT))) {
 		perror("failing");
 		return 1;
 	}
-	order->attached = 1;
+	order->attached = !runs; /* a program from its exec on */
 	for (;;) {
 		pid_t stopped = waitpid(-1, &status, __WALL);
 		if (stopped < 0 && errno == ECHILD)
-			return 0;
+			return ended;
 		if (stopped > 0 && WIFSTOPPED(status))
 			at_stop(stopped, status);
+		else if (stopped == first)
+			ended = WEXITSTATUS(status);
 	}
 }

@@ -50,6 +50,8 @@ class PodHost:
         self.configuration = directory / "pods.toml"
         self.configure()
         self.agents: list[subprocess.Popen[bytes]] = []
+        self.within: tuple[str, ...] = ()
+        """A program that executes the plugin, and its arguments."""
         self.holder = subprocess.Popen(
             ["unshare", "--net", "--mount", "--propagation", "private", "bash", "-euc", _BEGIN],
             stdout=subprocess.PIPE,
@@ -109,8 +111,8 @@ class PodHost:
             "CNI_NETNS": f"/run/netns/{pod}", **env,
         }  # fmt: skip
         process = subprocess.Popen(
-            self.command(str(PLUGIN)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, **variables},
+            self.command(*self.within, str(PLUGIN)), text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, env={**os.environ, **variables},
         )  # fmt: skip
         assert process.stdin
         process.stdin.write(json.dumps(conf))

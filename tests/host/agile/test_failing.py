@@ -1,5 +1,5 @@
-"""A system call of the node, or of a sandbox before its program, fails once: the start says so or
-succeeds all the same, the next one is served, and nothing is held for ever.
+"""A system call of the node, of a sandbox before its program, or of the CNI plugin fails once: the
+start says so or succeeds all the same, the next one is served, and nothing is held for ever.
 
 One call in ``FAILING_EVERY`` is tried here, with one error each; ``FAILING_EVERY=1`` tries all.
 """
@@ -16,13 +16,17 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from tests.support import pod_host
 from tests.support.agile_host import CONFIG, HERE, SOCKET, daemon, on_host, streams
 from tests.support.laboratory import compiled
+from tests.support.pod_host import PodHost, host
 
 from firstlight.agile import Function
 from firstlight.agile.client import Client
 from firstlight.agile.node.process import pid_of
 from firstlight.errors import Failed
+
+__all__ = ["host"]  # a fixture
 
 EVERY = int(os.environ.get("FAILING_EVERY", "53"))
 WHICH = range(4) if EVERY == 1 else range(1)
@@ -58,13 +62,19 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(HERE / "failing.c", tmp_path_factory.mktemp("failing") / "failing")
 
 
-@contextmanager
-def traced(program: Path, directory: Path, pid: int) -> Iterator[Order]:
-    file = directory / "order"
+def ordered(file: Path) -> Order:
+    """What is shared with failing.c by a file; nothing fails yet."""
     file.write_bytes(b"\xff" * ctypes.sizeof(Order))
     with file.open("r+b") as opened:
         order = Order.from_buffer(mmap.mmap(opened.fileno(), ctypes.sizeof(Order)))
     order.attached = 0
+    return order
+
+
+@contextmanager
+def traced(program: Path, directory: Path, pid: int) -> Iterator[Order]:
+    file = directory / "order"
+    order = ordered(file)
     process = subprocess.Popen([program, file, str(pid)])
     try:
         while not order.attached:
@@ -144,3 +154,32 @@ def test_a_call_that_fails_costs_one_start_at_most(
                     await asyncio.sleep(0.01)
 
     on_host(main)
+
+
+def test_a_call_of_the_plugin_that_fails_leaves_nothing(
+    host: PodHost, failing: Path, tmp_path: Path
+) -> None:
+    order = ordered(tmp_path / "order")
+    conf = {**pod_host.CONF, "seconds": 5}
+
+    def fails(verb: str, nth: int, which: int) -> int:
+        """How many calls there were beyond those that were to pass."""
+        order.attached, order.which, order.left = 0, which, nth
+        host.pods("a")
+        added = {} if verb == "ADD" else {"prevResult": host.plugin("ADD", "a", pod_host.CONF)}
+        host.within = (str(failing), str(tmp_path / "order"))
+        answer = host.plugin(verb, "a", conf | added)
+        calls, order.left, host.within = nth - order.left, -1, ()
+        assert answer.get("code") != 102 or order.name == b"ioctl", order.name  # nothing changed
+        if verb != "DEL" or answer:
+            assert host.plugin("DEL", "a") == {}, order.name
+        host.sh("umount /run/netns/a; rm /run/netns/a")  # one mount is the runtime's own
+        assert host.leases() == []
+        return calls
+
+    for verb in ("ADD", "CHECK", "DEL"):
+        calls = fails(verb, MANY, 0)
+        assert calls > FEWEST // 2
+        for nth in range(0, calls, min(EVERY, calls // 3)):
+            for which in WHICH:
+                fails(verb, nth, which)
