@@ -266,7 +266,7 @@ def test_layouts_of_images(tmp_path_factory: pytest.TempPathFactory, random: Ran
                     "size": 1}],
     })  # fmt: skip
     written({"manifests": [{"mediaType": "x", "digest": manifest, "size": 1}]})
-    refuses(lambda: layout_images._checked("source", layout, layout))
+    refuses(lambda: layout_images._check_layout("source", layout, layout))
     shutil.rmtree(layout)
 
 
@@ -284,7 +284,7 @@ def test_documents_that_are_nested_too_deeply_or_no_text(tmp_path: Path, text: b
         config.load(file)
     (tmp_path / "index.json").write_bytes(text)
     with pytest.raises(NotAnArchive):
-        layout_images._checked("source", tmp_path, tmp_path)
+        layout_images._check_layout("source", tmp_path, tmp_path)
 
 
 CALLS = (

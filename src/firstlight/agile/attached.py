@@ -70,14 +70,14 @@ def _copy(reading: int, to: int) -> None:
         while part := os.read(reading, _PART):
             rest = memoryview(part)
             while rest:
-                rest = rest[_written(to, rest) :]
+                rest = rest[_write(to, rest) :]
     except OSError:
         pass  # our reader is gone: the instance gets SIGPIPE
     finally:
         os.close(reading)
 
 
-def _written(to: int, part: memoryview) -> int:
+def _write(to: int, part: memoryview) -> int:
     try:
         return os.write(to, part)
     except BlockingIOError:  # another process has the other end

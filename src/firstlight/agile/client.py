@@ -24,7 +24,7 @@ from firstlight.agile.node import liveness, wire
 from firstlight.agile.node.liveness import (
     check_manager,
     check_node,
-    connected,
+    connect,
     peer,
     wait_readable,
 )
@@ -62,7 +62,7 @@ class Client:
     def __init__(self, path: Path) -> None:
         open_standard()
         self._path = path
-        self._manager = connected(path)
+        self._manager = connect(path)
         self._node: socket.socket | None = None
         self._up: set[str] = set()
         self._ended: dict[str, Ended] = {}  # oldest first
@@ -158,7 +158,7 @@ class Client:
     ) -> Answer:  # fmt: skip
         """Send the node a request; closes ``words``."""
         if self._node is None:
-            self._node = connected(self._path)
+            self._node = connect(self._path)
         self._serial += 1
         given = [*streams, words] if words >= 0 else [*streams]
         flags |= wire.WITH_WORDS if words >= 0 else 0
@@ -355,7 +355,7 @@ class Client:
                 protocol.send(self._manager, text)
             except BrokenPipeError:  # another manager has taken over
                 self._manager.close()
-                self._manager = connected(self._path)
+                self._manager = connect(self._path)
                 protocol.send(self._manager, text)
             wait_readable(self._manager, lambda: check_manager(self._path))
             message, descriptors, _, _ = socket.recv_fds(self._manager, protocol.MESSAGE_MAX, 1)

@@ -213,9 +213,9 @@ class _Connection:
                 _close(given)
             request = protocol.request(text)
             if isinstance(request, protocol.FunctionRequest):
-                answer = await remote.answered(self._functions, request)
+                answer = await remote.answer(self._functions, request)
             elif isinstance(request, protocol.RecordRequest):
-                answer = await self._kept(request)
+                answer = await self._answer_record(request)
             elif isinstance(request, protocol.Attach):
                 connection = await self._runtime.attach(request.function)
                 answer = protocol.Done()
@@ -241,7 +241,7 @@ class _Connection:
                 await runtime.publish(identity)
                 return protocol.Done()
             case protocol.Explain(function):
-                raise runtime.explained(function)
+                raise runtime.explain(function)
             case protocol.Prepare(function, sandboxes):
                 await runtime.prepare(function, sandboxes)
                 return protocol.Done()
@@ -253,10 +253,10 @@ class _Connection:
                 instance = await runtime.find_instance(identity)
                 return protocol.Stopped(await instance.stop(grace, number))
             case protocol.List(after, ended):
-                await runtime.synced()
+                await runtime.sync()
                 return protocol.listed(runtime.ended() if ended else runtime.running(), after)
             case protocol.Pools():
-                await runtime.synced()
+                await runtime.sync()
                 return protocol.PoolCounts(runtime.pools())
 
     def _of_process(self, request: protocol.ProcessRequest) -> protocol.Answer:
@@ -265,7 +265,7 @@ class _Connection:
         self._loop.call_soon(self._stop, isinstance(request, protocol.Leave))
         return protocol.Leaving(os.getpid())
 
-    async def _kept(self, request: protocol.RecordRequest) -> protocol.Answer:
+    async def _answer_record(self, request: protocol.RecordRequest) -> protocol.Answer:
         runtime = self._runtime
         match request:
             case protocol.KeepLogs():
@@ -283,7 +283,7 @@ class _Connection:
         if not self._open:
             return
         try:
-            message, large = _encoded(answer)
+            message, large = _encode(answer)
             given = [attached.fileno()] if attached else large
             try:
                 self._outbox.send(message, given)
@@ -309,7 +309,7 @@ def _wait(seconds: float) -> float:
     return min(max(0.0, seconds), _WAIT_MOST)
 
 
-def _encoded(answer: protocol.Answer) -> tuple[bytes, list[int]]:
+def _encode(answer: protocol.Answer) -> tuple[bytes, list[int]]:
     """Encode a message; text that is too long for one goes into a memory file."""
     try:
         text = protocol.encode(answer)

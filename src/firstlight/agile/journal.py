@@ -32,7 +32,7 @@ class Journal:
     def open(self, adopt: bool = False) -> None:
         """Take it over, and remove what its last owner left, or ``adopt`` it. Raises Failed."""
         until = time.monotonic() + _LOCK_SECONDS
-        while not self._locked(time.monotonic() > until):
+        while not self._lock(time.monotonic() > until):
             self._close()
             time.sleep(_RETRY_SECONDS)
         if adopt:
@@ -44,7 +44,7 @@ class Journal:
             self._close()
             raise
 
-    def _locked(self, last: bool) -> bool:
+    def _lock(self, last: bool) -> bool:
         """Lock the journal; False if it is locked, or was replaced at its path.
 
         A program that a killed runtime was starting shares the lock until it has executed. The last

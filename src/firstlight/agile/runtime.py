@@ -202,9 +202,9 @@ class Runtime:
         registered = await self._instances.registered(function)
         return registered.number, registered.version
 
-    def explained(self, function: Function) -> Failed:
+    def explain(self, function: Function) -> Failed:
         """Why a part of its starts could not be made."""
-        return self._instances.explained(function)
+        return self._instances.explain(function)
 
     async def publish(self, identity: str) -> None:
         """Forward its function's ports to an instance; if that fails, end the instance. Raises
@@ -277,9 +277,9 @@ class Runtime:
             raise Failed(f"a function of kind {function.kind} has no worker", "invoke or start it")
         return await (await self._wasm(function)).connect()
 
-    async def synced(self) -> None:
+    async def sync(self) -> None:
         """Return when ``running`` and ``pools`` include all that the node told its clients."""
-        await self._instances.synced()
+        await self._instances.sync()
 
     @property
     def observers(self) -> list[Callable[[bool, int], None]]:
@@ -306,13 +306,13 @@ class Runtime:
         """A running instance by its id, also one that a client of the node has just started. Raises
         Failed.
         """
-        await self._known(identity)
+        await self._find_running(identity)
         return self.instance(identity)
 
-    async def _known(self, identity: str) -> Instance | None:
+    async def _find_running(self, identity: str) -> Instance | None:
         """A running instance, including those that the node has not yet reported."""
         if self._instances.get(identity) is None:
-            await self.synced()
+            await self.sync()
         return self._instances.get(identity)
 
     def ended(self) -> list[Listed]:
@@ -343,7 +343,7 @@ class Runtime:
         self, identity: str, position: logs.Position, seconds: float
     ) -> tuple[bytes, logs.Position, bool]:
         """Log lines of a detached instance, as ``logs.following`` returns them. Raises Failed."""
-        running = await self._known(identity)
+        running = await self._find_running(identity)
         ended = [each.started for each in self.ended() if each.id == identity]
         now = time.monotonic_ns()
         started = running.stamps.get("running", now) if running else max(ended, default=0)

@@ -23,19 +23,19 @@ def head(method: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 class Content:
-    """Told by a parser of that content, then of the requests that follow, for ``told``."""
+    """Passes what a parser finds in that content on to ``handler``; not the requests after it."""
 
-    def __init__(self, told: Any) -> None:  # noqa: ANN401 - httptools knows it by its methods
-        self._told, self._is_over = told, False
-        self.on_body = told.on_body
-        self.on_message_begin = partial(self._pass_on, told.on_message_begin)
-        self.on_url = partial(self._pass_on, told.on_url)
-        self.on_header = partial(self._pass_on, told.on_header)
-        self.on_headers_complete = partial(self._pass_on, told.on_headers_complete)
+    def __init__(self, handler: Any) -> None:  # noqa: ANN401 - httptools knows it by its methods
+        self._handler, self._is_over = handler, False
+        self.on_body = handler.on_body
+        self.on_message_begin = partial(self._pass_on, handler.on_message_begin)
+        self.on_url = partial(self._pass_on, handler.on_url)
+        self.on_header = partial(self._pass_on, handler.on_header)
+        self.on_headers_complete = partial(self._pass_on, handler.on_headers_complete)
 
     def on_message_complete(self) -> None:
         """Pass on its end."""
-        self._told.on_message_complete()
+        self._handler.on_message_complete()
         self._is_over = True
 
     def _pass_on(self, tell: Callable[..., None], *what: bytes) -> None:

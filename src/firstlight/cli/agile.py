@@ -244,7 +244,7 @@ def start(
     if ready and not detach:
         raise FirstlightError("--ready is for --detach", "otherwise the output is on your terminal")
     parsed = _event(event)
-    with connected(config) as client:
+    with connect(config) as client:
         if function.kind != "command":
             print_json(client.invoke(function, parsed))
             return
@@ -299,14 +299,14 @@ def invoke(
         network=network,
     )  # fmt: skip
     parsed = _event(event)
-    with connected(config) as client:
+    with connect(config) as client:
         print_json(client.invoke(function, parsed))
 
 
 @app.command(epilog=examples("agile pools", "agile pools --json"))
 def pools(*, config: ConfigFile = None, as_json: Json = False) -> None:
     """Show the pools: sizes, hits, misses, fill rates."""
-    with connected(config) as client:
+    with connect(config) as client:
         counts = client.pools()
     if as_json:
         print_json(counts)
@@ -444,7 +444,7 @@ def _pods_configuration(file: Path | None) -> "Config":
     return load(file) if file else Config(name="pods")
 
 
-def connected(file: Path | None) -> "Client":
+def connect(file: Path | None) -> "Client":
     """Connect to the runtime of a configuration. Raises Failed."""
     from firstlight.agile.client import Client
 

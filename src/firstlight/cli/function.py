@@ -20,7 +20,7 @@ from firstlight.cli.agile import (
     _pair,
     _secret,
     _volume,
-    connected,
+    connect,
 )
 from firstlight.cli.output import Json, completion, examples, print_json, print_table, say, stderr
 from firstlight.errors import FirstlightError, UnknownName
@@ -256,7 +256,7 @@ def list_(*, config: ConfigFile = None, as_json: Json = False) -> None:
     """
     from firstlight.agile import protocol
 
-    with connected(config) as client:
+    with connect(config) as client:
         functions = client.functions(protocol.ListFunctions())
     if as_json:
         print_json(functions)
@@ -277,7 +277,7 @@ def show(name: Name, *, config: ConfigFile = None, as_json: Json = False) -> Non
     """Show a function's versions and aliases."""
     from firstlight.agile import protocol
 
-    with connected(config) as client:
+    with connect(config) as client:
         [function] = client.functions(protocol.ListFunctions(name))
     if as_json:
         print_json(function)
@@ -299,7 +299,7 @@ def remove(
     """Remove a function with all versions, or one version. Pending requests are answered."""
     from firstlight.agile import protocol
 
-    with connected(config) as client:
+    with connect(config) as client:
         client.functions(protocol.RemoveFunction(name, version))
 
 
@@ -324,7 +324,7 @@ def alias(
         raise FirstlightError(
             "give a version, or --remove", f"firstlight agile function show {name}"
         )
-    with connected(config) as client:
+    with connect(config) as client:
         client.functions(protocol.SetAlias(name, alias_name, version))
 
 
@@ -349,7 +349,7 @@ def concurrency(
 
     if (most is None) != unlimited:
         raise FirstlightError("give a number, or --unlimited", "0 refuses all events")
-    with connected(config) as client:
+    with connect(config) as client:
         client.functions(protocol.Reserve(name, most, queue))
 
 
@@ -437,7 +437,7 @@ def call(
     else:
         raw = os.fsencode(event)
     protocol.check_json(raw, "" if event.startswith("@") else QUOTE)
-    with connected(config) as client:
+    with connect(config) as client:
         called = client.call(protocol.CallFunction(name, raw, qualifier, later))
     if called is None:
         return
@@ -455,7 +455,7 @@ def _change(
 ) -> None:
     from firstlight.agile import protocol
 
-    with connected(config) as client, _waiting(f"preparing {request.name}"):
+    with connect(config) as client, _waiting(f"preparing {request.name}"):
         before = None
         if isinstance(request, protocol.UpdateFunction):
             [before] = client.functions(protocol.ListFunctions(request.name))

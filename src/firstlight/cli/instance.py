@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from firstlight.cli import attach
-from firstlight.cli.agile import ConfigFile, Env, connected, pairs
+from firstlight.cli.agile import ConfigFile, Env, connect, pairs
 from firstlight.cli.output import Json, completion, examples, print_json, print_table, to_line
 from firstlight.errors import FirstlightError
 
@@ -46,7 +46,7 @@ def ps(
     as_json: Json = False,
 ) -> None:
     """List instances. Their environment is never shown."""
-    with connected(config) as client:
+    with connect(config) as client:
         instances = [*(client.running(ended=True) if every else ()), *client.running()]
     if as_json:
         print_json(instances)
@@ -83,7 +83,7 @@ def stop(
     """
     number = _number(by)
     ended: dict[str, Ended] = {}
-    with connected(config) as client:
+    with connect(config) as client:
         for identity in identities:
             ended[identity] = client.stop(identity, grace, number)
     if as_json:
@@ -109,7 +109,7 @@ def execute(
     It has the instance's namespaces, user, filters, limits and environment.
     """
     variables = dict(pairs(env, "=", "--env", "NAME=VALUE"))
-    with connected(config) as client:
+    with connect(config) as client:
 
         def begin(streams: tuple[int, int, int]) -> "Started":
             return client.execute(identity, tuple(command), variables, workdir, streams, terminal)
@@ -139,7 +139,7 @@ def logs(
     as_json: Json = False,
 ) -> None:
     """Show the output of a detached instance or a function."""
-    with connected(config) as client:
+    with connect(config) as client:
         left_out = 0 if tail is None else max(0, sum(1 for _ in client.logs(identity)) - tail)
         for number, line in enumerate(client.logs(identity, follow)):
             if number >= left_out:
@@ -166,7 +166,7 @@ def events(
     as_json: Json = False,
 ) -> None:
     """Show starts and ends of instances, and why they ended."""
-    with connected(config) as client:
+    with connect(config) as client:
         for event in client.events(0, follow):
             sys.stdout.write(to_line(event) if as_json else _line(event))
             sys.stdout.flush()

@@ -112,7 +112,7 @@ def watch(
     with ExitStack() as stack:
         stop = stack.enter_context(_stop_signals())
         show = _print_json if as_json else _print
-        takers = [show, *_served(stack, http, metrics), *_sent(stack, otlp)]
+        takers = [show, *_serve(stack, http, metrics), *_send_traces(stack, otlp)]
         share = budget / 100
         follower = stack.enter_context(Follower(names, sample or 0, share))
         os.nice(_GENTLE)  # not the tracer, which must not lose events
@@ -139,7 +139,7 @@ def watch(
         say(f"runs: {out}\nfull report: firstlight report {out}/watch-* --html report.html")
 
 
-def _served(
+def _serve(
     stack: ExitStack, http: str | None, metrics: str | None
 ) -> "list[Callable[[Seen], None]]":
     """Serve the page and the metrics; returns the functions to call with each start."""
@@ -164,7 +164,7 @@ def _served(
     return [counted.add, board.add] if http is not None else [counted.add]
 
 
-def _sent(stack: ExitStack, collector: str | None) -> "list[Callable[[Seen], None]]":
+def _send_traces(stack: ExitStack, collector: str | None) -> "list[Callable[[Seen], None]]":
     """Send traces to a collector; returns the functions to call with each start."""
     if collector is None:
         return []

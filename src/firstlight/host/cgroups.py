@@ -42,14 +42,14 @@ def remove(group: str) -> None:
         for process in {process for top in tops for process in _processes(top)}:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        tops = [top for top in tops if not _removed(top)]
+        tops = [top for top in tops if not _try_remove(top)]
         if tops and time.monotonic() > until:
             raise Failed(
                 f"cannot remove cgroup {tops[0]}: it is busy", "remove it later: firstlight clean"
             )
 
 
-def _removed(top: Path) -> bool:
+def _try_remove(top: Path) -> bool:
     try:
         for directory, _, _ in os.walk(top, topdown=False):
             Path(directory).rmdir()

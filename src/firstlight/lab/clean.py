@@ -343,14 +343,14 @@ def _temporary(pattern: str, content: re.Pattern[str]) -> list[Path]:
 
 def _is_ours(directory: Path, content: re.Pattern[str]) -> bool:
     try:
-        about = directory.lstat()
+        status = directory.lstat()
         names = [entry.name for entry in directory.iterdir()]
     except OSError:
         return False
     return (
-        stat.S_ISDIR(about.st_mode)
-        and stat.S_IMODE(about.st_mode) == 0o700
-        and about.st_uid == os.geteuid()
+        stat.S_ISDIR(status.st_mode)
+        and stat.S_IMODE(status.st_mode) == 0o700
+        and status.st_uid == os.geteuid()
         and all(map(content.fullmatch, names))
     )
 

@@ -89,10 +89,10 @@ def _parts(line: str) -> Iterator[Step | int | str | _Printed]:
     elif line.startswith(_ERROR):
         yield line.removeprefix(_ERROR)
     elif line.startswith(_ANSWER):
-        yield from _answered(line.removeprefix(_ANSWER))
+        yield from _parse(line.removeprefix(_ANSWER))
 
 
-def _answered(text: str) -> Iterator[Step | int | str]:
+def _parse(text: str) -> Iterator[Step | int | str]:
     try:
         if text.startswith(_NODE):
             yield from _of_node(text.removeprefix(_NODE))

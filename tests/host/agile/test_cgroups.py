@@ -56,10 +56,10 @@ def test_cgroup_lifecycle(unified: Path) -> None:
         assert (path / FILE).read_text() == "0\n"
         opened = [Path(f"/proc/self/fd/{descriptor}") for descriptor in group.descriptors]
         assert [each.readlink() for each in opened] == [path]
-        with groups.doors(group) as doors:
+        with groups.entry_fds(group) as entry_fds:
             sleeper = subprocess.Popen(["sleep", "60"])
-            for door in doors:
-                os.write(door, str(sleeper.pid).encode())
+            for entry_fd in entry_fds:
+                os.write(entry_fd, str(sleeper.pid).encode())
         assert (path / "cgroup.procs").read_text().split() == [str(sleeper.pid)]
         assert not groups.ran_out_of_memory(group)
         killing = asyncio.create_task(groups.kill(group))
@@ -109,8 +109,8 @@ def test_what_is_in_them_ends_with_the_runtime(unified: Path) -> None:
     groups.open()
     group = groups.make(LIMITS)
     sleeper = subprocess.Popen(["sleep", "60"])
-    with groups.doors(group) as [door]:
-        os.write(door, str(sleeper.pid).encode())
+    with groups.entry_fds(group) as [entry_fd]:
+        os.write(entry_fd, str(sleeper.pid).encode())
     for descriptor in group.descriptors:
         os.close(descriptor)
     groups.close()

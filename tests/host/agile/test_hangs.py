@@ -141,7 +141,7 @@ def test_node_stop_is_reported_and_late_starts_end() -> None:
             )
             with stopped(runtime.node), impatient():
                 for waiting in (
-                    up.wait(), up.stop(), runtime.start(hold("600")), runtime.synced(),
+                    up.wait(), up.stop(), runtime.start(hold("600")), runtime.sync(),
                     serving.invoke(version, b"{}", request_id="1"),
                 ):  # fmt: skip
                     with pytest.raises(Failed, match=named):

@@ -362,7 +362,7 @@ def test_cgroup_of_idle_sandbox_is_not_ready(tmp_path: Path) -> None:
         async with await runtime.start(doing(function, "stay")):
             while cgroups().made < 2:  # another in its place
                 await asyncio.sleep(0.01)
-        await runtime.synced()
+        await runtime.sync()
         assert cgroups().ready == 1
 
     one = Pools(cgroup=PoolSize(low=1, high=1, dry="refuse"))

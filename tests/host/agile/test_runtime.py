@@ -94,7 +94,7 @@ def test_shared_counters_keep_used_networks(function: Make, reuse: str) -> None:
                 addresses.append(instance.address)
                 while returned(runtime) <= done:
                     await asyncio.sleep(0.01)
-                await runtime.synced()  # the node has it again
+                await runtime.sync()  # the node has it again
             assert len(set(addresses)) == 1
 
     on_host(main)

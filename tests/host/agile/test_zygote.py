@@ -395,13 +395,13 @@ def test_a_burst_of_first_events_is_answered_by_one_zygote(
     python: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
-    start = Zygote._started
+    start = Zygote._start_interpreter
 
     async def counted(zygote: Zygote) -> Interpreter:
         started.append(zygote)
         return await start(zygote)
 
-    monkeypatch.setattr(Zygote, "_started", counted)
+    monkeypatch.setattr(Zygote, "_start_interpreter", counted)
 
     async def main(runtime: Runtime, function: Make) -> None:
         echo = function("echo")

@@ -24,7 +24,7 @@ from firstlight.model import Ending, Sample
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 needs_bridge = pytest.mark.skipif(
-    not any((directory / "bridge").exists() for directory in known.path(known.About())),
+    not any((directory / "bridge").exists() for directory in known.path(known.NetworkInfo())),
     reason="no bridge plugin: apt-get install containernetworking-plugins",
 )
 BRIDGE = {
@@ -228,9 +228,9 @@ def test_probe_reports_syntax_line_and_missing_plugin(
 
 @pytest.mark.parametrize("name", known.names())
 def test_every_network_of_ours_can_be_read_and_says_what_it_is(name: str) -> None:
-    network, about = known.find(name)
+    network, info = known.find(name)
     assert network.plugins
-    assert about.about
+    assert info.about
 
 
 def test_concurrent_runs_share_mounted_directories(

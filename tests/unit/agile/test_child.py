@@ -64,7 +64,7 @@ def taken_over(code: str) -> unpack.Unpacked:
     with talk, subprocess.Popen(words, stdin=theirs.fileno(), stdout=theirs.fileno()) as process:
         theirs.close()
         try:
-            return unpack._conversed(process.pid, talk, job, "it")
+            return unpack._converse(process.pid, talk, job, "it")
         finally:
             process.kill()
 

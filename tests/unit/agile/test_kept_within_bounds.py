@@ -14,7 +14,7 @@ from firstlight.agile.client import Client
 from firstlight.agile.config import Functions
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.node import wire
-from firstlight.agile.node.liveness import connected
+from firstlight.agile.node.liveness import connect
 from firstlight.agile.node.wire import AnswerVerb
 from firstlight.agile.python import zygotes
 from firstlight.agile.serving.serving import Serving
@@ -35,7 +35,7 @@ def test_a_client_keeps_so_many_ends(tmp_path: Path, monkeypatch: pytest.MonkeyP
         node.bind(str(path))
         node.listen()
         with Client(path) as connection:
-            connection._node = connected(path)
+            connection._node = connect(path)
             node.accept()[0].close()
             peer, _ = node.accept()
             with peer:
@@ -80,10 +80,10 @@ def test_interpreters_that_are_made_have_their_places(monkeypatch: pytest.Monkey
         resources = SimpleNamespace(config=config, cgroups=SimpleNamespace(remove=None), gate=None)
         kept = zygotes.Zygotes(cast("Any", resources))
         first, second = (Function(rootfs=f"/{name}", kind="python", handler="a:b") for name in "xy")
-        making = asyncio.ensure_future(kept._made(first))
+        making = asyncio.ensure_future(kept._make(first))
         await asyncio.sleep(0)
         with pytest.raises(Failed, match="are made, or up and at work"):
-            await kept._made(second)
+            await kept._make(second)
         making.cancel()
 
     asyncio.run(run())

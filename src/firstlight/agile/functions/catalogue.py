@@ -122,16 +122,16 @@ class Functions:
         revision = self.find(name, qualifier)
         self._using[revision.number] += 1
         try:
-            version = self._ready.get(revision.number) or await self._prepared(revision)
-            yield self._limited(self.get(name), revision, version)
+            version = self._ready.get(revision.number) or await self._prepare(revision)
+            yield self._with_limits(self.get(name), revision, version)
         finally:
             self._using[revision.number] -= 1
             if not self._using[revision.number]:
                 del self._using[revision.number]
                 if revision.number in self._leaving:
-                    await self._retired()
+                    await self._retire()
 
-    def _limited(
+    def _with_limits(
         self, function: Registration, revision: Revision, version: FunctionVersion
     ) -> FunctionVersion:
         """A version with its function's current limits."""
@@ -182,11 +182,11 @@ class Functions:
         _check_name(name)
         async with self._change(name):
             self._check_new(name)
-            revision = await self._made(name, given, source, owner, tries)
+            revision = await self._make_revision(name, given, source, owner, tries)
             function = Registration(
                 name=name, revisions={LATEST: revision}, owner=owner, tags=tags or {}
             )
-            return await self._save(await self._published(function) if publish else function)
+            return await self._save(await self._publish(function) if publish else function)
 
     async def apply(
         self, name: str, source: Source, given: Settings, *, owner: str, tags: dict[str, str],
@@ -205,12 +205,12 @@ class Functions:
                 raise Conflict(f"the node has a function {name} of another's",
                                f"remove it there: agile function remove {name}")  # fmt: skip
             self._check_reserve(concurrency, queue)
-            revision = await self._made(name, given, source, owner, tries=True)
+            revision = await self._make_revision(name, given, source, owner, tries=True)
             function = Registration(
                 name=name, revisions={LATEST: revision}, owner=owner, tags=tags,
                 concurrency=concurrency, queue=queue, published=before.published if before else 0,
             )  # fmt: skip
-            return await self._save(await self._published(function))
+            return await self._save(await self._publish(function))
 
     def expected(self, name: str, revision: int | None) -> Registration:
         """A function, if its latest revision is the given one. Raises NotFound, Changed."""
@@ -240,16 +240,18 @@ class Functions:
                         f"{name} is {'' if before.image else 'not '}made of an image: that stays",
                         "remove it, and add it again",
                     )  # fmt: skip
-                code, image = await asyncio.to_thread(_fetched, self._content, source, merged)
+                code, image = await asyncio.to_thread(_fetch, self._content, source, merged)
             if _is_of(before, code, merged):
                 if not publish or _newest(function):
                     return function
             else:
-                revision = await self._checked(name, merged, code, image, function.owner, tries)
+                revision = await self._check_revision(
+                    name, merged, code, image, function.owner, tries
+                )
                 function = msgspec.structs.replace(
                     function, revisions={**function.revisions, LATEST: revision}
                 )
-            return await self._save(await self._published(function) if publish else function)
+            return await self._save(await self._publish(function) if publish else function)
 
     async def publish(
         self, name: str, description: str = "", expected: int | None = None
@@ -259,7 +261,7 @@ class Functions:
             function = self.expected(name, expected)
             if newest := _newest(function):
                 return newest
-            function = await self._save(await self._published(function, description))
+            function = await self._save(await self._publish(function, description))
             return function.revisions[str(function.published)]
 
     async def remove(self, name: str, qualifier: str = "") -> None:
@@ -267,7 +269,7 @@ class Functions:
         async with self._change(name):
             function = self.get(name)
             if not qualifier:
-                await self._written(lambda store: store.delete(name))
+                await self._write(lambda store: store.delete(name))
                 del self._known[name]
                 self._serving.written.forget(name)
                 await self._leave(function, None)
@@ -315,7 +317,7 @@ class Functions:
                 changed = msgspec.structs.replace(changed, version=version)
             if description is not UNSET:
                 changed = msgspec.structs.replace(changed, description=description)
-            number = await self._written(lambda store: store.next("revision"))
+            number = await self._write(lambda store: store.next("revision"))
             changed = msgspec.structs.replace(changed, revision=number)
             aliases = {**function.aliases, alias: changed}
             await self._save(msgspec.structs.replace(function, aliases=aliases))
@@ -393,7 +395,7 @@ class Functions:
         """How many accepted events are not yet answered."""
         return await self._queue.waiting() if self._lock >= 0 else 0
 
-    async def _answered(self, event: Event) -> Answer:
+    async def _answer_event(self, event: Event) -> Answer:
         answer, _ = await self.invoke(
             event.name, event.payload, event.qualifier, request_id=event.id,
             client_context=event.context, trace=event.trace,
@@ -451,20 +453,20 @@ class Functions:
             self._adding -= 1
             if not lock.locked():
                 self._changing.pop(name, None)
-            await asyncio.shield(asyncio.ensure_future(self._retired(collect=True)))
+            await asyncio.shield(asyncio.ensure_future(self._retire(collect=True)))
 
-    async def _made(
+    async def _make_revision(
         self, name: str, given: Settings, source: Source, owner: str, tries: bool
     ) -> Revision:
-        code, own = await asyncio.to_thread(_fetched, self._content, source, given)
-        return await self._checked(name, given, code, own, owner, tries)
+        code, own = await asyncio.to_thread(_fetch, self._content, source, given)
+        return await self._check_revision(name, given, code, own, owner, tries)
 
-    async def _checked(
+    async def _check_revision(
         self, name: str, given: Settings, code: Code, own: ImageSettings | None, owner: str,
         tries: bool,
     ) -> Revision:  # fmt: skip
         """A revision whose files suggest that it can be started. Raises Failed."""
-        number = await self._written(lambda store: store.next("revision"))
+        number = await self._write(lambda store: store.next("revision"))
         revision = settings.made(name, number, given, code, own, owner)
 
         def check() -> tuple[Revision, FunctionVersion]:
@@ -491,9 +493,9 @@ class Functions:
             hint = error.hint or await asyncio.to_thread(settings.contents, version)
             raise Failed(error.message, hint) from None
 
-    async def _published(self, function: Registration, description: str = "") -> Registration:
+    async def _publish(self, function: Registration, description: str = "") -> Registration:
         """Copy ``$LATEST`` to a numbered version."""
-        number = await self._written(lambda store: store.next("revision"))
+        number = await self._write(lambda store: store.next("revision"))
         version, latest = str(function.published + 1), function.latest
         numbered = msgspec.structs.replace(
             latest, number=number,
@@ -511,7 +513,7 @@ class Functions:
         )  # fmt: skip
 
     async def _save(self, function: Registration) -> Registration:
-        await self._written(lambda store: store.save(function))
+        await self._write(lambda store: store.save(function))
         before = self._known.get(function.name)
         self._known[function.name] = function
         self._changed.set()
@@ -527,7 +529,7 @@ class Functions:
                 self._leaving[revision.number] = revision
                 self._serving.replaced(revision.version)
 
-    async def _retired(self, collect: bool = False) -> None:
+    async def _retire(self, collect: bool = False) -> None:
         """End a revision after its last event, and remove what it alone used."""
         for number, revision in list(self._leaving.items()):
             if not self._using[number] and number in self._leaving:
@@ -539,9 +541,9 @@ class Functions:
             return
         async with self._gate:
             if not self._adding:
-                await asyncio.to_thread(self._collect, self._held())
+                await asyncio.to_thread(self._collect, self._revisions())
 
-    def _held(self) -> list[Revision]:
+    def _revisions(self) -> list[Revision]:
         held = [
             revision
             for function in self._known.values()
@@ -553,23 +555,23 @@ class Functions:
         self._mounts.keep(revisions)
         self._content.collect(each.code for each in revisions)
 
-    async def _prepared(self, revision: Revision) -> FunctionVersion:
+    async def _prepare(self, revision: Revision) -> FunctionVersion:
         root = await asyncio.to_thread(self._mounts.root, revision.code, revision.points)
         version = msgspec.structs.replace(revision.version, root=str(root))
         return self._ready.setdefault(revision.number, version)
 
-    async def _written(self, write: Callable[[Store], Outcome]) -> Outcome:
+    async def _write(self, write: Callable[[Store], Outcome]) -> Outcome:
         return await asyncio.to_thread(write, self._store)
 
     async def _open(self) -> None:
         async with self._opening:
             if self._lock < 0:
-                self._known = await asyncio.to_thread(self._opened)
+                self._known = await asyncio.to_thread(self._load_store)
                 letters = self.directory / "dead-letters.jsonl"
-                self._queue = Queue(self.config.events, self._store, letters, self._answered)
+                self._queue = Queue(self.config.events, self._store, letters, self._answer_event)
                 self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
-    def _opened(self) -> dict[str, Registration]:
+    def _load_store(self) -> dict[str, Registration]:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o711)
         status = self.directory.stat()
@@ -612,9 +614,7 @@ def _check_name(name: str) -> None:
                       "1 to 64 letters, digits, - and _")  # fmt: skip
 
 
-def _fetched(
-    content: Content, source: Source, given: Settings
-) -> tuple[Code, ImageSettings | None]:
+def _fetch(content: Content, source: Source, given: Settings) -> tuple[Code, ImageSettings | None]:
     """Put the code of a source on disk; blocks."""
     match source:
         case ImageSource(image):

@@ -84,7 +84,7 @@ class Content:
 
     def add_zip(self, source: str, archive: bytes | Path) -> Code:
         """Unpack a zip file into /var/task, over the host's /usr. Raises BadCode."""
-        descriptor = _opened(archive)
+        descriptor = _load_store(archive)
         try:
             digest, size = _digest(descriptor)
             with Unpacker() as unpacker:
@@ -131,7 +131,7 @@ class Content:
 
     def add_module(self, path: Path) -> Code:
         """Copy a WebAssembly module. Raises BadCode."""
-        descriptor = _opened(path)
+        descriptor = _load_store(path)
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise NotAnArchive(
@@ -184,7 +184,7 @@ class Content:
             known = self._store.trees()
             if key in known:
                 return known[key][0]
-            descriptor = images.verified(images.blob(self._blobs, digest), digest, what)
+            descriptor = images.open_verified(images.blob(self._blobs, digest), digest, what)
             try:
                 lower = ":".join(f"trees/{number}" for number in reversed(below))
                 return self._tree(unpacker, key, what, descriptor, difference, kind="tar",
@@ -270,7 +270,7 @@ def _remove(path: Path) -> None:
         raise Failed(f"cannot remove {path}: {done.stderr.decode(errors='replace').strip()}")
 
 
-def _opened(archive: bytes | Path) -> int:
+def _load_store(archive: bytes | Path) -> int:
     """Open a file, or make a memory file with these bytes; returns a descriptor. Raises
     NotAnArchive.
     """

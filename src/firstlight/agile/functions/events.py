@@ -132,7 +132,7 @@ class Queue:
 
     async def _deliver(self, event: Event) -> None:
         try:
-            await self._tried(event)
+            await self._try_event(event)
         except asyncio.CancelledError:
             self._store.postpone(event.id, event.attempts, event.due)  # no attempt has failed
             raise
@@ -149,7 +149,7 @@ class Queue:
                 del self._busy[event.name]
             self._news.set()
 
-    async def _tried(self, event: Event) -> None:
+    async def _try_event(self, event: Event) -> None:
         """Answer an event; postpone or give up one that fails."""
         attempts = event.attempts + 1
         if attempts > self._config.retries + _ENDS_MOST:

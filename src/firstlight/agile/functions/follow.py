@@ -94,7 +94,7 @@ class Follower:
 
     def _compare(self, wanted: dict[str, State]) -> None:
         """Begin the changes that make the runtime serve what is declared. Raises Failed."""
-        served = self._registered()
+        served = self._read_registered()
         now = time.monotonic()
         with self._lock:
             self._wanted = wanted
@@ -119,7 +119,7 @@ class Follower:
         if counts["served"] + counts["refused"] >= counts["wanted"]:
             self.settled.set()
 
-    def _registered(self) -> dict[str, State]:
+    def _read_registered(self) -> dict[str, State]:
         with Client(self._runtime) as client:
             return {each.name: objects.kept(each.tags)
                     for each in client.functions(protocol.ListFunctions())
@@ -166,7 +166,7 @@ class Follower:
                 with Client(self._runtime) as client:
                     client.functions(request)
             except Failed as error:
-                self._registered()  # a failure here is the runtime's, not the function's
+                self._read_registered()  # a failure here is the runtime's, not the function's
                 problem = f"{error.message}; {error.hint}" if error.hint else error.message
         with self._lock:
             if problem:

@@ -135,10 +135,10 @@ def fetch(source: str, stage: Path, blobs: Path, uid: int) -> Image:
         raise NoImage(f"{source}: fetching it takes more than {_SECONDS} s") from None
     if status:
         raise _failure(source, child.errors.decode(errors="replace"))
-    return _checked(source, stage / "layout", blobs)
+    return _check_layout(source, stage / "layout", blobs)
 
 
-def verified(path: Path, digest: str, what: str) -> int:
+def open_verified(path: Path, digest: str, what: str) -> int:
     """Open a blob whose content has that digest; returns a descriptor. Raises BadCode."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -192,7 +192,7 @@ def _check_way(stage: Path, uid: int) -> None:
                          f"chmod o+x {parent}, or configure another store")  # fmt: skip
 
 
-def _checked(source: str, layout: Path, blobs: Path) -> Image:
+def _check_layout(source: str, layout: Path, blobs: Path) -> Image:
     try:
         index = msgspec.json.decode(_text(layout / "index.json"), type=_Index)
         digest = index.manifests[0].digest

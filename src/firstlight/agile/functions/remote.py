@@ -6,20 +6,20 @@ from firstlight.agile import protocol
 from firstlight.agile.functions.catalogue import Functions
 
 
-async def answered(functions: Functions, request: protocol.FunctionRequest) -> protocol.Answer:
+async def answer(functions: Functions, request: protocol.FunctionRequest) -> protocol.Answer:
     """The answer to a request. Raises Failed."""
     match request:
         case protocol.ListFunctions(name):
             names = [name] if name else functions.names()
             return protocol.Functions([functions.get(each) for each in names])
         case protocol.CallFunction():
-            return await _called(functions, request)
+            return await _call(functions, request)
     await _change(functions, request)
     known = request.name in functions.names()
     return protocol.Functions([functions.get(request.name)] if known else [])
 
 
-async def _called(functions: Functions, request: protocol.CallFunction) -> protocol.Answer:
+async def _call(functions: Functions, request: protocol.CallFunction) -> protocol.Answer:
     identity, event = str(uuid.uuid4()), request.event
     protocol.check_json(event)
     if request.later:

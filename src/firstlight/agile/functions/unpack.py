@@ -89,19 +89,19 @@ class Unpacker:
         ``what`` names it in errors. After an error the caller removes what was written.
         """
         with ExitStack() as ending:
-            pid, talk = self._forked(job, archive, what, ending)
+            pid, talk = self._fork(job, archive, what, ending)
             try:
-                return _conversed(pid, talk, job, what)
+                return _converse(pid, talk, job, what)
             except TimeoutError:
                 raise BadCode(f"{what}: unpacking takes more than {_SECONDS:.0f} s") from None
             except Excess:
                 raise BadCode(f"{what}: the process that unpacks it writes without end") from None
 
-    def _forked(
+    def _fork(
         self, job: Job, archive: int, what: str, ending: ExitStack
     ) -> tuple[int, socket.socket]:
         """Start a process for a job; it ends with that context."""
-        child, maker = self._maker = self._maker or self._started()
+        child, maker = self._maker = self._maker or self._start_maker()
         talk, theirs = socket.socketpair()
         ending.enter_context(talk)
         with theirs, suppress(OSError):
@@ -117,7 +117,7 @@ class Unpacker:
         ending.callback(_end, descriptors[0])
         return int(pid), talk
 
-    def _started(self) -> tuple[Child, socket.socket]:
+    def _start_maker(self) -> tuple[Child, socket.socket]:
         script = str(files("firstlight.agile.functions").joinpath("unpack_main.py"))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -129,17 +129,17 @@ class Unpacker:
         return self._open.enter_context(child), ours
 
 
-def _conversed(pid: int, talk: socket.socket, job: Job, what: str) -> Unpacked:
+def _converse(pid: int, talk: socket.socket, job: Job, what: str) -> Unpacked:
     until = time.monotonic() + _SECONDS
-    ready = _heard(talk, until, line=True)
+    ready = _receive(talk, until, line=True)
     if b"ready" not in ready:
-        words = (ready + _heard(talk, until))[-_WORDS_MOST:].decode(errors="replace").strip()
+        words = (ready + _receive(talk, until))[-_WORDS_MOST:].decode(errors="replace").strip()
         raise Failed(f"cannot confine the process that unpacks {what}: {words}")
     if rights := _rights(pid, job.uid):
         raise Failed(f"the process that unpacks {what} is not confined: {', '.join(rights)}")
     with suppress(OSError):
         talk.sendall(b"\n")
-    said = _heard(talk, until)
+    said = _receive(talk, until)
     try:
         answer = json.loads(said)
         if "refused" not in answer:
@@ -151,19 +151,19 @@ def _conversed(pid: int, talk: socket.socket, job: Job, what: str) -> Unpacked:
     raise kind(f"{what}: {why}", _REMEDIES.get(answer["refused"]))
 
 
-def _heard(talk: socket.socket, until: float, *, line: bool = False) -> bytes:
+def _receive(talk: socket.socket, until: float, *, line: bool = False) -> bytes:
     """A line, or all, of what the process says. Raises TimeoutError, Excess."""
-    heard = b""
+    received = b""
     with suppress(ConnectionResetError):  # it ended before it was let go
-        while not (line and b"\n" in heard):
+        while not (line and b"\n" in received):
             talk.settimeout(max(0.001, until - time.monotonic()))
             part = talk.recv(_PART)
             if not part:
                 break
-            heard += part
-            if len(heard) > _ANSWER_MOST:
+            received += part
+            if len(received) > _ANSWER_MOST:
                 raise Excess
-    return heard
+    return received
 
 
 def _end(process: int) -> None:

@@ -217,7 +217,7 @@ class Tree:
             os.unlink(path)
 
 
-def _opened(blob: BinaryIO) -> Reader:
+def _open_blob(blob: BinaryIO) -> Reader:
     """The content of a blob that may be compressed."""
     head = blob.read(4)
     blob.seek(0)
@@ -234,7 +234,7 @@ def _opened(blob: BinaryIO) -> Reader:
 
 def _tar(tree: Tree, blob: BinaryIO, layer: bool, into: str) -> str:
     """Unpack a tar file; returns its digest, uncompressed."""
-    stream = Counted(_opened(blob))
+    stream = Counted(_open_blob(blob))
     with tarfile.open(fileobj=stream, mode="r|", errorlevel=2) as archive:  # type: ignore[call-overload]
         for member in archive:
             path = tree.path(member.name)

@@ -99,12 +99,12 @@ class _Endpoint:
         request = Request(scope, receive)
         identity = str(uuid.uuid4())
         scope.setdefault("state", {})["request_id"] = identity
-        response = await self._answered(request)
+        response = await self._answer(request)
         if response is not None:
             response.headers["x-amzn-requestid"] = identity
             await response(scope, receive, send)
 
-    async def _answered(self, request: Request) -> Response | None:
+    async def _answer(self, request: Request) -> Response | None:
         operation = self._operations.get(request.method)
         try:
             if not self._operations:
@@ -399,7 +399,7 @@ async def _account(functions: Functions, request: Request) -> Response:
 
 
 async def _invoke(functions: Functions, request: Request) -> Response:
-    called = await _called(functions, request, ("RequestResponse", "Event", "DryRun"))
+    called = await _run_invocation(functions, request, ("RequestResponse", "Event", "DryRun"))
     if isinstance(called, Response):
         return called
     headers = {"x-amz-executed-version": called.version}
@@ -412,7 +412,7 @@ async def _invoke(functions: Functions, request: Request) -> Response:
 
 async def _invoke_streamed(functions: Functions, request: Request) -> Response:
     """Invoke, with the answer in the form of a stream. It is sent when it is whole."""
-    called = await _called(functions, request, ("RequestResponse", "DryRun"))
+    called = await _run_invocation(functions, request, ("RequestResponse", "DryRun"))
     if isinstance(called, Response):
         return called
     payload, complete = called.answer.payload, {}
@@ -433,7 +433,7 @@ class _Called(NamedTuple):
     log: str
 
 
-async def _called(
+async def _run_invocation(
     functions: Functions, request: Request, kinds: tuple[str, ...]
 ) -> _Called | Response:
     """Invoke a function as a request says; a response where there is no answer to wait for."""

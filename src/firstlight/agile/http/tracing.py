@@ -37,7 +37,7 @@ class Tracing:
         exporter = OTLPSpanExporter(endpoint=f"{config.otlp.rstrip('/')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("firstlight")
-        serving.observers.append(self._answered)
+        serving.observers.append(self._add_spans)
 
     def close(self) -> None:
         """Send the remaining spans; waits for the collector."""
@@ -84,7 +84,7 @@ class Tracing:
             context.detach(token)
             span.end()
 
-    def _answered(self, outcome: Outcome) -> None:
+    def _add_spans(self, outcome: Outcome) -> None:
         """Add the spans of a completed request, as children of the current span."""
         version = outcome.version
         attributes: dict[str, Any] = {

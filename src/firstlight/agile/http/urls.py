@@ -97,11 +97,11 @@ class _Proxy:
 
     async def _answer(self, exchange: "_Exchange") -> None:
         if not exchange.asks_websocket:
-            await self._answered(exchange)
+            await self._respond(exchange)
         elif self._websockets < self._websockets_most:
             self._websockets += 1
             try:
-                await self._answered(exchange)
+                await self._respond(exchange)
             finally:
                 self._websockets -= 1
         else:
@@ -111,7 +111,7 @@ class _Proxy:
             )
             await exchange.refuse(429, failed)
 
-    async def _answered(self, exchange: "_Exchange") -> None:
+    async def _respond(self, exchange: "_Exchange") -> None:
         name, _, qualifier = exchange.name.partition(":")
         try:
             async with self._functions.using(name, qualifier) as version:
@@ -200,7 +200,7 @@ class _Exchange:
     async def _switch(self, answer: Exchange) -> None:
         if not self.asks_websocket:
             raise Failed(f"{self.name} switches to a protocol that nobody asked for")
-        client = websockets.switched(self._scope, answer.headers)
+        client = websockets.switch(self._scope, answer.headers)
         self.is_websocket = self._begun = True
         await websockets.lead(client, answer)
 

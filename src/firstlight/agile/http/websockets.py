@@ -28,7 +28,7 @@ def asked(scope: Scope) -> bool:
     return b"upgrade" in listed[b"connection"] and b"websocket" in listed[b"upgrade"]
 
 
-def switched(scope: Scope, headers: Headers) -> Switched:
+def switch(scope: Scope, headers: Headers) -> Switched:
     """The client's connection, after a function has accepted it. Raises Failed."""
     switch: Callable[[bytes], Switched | None] = scope["extensions"][SWITCH]
     client = switch(_head(headers))
@@ -50,17 +50,17 @@ async def lead(client: Switched, instance: Exchange) -> None:
 async def _both(client: Switched, instance: Exchange, limit: asyncio.Timeout) -> None:
     loop = asyncio.get_running_loop()
 
-    def moved() -> None:
+    def restart_limit() -> None:
         limit.reschedule(loop.time() + IDLE_SECONDS)
 
     async def up() -> None:
         while data := await client.reader.read(_PART):
-            moved()
+            restart_limit()
             await instance.write(data)
 
     async def down() -> None:
         while data := await instance.read(_PART):
-            moved()
+            restart_limit()
             await client.write(data)
 
     ways = [loop.create_task(way()) for way in (up, down)]

@@ -214,14 +214,14 @@ class Firewall:
     async def publish(self, ports: dict[int, int], address: IPv4Address) -> None:
         """Forward ports of the host to ports of an instance. Raises Failed."""
         elements = ", ".join(f"{h} : {address} . {i}" for h, i in ports.items())
-        await self._batched(
+        await self._run_batched(
             f"add element inet {self.table} ports {{ {elements} }}", "publish a port"
         )
 
     async def withdraw(self, ports: Iterable[int]) -> None:
         """Stop forwarding these ports. Raises Failed."""
         elements = ", ".join(map(str, ports))
-        await self._batched(
+        await self._run_batched(
             f"delete element inet {self.table} ports {{ {elements} }}", "withdraw a port"
         )
 
@@ -241,7 +241,7 @@ class Firewall:
     async def _make_table(self) -> None:
         rate, count = self._config.connection_rate, _COUNT
         try:
-            await self._loaded(self._text(rate, count))
+            await self._load(self._text(rate, count))
         except Unanswered:
             raise
         except Failed as error:
@@ -253,7 +253,7 @@ class Firewall:
                 "modprobe nft_connlimit", rate,
             )  # fmt: skip
 
-    async def _loaded(self, table: str) -> None:
+    async def _load(self, table: str) -> None:
         """Make the table, whose modules a slow kernel takes long to load: it goes on meanwhile.
 
         A killed helper may have made it all the same, and making it again adds its rules twice.
@@ -295,7 +295,7 @@ class Firewall:
             count_served=count.format(set="served", end="daddr", **limits),
         )  # fmt: skip
 
-    async def _batched(self, commands: str, what: str) -> None:
+    async def _run_batched(self, commands: str, what: str) -> None:
         """Run commands, batched with those that arrive meanwhile, because each transaction waits
         for RCU.
         """

@@ -167,7 +167,7 @@ class NetHelper:
         self._count += 1
         message = request.encode(self._count)
         if self._helper is None:
-            self._helper = Helper(PROGRAM, self._take_answer, self._died)
+            self._helper = Helper(PROGRAM, self._take_answer, self._note_end)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._helper.send(message, [descriptor] if descriptor >= 0 else [])
         self._pending[self._count] = future
@@ -210,7 +210,7 @@ class NetHelper:
         why = f"the network helper did not answer in {self._patience():g} s and was killed"
         self._end(why, wait=False)
 
-    def _died(self) -> None:
+    def _note_end(self) -> None:
         self._end("the network helper was killed")
 
     def _end(self, why: str, wait: bool = True) -> None:

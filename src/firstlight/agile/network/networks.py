@@ -201,7 +201,7 @@ class Networks:
         unchanged: counters, sockets, addresses, routes and their exceptions, rules, neighbours,
         sysctls, IPsec, packet filters.
         """
-        answer = await self._looked(network)
+        answer = await self._look(network)
         return answer is not None and (
             (answer.digest, answer.counters) == (network.digest, network.counters)
         )
@@ -218,13 +218,13 @@ class Networks:
                 await self._end_connections(network.address)
         except Failed:
             return False
-        answer = await self._looked(network, _RESTS_TO_WASH)
+        answer = await self._look(network, _RESTS_TO_WASH)
         if answer is None or answer.digest != network.digest:
             return False
         network.counters, network.quick = answer.counters, answer.quick
         return True
 
-    async def _looked(self, network: Network, rests: int = _RESTS) -> Answer | None:
+    async def _look(self, network: Network, rests: int = _RESTS) -> Answer | None:
         """The digests of a namespace that has rested, each time twice as long. A closed socket is
         in it until the kernel's next grace period has ended, on a busy host for seconds.
         """

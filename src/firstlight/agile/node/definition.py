@@ -84,4 +84,4 @@ def tree(function: Function, directory: Path, uid: int) -> int:
     bare = root(function, directory, user)
     if not function.volumes and not function.secrets:
         return bare
-    return volumes.mounted(bare, function, user, group, directory / "volumes")
+    return volumes.mount(bare, function, user, group, directory / "volumes")

@@ -86,16 +86,16 @@ class Instances:
     async def open(self, stay: bool) -> None:
         """Take over the running node, or start one. ``stay``: it outlives this process."""
         self._stay = stay
-        await self._connected()
+        await self._connect()
         loop = asyncio.get_running_loop()
         self._keepers = [loop.create_task(work) for work in (self._keep(), self._watch())]
 
-    async def _connected(self) -> Node:
+    async def _connect(self) -> Node:
         async with self._opening:
             if self._node and not self._node.is_open():
                 await asyncio.shield(self._node.gone)
             if self._node is None:
-                node = Node(self._config, self._on_event, self._rich, self._lost)
+                node = Node(self._config, self._on_event, self._rich, self._recover)
                 with ExitStack() as opened:
                     tops = [os.open(top, os.O_RDONLY | os.O_DIRECTORY)
                             for top in self._cgroups.tops_by_controller]  # fmt: skip
@@ -140,7 +140,7 @@ class Instances:
         reused.
         """
         with suppress(Failed):
-            await node.synced()
+            await node.sync()
         for held in left:
             self._stock.parts.discard(held)
 
@@ -193,7 +193,7 @@ class Instances:
 
     async def registered(self, function: Function, fresh: bool = True) -> Registered:
         """Register a function, so that the node starts it by its number. Raises Failed."""
-        await self._connected()
+        await self._connect()
         return await self._registry.get(function, fresh)
 
     async def prepare(self, function: Function, sandboxes: int) -> None:
@@ -201,7 +201,7 @@ class Instances:
         await self.registered(function)
         await self._stock.warm(function.network)
         if sandboxes:
-            await self._connected()
+            await self._connect()
             await self._sandboxes.warm(sandboxes)
 
     async def has_lost(self, node: int) -> bool:
@@ -209,13 +209,13 @@ class Instances:
         if self._hung.done():
             return False
         with suppress(Failed):  # it ends meanwhile, or hangs
-            await self.synced()
-        return (await self._connected()).pid != node
+            await self.sync()
+        return (await self._connect()).pid != node
 
-    async def synced(self) -> None:
+    async def sync(self) -> None:
         """Return when this manager knows everything that clients were told."""
         if self._node and self._node.is_open():
-            await self._node.synced()
+            await self._node.sync()
 
     async def start(
         self, function: Function, streams: tuple[int, int, int] | None, requested: int,
@@ -237,7 +237,7 @@ class Instances:
                 if not streams:
                     for descriptor in theirs:
                         os.close(descriptor)
-        instance = self._running.answered(answer, entry.function)
+        instance = self._running.note_answer(answer, entry.function)
         if outputs:
             instance.stdout, instance.stderr = outputs
         return instance
@@ -246,7 +246,7 @@ class Instances:
         """Returns when the node has it: the start comes by a socket of its own. Raises Failed."""
         given = await self._stock.give_listening(entry)
         try:
-            await self.synced()
+            await self.sync()
         except BaseException:
             if not (given and given.error):  # else the node does not have it
                 self._stock.not_used(entry)
@@ -302,7 +302,7 @@ class Instances:
         ``process`` replaces the function's command and limits for the node. It outlives this
         process.
         """
-        node = await self._connected()
+        node = await self._connect()
         entry = self._registry.only(function)
         process = process or function
         try:
@@ -323,7 +323,7 @@ class Instances:
         except BaseException:
             await self._forget_only(entry)
             raise
-        instance = self._running.answered(answer, entry.function)
+        instance = self._running.note_answer(answer, entry.function)
         self._forget_with(instance, entry)
         return instance
 
@@ -344,7 +344,7 @@ class Instances:
     async def keep_logs(self) -> None:
         """Keep the output of instances that ask for it. Raises Failed."""
         async with self._logs_lock:
-            node = await self._connected()
+            node = await self._connect()
             if self._logs and self._logs.node == node.pid and self._logs.is_running():
                 return  # another start took it
             if old := self._logs:
@@ -353,7 +353,7 @@ class Instances:
             self._logs = await asyncio.to_thread(Keeper, self._config, node.pid)
             node.keep_log(self._logs.socket.fileno())
             self._logs.socket.close()  # it ends with the node's
-            await node.synced()  # who asked for it starts by a socket of its own
+            await node.sync()  # who asked for it starts by a socket of its own
 
     @property
     def history(self) -> History:
@@ -385,7 +385,7 @@ class Instances:
         if instance.function.ports and instance.address:
             await self._networks.publish(instance.function.ports, instance.address)
 
-    def explained(self, function: Function) -> Failed:
+    def explain(self, function: Function) -> Failed:
         """Why a part of the function's starts could not be made."""
         return self._stock.explain(function)
 
@@ -407,7 +407,7 @@ class Instances:
         try:
             tree = await asyncio.to_thread(definition.tree, function, config.directory, uid)
             try:
-                node = await self._connected()
+                node = await self._connect()
                 await self._resolve(node)
                 await node.register(definition.encode(entry, function, 0, flags, uid), tree, words)
             finally:
@@ -446,7 +446,7 @@ class Instances:
             if node is None or not node.is_open():
                 continue
             try:
-                await node.synced()
+                await node.sync()
             except Failed as error:
                 if node.is_open() and not self._hung.done():
                     _log.error("%s: %s", error.message, error.hint)
@@ -466,11 +466,11 @@ class Instances:
     def _on_event(self, event: Event) -> None:
         match event.verb:
             case EventVerb.STARTED:
-                self._started(event)
+                self._note_start(event)
             case EventVerb.ENDED | EventVerb.FAILED:
-                self._ended(event)
+                self._note_end(event)
             case EventVerb.RESTED:
-                self._rested(event)
+                self._note_rest(event)
             case EventVerb.WANT:
                 self._stock.want(event)
             case EventVerb.WAITING:
@@ -478,7 +478,7 @@ class Instances:
             case EventVerb.DONE:
                 self._stock.refused(event.id - wire.PART_REFUSED, event.error)
 
-    def _started(self, event: Event) -> None:
+    def _note_start(self, event: Event) -> None:
         if event.id in self._using:
             return
         self._gate.seen()
@@ -504,7 +504,7 @@ class Instances:
             instance.network.set_result(network)
         self._sandboxes.started(warm)
 
-    def _ended(self, event: Event) -> None:
+    def _note_end(self, event: Event) -> None:
         number, _, cgroup = self._using.pop(event.id, (event.function, event.network, event.cgroup))
         if event.verb == EventVerb.FAILED:
             self._stock.take(event)
@@ -518,7 +518,7 @@ class Instances:
         if instance and event.verb == EventVerb.ENDED:
             self.history.ended(instance, ended)
         if instance and instance.function.ports and instance.address:
-            self._task(self._released(instance, ended, event.network))
+            self._task(self._note_release(instance, ended, event.network))
             return
         if instance and not instance.ended.done():
             instance.ended.set_result(ended)
@@ -526,7 +526,7 @@ class Instances:
         if held and not held.left:
             self._task(self._used.recycle(held, entry))
 
-    def _rested(self, event: Event) -> None:
+    def _note_rest(self, event: Event) -> None:
         """The node has judged a used network."""
         held = self._stock.parts.get(event.network)
         if held is None:
@@ -540,7 +540,7 @@ class Instances:
             return
         self._stock.rested(held, event.function)
 
-    async def _released(self, instance: Instance, ended: Ended, index: int) -> None:
+    async def _note_release(self, instance: Instance, ended: Ended, index: int) -> None:
         """Its end is told when its ports are free again."""
         if instance.address:
             await self._used.withdraw(instance.function.ports, instance.address)
@@ -549,7 +549,7 @@ class Instances:
         if held := self._stock.parts.get(index):
             self._stock.parts.discard(held)
 
-    def _lost(self) -> None:
+    def _recover(self) -> None:
         """The node was killed, with everything that it had: start another."""
         self._node = None
         self._answers()
@@ -562,13 +562,13 @@ class Instances:
         self._sandboxes.lost()
         self._running.lost()
         if not self._closing:
-            self._task(self._replaced())
+            self._task(self._replace_node())
 
-    async def _replaced(self) -> None:
+    async def _replace_node(self) -> None:
         """Start another node at once, because clients reach it and this process only through it."""
         while not self._closing and self._node is None:
             try:
-                await self._connected()
+                await self._connect()
             except Failed as error:
                 _log.warning("cannot start another node: %s", error.message)
                 await asyncio.sleep(_RETRY_SECONDS)

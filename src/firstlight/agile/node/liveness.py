@@ -16,7 +16,7 @@ HANG_SECONDS = 30.0
 """Who does not answer a look in this time hangs."""
 
 
-def connected(path: Path) -> socket.socket:
+def connect(path: Path) -> socket.socket:
     """Connect to the node that listens there, with a deadline for sends. Raises Failed."""
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     whole, part = divmod(HANG_SECONDS, 1.0)
@@ -56,7 +56,7 @@ def wait_readable(connection: socket.socket, check: Callable[[], None]) -> None:
 
 def check_node(path: Path) -> None:
     """Raise Failed if the node that listens there does not answer."""
-    with connected(path) as probe:
+    with connect(path) as probe:
         try:
             probe.send(wire.request(wire.RequestVerb.PING))
             probe.recv(4096)
@@ -69,7 +69,7 @@ def check_node(path: Path) -> None:
 def check_manager(path: Path) -> None:
     """Raise Failed if the node does not answer, or its manager."""
     check_node(path)
-    with connected(path) as probe:
+    with connect(path) as probe:
         try:
             probe.send(protocol.encode(protocol.Ping()))
             probe.recv(protocol.MESSAGE_MAX)

@@ -81,9 +81,9 @@ class Node:
 
         Raises Failed.
         """
-        connection = _connected(self._config)
+        connection = _connect(self._config)
         if connection is None:
-            connection = await asyncio.to_thread(_started, self._config)
+            connection = await asyncio.to_thread(_start, self._config)
         self.pid = peer(connection)
         self._pidfd = os.pidfd_open(self.pid)
         self._state = State()
@@ -145,7 +145,7 @@ class Node:
         self._pending[serial] = future  # it answers nothing but refusals
         self._send(wire.order(OrderVerb.WITHDRAW, id=serial, count=index))
         try:
-            await self.synced()
+            await self.sync()
         finally:
             self._pending.pop(serial, None)
             refused = future.done() and future.exception() is not None
@@ -161,7 +161,7 @@ class Node:
         between = int(1e6 / size.rate)
         self._send(wire.order(OrderVerb.SANDBOXES, flags=between, count=size.high, length=size.low))
 
-    async def synced(self) -> None:
+    async def sync(self) -> None:
         """Return when all events that clients were told of have arrived here."""
         await self._do(OrderVerb.SYNC)
 
@@ -377,7 +377,7 @@ def end(config: Config, hangs: bool = False) -> None:
         raise Failed(f"the node, pid {pid}, survives SIGKILL", f"see /proc/{pid}/stack")
 
 
-def _connected(config: Config) -> socket.socket | None:
+def _connect(config: Config) -> socket.socket | None:
     """Connect to the running node; None if there is none."""
     link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -388,7 +388,7 @@ def _connected(config: Config) -> socket.socket | None:
     return link
 
 
-def _started(config: Config) -> socket.socket:
+def _start(config: Config) -> socket.socket:
     """Start a node and connect to it. Raises Failed."""
     path = str(native("firstlight-node"))
     reading, writing = os.pipe()
@@ -405,7 +405,7 @@ def _started(config: Config) -> socket.socket:
     until = time.monotonic() + _START_SECONDS
     with os.fdopen(reading, "rb") as ready:
         ready.read()
-    while (link := _connected(config)) is None:
+    while (link := _connect(config)) is None:
         if time.monotonic() > until:
             raise Failed(f"the node does not start in {config.directory}", "see the log")
         time.sleep(0.01)

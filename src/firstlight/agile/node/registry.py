@@ -94,7 +94,7 @@ class Registry:
 
     def only(self, function: Function) -> Registered:
         """Register a function that is started once, by this caller alone."""
-        number = self._taken_number()
+        number = self._take_number()
         self._serial += 1
         entry = Registered(function, number, self._serial)
         self._by_number[entry.number] = entry
@@ -158,11 +158,11 @@ class Registry:
             if key in self._by_key:
                 return self._by_key[key]
         bare = msgspec.structs.replace(function, env={})
-        entry = Registered(bare, self._taken_number())
+        entry = Registered(bare, self._take_number())
         self._by_key[key] = self._by_number[entry.number] = entry
         return entry
 
-    def _taken_number(self) -> int:
+    def _take_number(self) -> int:
         if not self._free:
             raise Failed("no more functions can be registered", "stop some instances")
         return self._free.popleft()

@@ -66,7 +66,7 @@ class Running:
             instance.ended.set_result(_LOST)
         return instance
 
-    def answered(self, answer: Answer, function: Function) -> Instance:
+    def note_answer(self, answer: Answer, function: Function) -> Instance:
         """Note an answer's instance. Its events may have arrived before, even that of its end."""
         instance = self._running.get(answer.instance) or self._ended.get(answer.instance)
         instance = instance or self.add(

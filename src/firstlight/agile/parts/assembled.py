@@ -30,7 +30,7 @@ def assemble(files: Mapping[str, Path], directories: tuple[str, ...], most: int)
 
     def work() -> None:
         try:
-            outcome.append(_assembled(files, directories, most))
+            outcome.append(_assemble(files, directories, most))
         except BaseException as error:  # the caller's thread raises it
             outcome.append(error)
 
@@ -43,7 +43,7 @@ def assemble(files: Mapping[str, Path], directories: tuple[str, ...], most: int)
     return outcome[0]
 
 
-def _assembled(files: Mapping[str, Path], directories: tuple[str, ...], most: int) -> int:
+def _assemble(files: Mapping[str, Path], directories: tuple[str, ...], most: int) -> int:
     _check("unshare the mounts", _libc.unshare(_NEW_MOUNTS))
     _check("unshare the mounts",
            _libc.mount(None, b"/", None, _RECURSIVE_MOUNT | _PRIVATE, None))  # fmt: skip

@@ -102,14 +102,14 @@ class Cgroups:
                             "it has some, it gives no controllers")  # fmt: skip
                 raise Failed(f"cannot make the cgroup {top}: {error.strerror}", hint) from error
 
-    def adopt(self, number: int, doors: bool = False) -> Cgroup:
-        """An earlier runtime's cgroup, by its name. With ``doors``, raises OSError."""
+    def adopt(self, number: int, entry_fds: bool = False) -> Cgroup:
+        """An earlier runtime's cgroup, by its name. With ``entry_fds``, raises OSError."""
         self._serial = max(self._serial, number)
         paths = tuple(top / str(number) for top in self._tops)
-        opened = self._open_doors(paths) if doors else ()
+        opened = self._open_entry_fds(paths) if entry_fds else ()
         return Cgroup(paths, opened, self._hierarchies["memory"] / self._name / str(number))
 
-    def _open_doors(self, paths: tuple[Path, ...]) -> tuple[int, ...]:
+    def _open_entry_fds(self, paths: tuple[Path, ...]) -> tuple[int, ...]:
         flags = os.O_RDONLY | os.O_DIRECTORY if self.unified else os.O_WRONLY
         opened: list[int] = []
         try:
@@ -136,12 +136,12 @@ class Cgroups:
             for entry in list(os.scandir(top)):
                 if entry.is_dir() and entry.name.isdecimal():
                     self._serial = max(self._serial, int(entry.name))
-                    if entry.name not in names and not _removed(Path(entry.path)):
+                    if entry.name not in names and not _try_remove(Path(entry.path)):
                         _kill(Path(entry.path))
                         self._busy.append(Path(entry.path))
 
-    def make(self, limits: Limits, doors: bool = True) -> Cgroup:
-        """Make a cgroup with its limits set; without ``doors`` it is entered by name. Raises
+    def make(self, limits: Limits, entry_fds: bool = True) -> Cgroup:
+        """Make a cgroup with its limits set; without ``entry_fds`` it is entered by name. Raises
         Failed.
         """
         self._retry_busy()
@@ -153,7 +153,7 @@ class Cgroups:
                 path.mkdir()
             for file, text in self._settings(limits):
                 _write(file, text)
-            opened = self._open_doors(paths) if doors else ()
+            opened = self._open_entry_fds(paths) if entry_fds else ()
         except OSError as error:
             for path in paths:
                 with suppress(OSError):
@@ -181,19 +181,19 @@ class Cgroups:
         yield top["pids"] / "pids.max", str(limits.pids)
 
     @contextmanager
-    def doors(self, cgroup: Cgroup) -> Iterator[list[int]]:
+    def entry_fds(self, cgroup: Cgroup) -> Iterator[list[int]]:
         """Descriptors by which a process moves itself in; on version 2 this is ``cgroup.procs``,
         which is slow.
         """
         if not self.unified:
             yield list(cgroup.descriptors)
             return
-        doors = [os.open(path / "cgroup.procs", os.O_WRONLY) for path in cgroup.paths]
+        entry_fds = [os.open(path / "cgroup.procs", os.O_WRONLY) for path in cgroup.paths]
         try:
-            yield doors
+            yield entry_fds
         finally:
-            for door in doors:
-                os.close(door)
+            for entry_fd in entry_fds:
+                os.close(entry_fd)
 
     def ran_out_of_memory(self, cgroup: Cgroup) -> bool:
         """Whether the kernel killed a process in it because of its memory limit."""
@@ -207,7 +207,7 @@ class Cgroups:
         """Remove a cgroup whose processes have ended; a busy one is tried again later."""
         for descriptor in cgroup.descriptors:
             os.close(descriptor)
-        self._busy.extend(path for path in cgroup.paths if not _removed(path))
+        self._busy.extend(path for path in cgroup.paths if not _try_remove(path))
 
     def processes(self, cgroup: Cgroup) -> set[int]:
         """The pids of its processes. Raises OSError."""
@@ -241,7 +241,7 @@ class Cgroups:
 
     def _retry_busy(self) -> None:
         if self._busy:
-            self._busy = [path for path in self._busy if not _removed(path)]
+            self._busy = [path for path in self._busy if not _try_remove(path)]
 
 
 def remove_tree(top: Path) -> None:
@@ -250,7 +250,7 @@ def remove_tree(top: Path) -> None:
     while top.is_dir():
         below = (Path(entry) for entry in os.scandir(top) if entry.is_dir())
         for path in (*below, top):
-            if not _removed(path):
+            if not _try_remove(path):
                 _kill(path)
         if time.monotonic() > until:
             raise Failed(f"cannot remove the cgroup {top}: it is busy",
@@ -291,7 +291,7 @@ def _pids(path: Path) -> set[int]:
         return set(map(int, file.read().split()))
 
 
-def _removed(path: Path) -> bool:
+def _try_remove(path: Path) -> bool:
     try:
         path.rmdir()
     except OSError as error:

@@ -85,7 +85,7 @@ class Pool(Generic[Part]):
         self.name, self.size = name, size
         self._demand = Demand(size, window)
         self._make, self._discard, self._gate = make, discard, gate
-        self._shelf: deque[Part] = deque()
+        self._ready: deque[Part] = deque()
         self._waiting: deque[asyncio.Future[Part]] = deque()
         self._building: set[asyncio.Future[Part]] = set()
         self._wanted = asyncio.Event()
@@ -101,18 +101,18 @@ class Pool(Generic[Part]):
         self.error: Exception | None = None
 
     def __len__(self) -> int:
-        return len(self._shelf)
+        return len(self._ready)
 
     def take_ready(self) -> Part | None:
         """Take a ready part, or None; counts a hit or a miss."""
         self._demand.take()
-        if self._shelf:
+        if self._ready:
             self._hits += 1
-            part = self._shelf.pop()
+            part = self._ready.pop()
         else:
             self._misses += 1
             part = None
-        if len(self._shelf) < (self._demand.target() if self._demand.follows else self.size.low):
+        if len(self._ready) < (self._demand.target() if self._demand.follows else self.size.low):
             self._want()
         return part
 
@@ -136,10 +136,10 @@ class Pool(Generic[Part]):
         self._waiting.append(waiter)
         building = asyncio.ensure_future(self._make())
         self._building.add(building)
-        building.add_done_callback(self._built)
+        building.add_done_callback(self._build_for)
         return await self._got(waiter)
 
-    def _built(self, building: asyncio.Future[Part]) -> None:
+    def _build_for(self, building: asyncio.Future[Part]) -> None:
         self._building.discard(building)
         if building.cancelled():
             return
@@ -182,29 +182,29 @@ class Pool(Generic[Part]):
     def expect(self, count: int) -> None:
         """Keep this many parts for a window, at most the high mark."""
         self._demand.expect(count)
-        if len(self._shelf) < self._demand.target():
+        if len(self._ready) < self._demand.target():
             self._want()
 
     def follow(self) -> None:
         """Make what the demand needs, and discard the oldest of the surplus."""
-        if len(self._shelf) < self._demand.target():
+        if len(self._ready) < self._demand.target():
             if self._filler:  # once it was used
                 self._want()
             return
         self._demand.settle()
-        while len(self._shelf) > self._demand.target():
-            self._discard(self._shelf.popleft())
+        while len(self._ready) > self._demand.target():
+            self._discard(self._ready.popleft())
 
     def drain(self) -> None:
         """Discard the shelf's parts."""
-        while self._shelf:
-            self._discard(self._shelf.pop())
+        while self._ready:
+            self._discard(self._ready.pop())
 
     async def warm(self, count: int | None = None) -> None:
         """Fill up to ``count``, or to the high mark, and wait for that. Raises the failure."""
         count = min(self.size.high, self.size.high if count is None else count)
         self._warm_to = count
-        while len(self._shelf) < count:
+        while len(self._ready) < count:
             self._demand.expect(count)  # again: filling may take longer than demand is remembered
             if self._closed:
                 raise self._over()
@@ -220,7 +220,7 @@ class Pool(Generic[Part]):
         """What it has done so far."""
         rate = self._made / self._filling_seconds if self._filling_seconds else 0.0
         return Counts(
-            name=self.name, ready=len(self._shelf), low=self.size.low, high=self._demand.target(),
+            name=self.name, ready=len(self._ready), low=self.size.low, high=self._demand.target(),
             hits=self._hits, misses=self._misses, made=self._made, returned=self._returned,
             failed=self._failed, fill_rate=round(rate, 1), fill_seconds=self._filling_seconds,
         )  # fmt: skip
@@ -250,8 +250,8 @@ class Pool(Generic[Part]):
             if not waiter.done():
                 waiter.set_result(part)
                 return
-        if len(self._shelf) < self._demand.target():
-            self._shelf.append(part)
+        if len(self._ready) < self._demand.target():
+            self._ready.append(part)
         else:
             self._discard(part)
 
@@ -263,10 +263,10 @@ class Pool(Generic[Part]):
             self._filler = asyncio.get_running_loop().create_task(self._fill())
 
     def _short(self) -> bool:
-        return len(self._shelf) - self._unserved() < self._demand.target()
+        return len(self._ready) - self._unserved() < self._demand.target()
 
     def _half_empty(self) -> bool:
-        return len(self._shelf) <= self.size.low // 2
+        return len(self._ready) <= self.size.low // 2
 
     def _unserved(self) -> int:
         """How many waiters have no part being built; below 0, how many are built for the shelf."""
@@ -295,7 +295,7 @@ class Pool(Generic[Part]):
                 self.making_seconds += made - began
                 self._made += 1
                 self._put(part)
-                if len(self._shelf) >= self._warm_to:
+                if len(self._ready) >= self._warm_to:
                     self._full.set()
                 if self._short():
                     await asyncio.sleep(max(0.0, began + 1 / self.size.rate - made))

@@ -219,7 +219,7 @@ class Parts:
 
     async def put_cgroup(self) -> None:
         """Make a cgroup and put it on the shelf. Raises Failed."""
-        self._add(self._cgroups.make(self._limits, doors=False), "outbound")
+        self._add(self._cgroups.make(self._limits, entry_fds=False), "outbound")
 
     def give(self, network: Network, reach: Reach, function: int) -> Held:
         """Put a network on its function's own shelf. Raises Failed."""

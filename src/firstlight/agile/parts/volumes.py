@@ -37,7 +37,7 @@ _LINKS_MOST = 40
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def mounted(tree: int, function: Function, uid: int, gid: int, place: Path) -> int:
+def mount(tree: int, function: Function, uid: int, gid: int, place: Path) -> int:
     """The tree with a function's volumes and secrets mounted in it, otherwise read-only.
 
     ``uid`` and ``gid`` are the instances'; ``place`` is an empty directory. Takes the descriptor of
@@ -228,7 +228,7 @@ def _in_thread(tree: int, mounts: list[tuple[str, int]], place: Path) -> int:
 
     def run() -> None:
         try:
-            outcome.append(_assembled(tree, mounts, place))
+            outcome.append(_assemble(tree, mounts, place))
         except BaseException as error:
             outcome.append(error)
 
@@ -241,7 +241,7 @@ def _in_thread(tree: int, mounts: list[tuple[str, int]], place: Path) -> int:
     return result
 
 
-def _assembled(tree: int, mounts: list[tuple[str, int]], place: Path) -> int:
+def _assemble(tree: int, mounts: list[tuple[str, int]], place: Path) -> int:
     what = "a mount namespace for volumes"
     if _libc.unshare(_NEW_NAMESPACE) or _libc.mount(b"none", b"/", None, _MS_REC | _PRIVATE, None):
         raise Failed(f"cannot make {what}: {os.strerror(ctypes.get_errno())}")

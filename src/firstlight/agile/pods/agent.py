@@ -203,7 +203,7 @@ class Agent:
             case Verb.ADD if request.fills:
                 await self._fill(peer, request, descriptor)
             case Verb.ADD:
-                self._hand_over(peer, request, await self._taken())
+                self._hand_over(peer, request, await self._take())
             case Verb.DEL:
                 await self._delete(request)
                 _send(peer, _DONE)
@@ -215,7 +215,7 @@ class Agent:
             case Verb.STATUS:
                 _send(peer, self._status())
 
-    async def _taken(self) -> PodNetwork:
+    async def _take(self) -> PodNetwork:
         if network := self.pool.take_ready():
             return network
         if self.pool.builds:

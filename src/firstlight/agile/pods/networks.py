@@ -97,7 +97,7 @@ class PodNetworks:
 
     async def make(self) -> PodNetwork:
         """Make a namespace with its link. Raises Failed."""
-        number, answer = await self._linked(Verb.MAKE, -1, "eth0")
+        number, answer = await self._make_link(Verb.MAKE, -1, "eth0")
         if answer.descriptor < 0:
             self.addresses.leave(number)
             raise Failed("cannot make a network: too many open files",
@@ -106,9 +106,9 @@ class PodNetworks:
 
     async def fill(self, namespace: int, interface: str) -> int:
         """Make a link in another program's namespace; returns its number. Raises Failed."""
-        return (await self._linked(Verb.FILL, namespace, interface))[0]
+        return (await self._make_link(Verb.FILL, namespace, interface))[0]
 
-    async def _linked(self, verb: Verb, descriptor: int, interface: str) -> tuple[int, Answer]:
+    async def _make_link(self, verb: Verb, descriptor: int, interface: str) -> tuple[int, Answer]:
         until, is_mended = time.monotonic() + GONE_SECONDS, False
         while True:
             number = await self.addresses.take("pod", until)

@@ -176,14 +176,14 @@ class Interpreter:
         )
         os.close(note)
 
-    async def imported(self) -> None:
+    async def await_import(self) -> None:
         """Wait until it has imported the handler, and has no threads or children left. Raises
         Failed.
         """
         try:
             self._look(self._groups.of(self.pid))
         except (OSError, Failed) as error:
-            raise await self._died() from error
+            raise await self._explain_end() from error
         name, seconds = self._function.handler, max(IMPORT_SECONDS, self._function.timeout)
         with native("inside.so").open("rb") as inside, suppress(OSError):
             self._control.sendmsg([seccomp.without(ZYGOTE_CALLS)], rights([inside.fileno()]))
@@ -269,7 +269,7 @@ class Interpreter:
             except OSError:
                 message = b""
             if not message:
-                raise await self._died()
+                raise await self._explain_end()
             try:
                 report = _reports.decode(message)
             except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -304,7 +304,7 @@ class Interpreter:
         files += [INTERPRETER, *(f"/{path}" for path in libraries)]
         self.sources = Sources(self._function.rootfs, files, directories)
 
-    async def _died(self) -> Failed:
+    async def _explain_end(self) -> Failed:
         """The reason why it ended before the handler was imported."""
         name = self._function.handler
         await self._drain.end()

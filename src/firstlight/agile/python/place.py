@@ -118,8 +118,8 @@ class Placer:
             hold, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             failed.callback(hold.close)
             hold.setblocking(False)
-            with theirs, groups.doors(cgroup) as doors:
-                self._helper.send(b"\0", [theirs.fileno(), network.descriptor, *doors])
+            with theirs, groups.entry_fds(cgroup) as entry_fds:
+                self._helper.send(b"\0", [theirs.fileno(), network.descriptor, *entry_fds])
             loop = asyncio.get_running_loop()
             try:
                 async with asyncio.timeout(_SECONDS):

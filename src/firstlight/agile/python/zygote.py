@@ -116,9 +116,9 @@ class Zygote:
 
     async def invoke(self, event: object, requested: int) -> Result:
         """Run the handler on an event in a new instance. Raises Failed."""
-        return await self._works(self._invoked(event, requested))
+        return await self._works(self._invoke(event, requested))
 
-    async def _invoked(self, event: object, requested: int) -> Result:
+    async def _invoke(self, event: object, requested: int) -> Result:
         handler, seconds = self.function.handler, self.function.timeout
         try:
             line = msgspec.json.encode(event) + b"\n"
@@ -127,7 +127,7 @@ class Zygote:
                 "Runtime.UnmarshalError", f"the event of {handler} is not JSON: {error}"
             ) from error
         with self._resources.gate:
-            fork, warm = await self._taken()
+            fork, warm = await self._take_fork()
         node = self._resources.instances.pid
         try:
             async with asyncio.timeout(seconds):
@@ -168,7 +168,7 @@ class Zygote:
     async def serve(self, environment: dict[str, str]) -> Forked:
         """Make an instance that fetches events, with these variables added. Raises Failed."""
         with self._resources.gate:
-            fork, warm = await self._works(self._taken())
+            fork, warm = await self._works(self._take_fork())
         node = self._resources.instances.pid
         forked = Forked(
             fork, warm, lambda: self._resources.cgroups.ran_out_of_memory(fork.place.cgroup),
@@ -208,7 +208,7 @@ class Zygote:
                 "return fewer lists in lists",
             ) from None  # fmt: skip
 
-    async def _taken(self) -> tuple[Fork, bool]:
+    async def _take_fork(self) -> tuple[Fork, bool]:
         """A fork, and whether it was waiting; of the next zygote if the node ends meanwhile."""
         node = self._resources.instances.pid
         try:
@@ -259,7 +259,7 @@ class Zygote:
                 await self._up.settle()
             if not self._is_up():
                 await self._forget()
-                self._up = await self._started()
+                self._up = await self._start_interpreter()
                 self._is_new()
 
     async def take_over(self, up: Interpreter) -> None:
@@ -276,9 +276,9 @@ class Zygote:
         """Let an earlier manager's fork end its work; its answer is dropped."""
         place.generation = self._generation
         fork = Fork(self.function.handler, place, events, outputs)
-        self._task(self._works(self._outlived(fork, busy)))
+        self._task(self._works(self._finish(fork, busy)))
 
-    async def _outlived(self, fork: Fork, busy: bool) -> None:
+    async def _finish(self, fork: Fork, busy: bool) -> None:
         try:
             if busy:
                 await fork.listen()
@@ -295,12 +295,12 @@ class Zygote:
         self._generation += 1
         self.used = time.monotonic()  # the import may have taken longer than the idle time
 
-    async def _started(self) -> Interpreter:
+    async def _start_interpreter(self) -> Interpreter:
         instances, looks = self._resources.instances, dict[str, tuple[int, ...]]()
         for _ in range(_TRIES):
             up = await interpreter.start(self.function, instances, self._resources.cgroups)
             try:
-                await up.imported()
+                await up.await_import()
                 await self._watch(up)
                 changed = await asyncio.to_thread(up.sources.changed_since, up.began, looks)
                 looks |= changed
@@ -318,9 +318,9 @@ class Zygote:
 
     async def _watch(self, up: Interpreter) -> None:
         self._suspect, self._looked = False, time.monotonic()
-        await self._resources.changes.watch(up.sources, self._suspected)
+        await self._resources.changes.watch(up.sources, self._note_suspicion)
 
-    def _suspected(self) -> None:
+    def _note_suspicion(self) -> None:
         self._suspect = True
 
     async def is_stale(self) -> bool:
@@ -353,25 +353,25 @@ class Zygote:
         else:
             network = await resources.networks.make(self.function.network, up.owner)
         try:
-            cgroup = self._cgroups.popleft() if self._cgroups else await self._taken_cgroup()
+            cgroup = self._cgroups.popleft() if self._cgroups else await self._take_cgroup()
             try:
                 return await up.placer.make(resources.cgroups, network, cgroup, generation)
             except BaseException:
-                self._task(self._emptied(cgroup))
+                self._task(self._empty(cgroup))
                 raise
         except BaseException:
             resources.networks.discard(network)
             raise
 
-    async def _taken_cgroup(self) -> Cgroup:
+    async def _take_cgroup(self) -> Cgroup:
         return (await self._cgroup_pool.take())[0]
 
     def _prepare(self) -> None:
         """Prepare a fork while the previous one is born."""
         if self._prepared is None and not self._closing:
-            self._prepared = self._task(self._prepared_fork())
+            self._prepared = self._task(self._prepare_fork())
 
-    async def _prepared_fork(self) -> Fork:
+    async def _prepare_fork(self) -> Fork:
         """Prepare a fork before the zygote is told: its place and its descriptors."""
         place, up = await self._next_place(), self._up
         assert up is not None
@@ -404,7 +404,7 @@ class Zygote:
                 return fork
             self._discard(fork)
 
-    async def _armed(self) -> Fork | None:
+    async def _arm_fork(self) -> Fork | None:
         """Move the zygote into the next fork's cgroup, and send the fork's descriptors. Returns
         None if it ended before: another zygote must not be told of two forks.
         """
@@ -424,7 +424,7 @@ class Zygote:
             return None
         place.left.clear()
         try:
-            await asyncio.to_thread(self._moved, up, place)
+            await asyncio.to_thread(self._move, up, place)
             if up is not self._up or not up.is_up:
                 raise self._gone()
             self._stands_in(place)
@@ -451,7 +451,7 @@ class Zygote:
             self._refusal = error
         up.kill()
 
-    def _moved(self, up: Interpreter, place: Place) -> None:
+    def _move(self, up: Interpreter, place: Place) -> None:
         """Move it, if its forks have left it unchanged. Raises Failed, OSError."""
         up.check()
         self._resources.cgroups.move(up.pid, place.cgroup)
@@ -475,9 +475,9 @@ class Zygote:
 
     def _arm(self) -> None:
         if self._next is None and self._is_up() and not self._closing:
-            self._next = self._task(self._armed())
+            self._next = self._task(self._arm_fork())
 
-    async def _announced(self) -> Fork:
+    async def _take_announced(self) -> Fork:
         """Take the fork that the zygote has been told of. Raises Failed."""
         for _ in range(_TRIES):
             await self.start()
@@ -489,7 +489,7 @@ class Zygote:
 
     async def _ready_fork(self) -> Fork:
         async with self._forking:
-            fork, up = await self._announced(), self._up
+            fork, up = await self._take_announced(), self._up
             node = self._resources.instances.pid
             try:
                 if up is None:
@@ -555,9 +555,9 @@ class Zygote:
     def _give_back(self, place: Place) -> None:
         """End the processes in a place; this function can reuse its parts."""
         place.end()
-        self._task(self._recycled(place))
+        self._task(self._recycle(place))
 
-    async def _recycled(self, place: Place) -> None:
+    async def _recycle(self, place: Place) -> None:
         await place.left.wait()
         groups, networks = self._resources.cgroups, self._resources.networks
         await groups.kill(place.cgroup)
@@ -580,7 +580,7 @@ class Zygote:
     def _is_current(self, place: Place) -> bool:
         return place.generation == self._generation and self._is_up()
 
-    async def _emptied(self, cgroup: Cgroup) -> None:
+    async def _empty(self, cgroup: Cgroup) -> None:
         await self._resources.cgroups.kill(cgroup)
         self._resources.cgroups.remove(cgroup)
 

@@ -80,7 +80,7 @@ class Zygotes:
         resources = self._resources
         up = await interpreter.start(function, resources.instances, resources.cgroups)
         try:
-            await up.imported()
+            await up.await_import()
         finally:
             up.close()
             await up.instance.wait()
@@ -118,7 +118,7 @@ class Zygotes:
         by_instance: dict[int, Zygote] = {}
         for item in items:
             if isinstance(item.what, KeptZygote) and (
-                zygote := await self._taken_over(item.what, item)
+                zygote := await self._take_over(item.what, item)
             ):
                 by_instance[item.what.instance] = zygote
         names = set()
@@ -136,7 +136,7 @@ class Zygotes:
         self._ready.set()
         return names
 
-    async def _taken_over(self, what: KeptZygote, item: Item) -> Zygote | None:
+    async def _take_over(self, what: KeptZygote, item: Item) -> Zygote | None:
         groups, instances = self._resources.cgroups, self._resources.instances
         instance = instances.get(str(what.instance))
         if instance is None:
@@ -168,7 +168,7 @@ class Zygotes:
         await self._resources.networks.adopt(network)
         place = Place(
             what.pid, pidfd, socket.socket(fileno=hold), network,
-            self._resources.cgroups.adopt(what.cgroup, doors=True), 0, kept=item.keepsake,
+            self._resources.cgroups.adopt(what.cgroup, entry_fds=True), 0, kept=item.keepsake,
         )  # fmt: skip
         return place, socket.socket(fileno=events), list(map(Output, outputs))
 
@@ -198,7 +198,7 @@ class Zygotes:
         await self._ready.wait()  # requests may come during the take-over
         key = coding.encode(function)
         while True:
-            zygote = await self._zygotes.get(key, lambda: self._made(function))
+            zygote = await self._zygotes.get(key, lambda: self._make(function))
             self._resources.changes.read()
             if not await zygote.is_stale():
                 return zygote
@@ -210,9 +210,9 @@ class Zygotes:
     def _retire(self, zygote: Zygote) -> None:
         task = asyncio.ensure_future(zygote.retire())
         self._retiring[zygote] = task
-        task.add_done_callback(lambda _: self._retired(zygote))
+        task.add_done_callback(lambda _: self._forget_limits(zygote))
 
-    def _retired(self, zygote: Zygote) -> None:
+    def _forget_limits(self, zygote: Zygote) -> None:
         """Cgroups of its limits are removed with the last function that has these limits."""
         del self._retiring[zygote]
         limits = interpreter.limits(zygote.function)
@@ -255,7 +255,7 @@ class Zygotes:
         await asyncio.gather(*self._retiring.values(), return_exceptions=True)
         self._resources.changes.close()
 
-    async def _made(self, function: Function) -> Zygote:
+    async def _make(self, function: Function) -> Zygote:
         function.check()
         limits = interpreter.limits(function)
         self._make_room()

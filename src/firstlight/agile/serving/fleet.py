@@ -24,7 +24,7 @@ class Fleet:
         self.version = version
         self._emptied = emptied
         self._starts = Starts(
-            version, 1, lambda: start(version), self._started, self.give, self._check_empty
+            version, 1, lambda: start(version), self._note_start, self.give, self._check_empty
         )
         self._idle: list[Kept] = []
         self._ending: set[asyncio.Task[None]] = set()
@@ -109,7 +109,7 @@ class Fleet:
         while tasks := self._starts.tasks | self._ending:
             await asyncio.wait(tasks)
 
-    def _started(self, kept: Kept) -> None:
+    def _note_start(self, kept: Kept) -> None:
         kept.was_ahead = not self._starts.waiting
         self._busy += 1
         self.give(kept)
@@ -130,9 +130,9 @@ class Fleet:
     def _end(self, kept: Kept) -> None:
         task = self._loop.create_task(kept.stop())
         self._ending.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._note_end)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _note_end(self, task: asyncio.Task[None]) -> None:
         self._ending.discard(task)
         self._check_empty()
 

@@ -92,18 +92,18 @@ class Kept:
         except TimeoutError:
             await self._give_up()
             raise InitFailed(
-                self._failed("Sandbox.Timedout", f"Init {timed_out(seconds)}")
+                self._failure("Sandbox.Timedout", f"Init {timed_out(seconds)}")
             ) from None
         except Lost:
-            raise InitFailed(self._failed(*await self._ending())) from None
+            raise InitFailed(self._failure(*await self._ending())) from None
         if error:
-            answer = self._failed("Runtime.InitError", "the initialization failed")
+            answer = self._failure("Runtime.InitError", "the initialization failed")
             payload = error.payload or answer.payload  # one that is too long is not kept
             raise InitFailed(msgspec.structs.replace(answer, payload=payload))
         now = time.monotonic_ns()
-        self._init_ns, self._steps = now - self._requested, self._taken(now)
+        self._init_ns, self._steps = now - self._requested, self._start_steps(now)
 
-    def _taken(self, now: int) -> tuple[Step, ...]:
+    def _start_steps(self, now: int) -> tuple[Step, ...]:
         """The steps of its start: the node's own, or a fork; then its initialization."""
         stamps = self.instance.stamps
         names = sorted((name for name in stamps if name != "requested"), key=stamps.__getitem__)
@@ -113,7 +113,7 @@ class Kept:
             at = max(at, stamps[name])
         return (*steps, Step("initialize", at, now))
 
-    def _failed(self, kind: str, message: str) -> Answer:
+    def _failure(self, kind: str, message: str) -> Answer:
         answer = Answer(
             payload=b"", log_tail=self._log.since(0, _TAIL_MAX),
             init_ns=time.monotonic_ns() - self._requested,
@@ -184,7 +184,7 @@ async def start(
     requested = time.monotonic_ns()
     instance: Forked | Instance
     if forks(version) and import_of(version) not in unforked:
-        instance, log = await _forked(runtime, version, requested, sink, unforked)
+        instance, log = await _start_fork(runtime, version, requested, sink, unforked)
     else:
         instance, log = await start_logged(runtime, definition(version), sink, requested)
     api = RuntimeApi()
@@ -208,7 +208,7 @@ def forks(version: FunctionVersion) -> bool:
     return version.kind == "python" and not own
 
 
-async def _forked(
+async def _start_fork(
     runtime: Runtime, version: FunctionVersion, requested: int, sink: Sink, unforked: set[Import]
 ) -> tuple[Forked | Instance, Log]:
     """Start a fork; or an interpreter of its own, if the import fails or cannot be shared."""

@@ -137,14 +137,14 @@ class RuntimeApi:
         if self._pending and not self._pending.reply.done():
             self._pending.reply.set_exception(Lost(self._pending.taken))
 
-    def connected(self, connection: "_Connection") -> bool:
+    def admit(self, connection: "_Connection") -> bool:
         """Accept a connection, unless the instance has too many."""
         if len(self._connections) >= _CONNECTIONS_MAX or self._ended:
             return False
         self._connections.add(connection)
         return True
 
-    def disconnected(self, connection: "_Connection") -> None:
+    def forget(self, connection: "_Connection") -> None:
         """Forget a closed connection."""
         self._connections.discard(connection)
         if self._polling is connection:
@@ -247,13 +247,13 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport, self._open = transport, True
-        if not self._api.connected(self):
+        if not self._api.admit(self):
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
         self._open = False
-        self._api.disconnected(self)
+        self._api.forget(self)
 
     def data_received(self, data: bytes) -> None:
         if self._busy or self._head > _HEAD_MAX:

@@ -66,7 +66,7 @@ class Serving:
         trace = to_xray(trace) if trace else unsampled()
         try:
             async with self._turns.turn(version):
-                answer = await self._answered(
+                answer = await self._answer(
                     version, Event(request_id, event, version.timeout, arn or version.arn, trace,
                                    client_context), deadline
                 )  # fmt: skip
@@ -94,7 +94,7 @@ class Serving:
         for observe in self.observers:
             observe(outcome)
 
-    async def _answered(
+    async def _answer(
         self, version: FunctionVersion, event: Event, deadline: float | None
     ) -> Answer:
         if version.kind == "command" or once.has_handler(version):
@@ -104,7 +104,7 @@ class Serving:
             return answer
         if version.kind == "http":
             raise Failed(f"{version.name} serves HTTP, not events", "call it by its URL")
-        return await self._fetched(version, event, deadline)
+        return await self._answer_by_fetching(version, event, deadline)
 
     async def try_handler(self, version: FunctionVersion) -> None:
         """Check that a version's handler can be called, if it has one. Raises Failed."""
@@ -219,7 +219,7 @@ class Serving:
             del self._webs[key]
         self._replaced.discard(server)
 
-    async def _fetched(
+    async def _answer_by_fetching(
         self, version: FunctionVersion, event: Event, deadline: float | None
     ) -> Answer:
         """Answer by an instance that fetches its events."""
@@ -255,7 +255,7 @@ class Serving:
                 lambda version: kept.start(
                     self.runtime, version, self.written.sink(version.name), self._unforked
                 ),
-                self._emptied,
+                self._drop_fleet,
             )
             self._fleets[key] = fleet
         return fleet
@@ -265,7 +265,7 @@ class Serving:
         del self._fleets[fleet.version.name, fleet.version.version]
         fleet.retire()
 
-    def _emptied(self, fleet: Fleet) -> None:
+    def _drop_fleet(self, fleet: Fleet) -> None:
         key = fleet.version.name, fleet.version.version
         if self._fleets.get(key) is fleet:
             del self._fleets[key]

@@ -176,14 +176,14 @@ class Upstream:
         if kept := self._take():
             exchange = Exchange(self, *kept)
             try:
-                return await self._begun(exchange, request, body)
+                return await self._begin(exchange, request, body)
             except Broken:
                 if body or exchange.answered or request.method not in _REPEATABLE:
                     raise
                 with suppress(Unreached):
-                    return await self._begun(await self._connected(), request, None)
+                    return await self._begin(await self._connect(), request, None)
                 raise
-        return await self._begun(await self._connected(), request, body)
+        return await self._begin(await self._connect(), request, body)
 
     def keep(self, connection: socket.socket, wire: h11.Connection) -> None:
         """Keep a connection for the next request."""
@@ -199,7 +199,7 @@ class Upstream:
         for connection in list(self._kept):
             self._expire(connection)
 
-    async def _begun(
+    async def _begin(
         self, exchange: Exchange, request: h11.Request, body: AsyncIterator[bytes] | None
     ) -> Exchange:
         try:
@@ -218,7 +218,7 @@ class Upstream:
             connection.close()  # the server has closed it, or sent what nobody asked for
         return None
 
-    async def _connected(self) -> Exchange:
+    async def _connect(self) -> Exchange:
         try:
             connection = socket.socket()
         except OSError as error:

@@ -121,7 +121,7 @@ class Web:
         self.version, self._emptied = version, emptied
         self._starts = Starts(
             version, version.per_instance, lambda: start(runtime, version, sink()),
-            self._started, self.give, self._check_empty,
+            self._note_start, self.give, self._check_empty,
         )  # fmt: skip
         self._up: list[WebInstance] = []
         self._ending: set[asyncio.Task[None]] = set()
@@ -219,13 +219,13 @@ class Web:
         while self._has_room(instance) and self._starts.hand(instance):
             self._use(instance)
 
-    def _started(self, instance: WebInstance) -> None:
+    def _note_start(self, instance: WebInstance) -> None:
         self._up.append(instance)
-        instance.instance.ended.add_done_callback(lambda _: self._gone(instance))
+        instance.instance.ended.add_done_callback(lambda _: self._note_gone(instance))
         instance.requests += 1
         self.give(instance)  # for requests that still wait
 
-    def _gone(self, instance: WebInstance) -> None:
+    def _note_gone(self, instance: WebInstance) -> None:
         if instance in self._up:
             self._end(instance)
 
@@ -249,13 +249,13 @@ class Web:
             instance.expiry.cancel()
         task = self._loop.create_task(instance.close())
         self._ending.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._note_end)
 
     def _end_all(self) -> None:
         for instance in list(self._up):
             self._end(instance)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _note_end(self, task: asyncio.Task[None]) -> None:
         self._ending.discard(task)
         self._check_empty()
 

@@ -35,14 +35,14 @@ class Server:
         self.keeper = Keeper(
             lambda peer, frame, again: self.service.frame(peer, frame, again=again),
             lambda peer: self.service.connection_ended(peer),
-            self._exited,
+            self._note_exit,
         )
         self.pods = Sandboxes(directory / "sandboxes", prepared)
         oci = Runtime(runtime, directory / "oci", directory / "scratch")
         self.tasks = Tasks(directory / "tasks", oci, self.keeper, self.events, self.pods)
         self.service = Service(self.keeper, self.pods, self.tasks)
 
-    def _exited(self, pid: int, status: int, when: int) -> None:
+    def _note_exit(self, pid: int, status: int, when: int) -> None:
         if self.pods.exited(pid, status, when):
             self.keeper.noted(pid)
         else:
@@ -57,7 +57,7 @@ class Server:
         self.pods.load()
         self.tasks.load()
         for exit_ in self.keeper.exits:
-            self._exited(*exit_)
+            self._note_exit(*exit_)
         for name in self.keeper.kept:
             self.keeper.drop(name)  # no process uses these: those in use have been taken over
         await self._clean()

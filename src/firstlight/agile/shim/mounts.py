@@ -41,7 +41,7 @@ def mount(kind: str, source: str, target: Path, options: Iterable[str]) -> None:
     with ExitStack() as held:
         text = ",".join(data)
         if len(text) >= _PAGE:
-            text = ",".join(_shortened(option, held) for option in data)
+            text = ",".join(_shorten(option, held) for option in data)
         _mount(source, target, kind, flags, text)
     if flags & _BIND and flags & ~(_BIND | 0x4000):
         _mount("", target, "", flags | _REMOUNT, "")
@@ -49,7 +49,7 @@ def mount(kind: str, source: str, target: Path, options: Iterable[str]) -> None:
         _mount("", target, "", flag, "")
 
 
-def _shortened(option: str, held: ExitStack) -> str:
+def _shorten(option: str, held: ExitStack) -> str:
     """Name overlay's layers relative to their common directory, because the kernel accepts one page
     of options.
     """

@@ -144,7 +144,7 @@ class Streams:
     async def drain(self) -> None:
         """Copy what a terminal still has, after its last process has ended."""
         if self._is_terminal:
-            await asyncio.gather(*(each.drained() for each in self._pumps[:1]))
+            await asyncio.gather(*(each.drain() for each in self._pumps[:1]))
 
     def close(self) -> None:
         """Close everything."""
@@ -218,7 +218,7 @@ class Pump:
         if not self._ended.is_set() and not self._rest:
             self._read()
 
-    async def drained(self) -> None:
+    async def drain(self) -> None:
         """Wait until everything is copied."""
         waiting = array.array("i", [0])
         until = time.monotonic() + _DRAIN_SECONDS

@@ -52,7 +52,7 @@ class Attached:
         try:
             self.connection.send(message)
             while len(replies) < len(events):
-                replies.update(self._received(until))
+                replies.update(self._receive(until))
         except OSError as error:
             raise self._ended() from error
         return [
@@ -60,7 +60,7 @@ class Attached:
             for number in range(len(events))
         ]
 
-    def _received(self, until: float) -> dict[int, wire.Reply]:
+    def _receive(self, until: float) -> dict[int, wire.Reply]:
         """Receive some results of the last request, by the numbers of their events."""
         name = self.function.handler
         if not is_readable(self.connection.fileno(), max(0.0, until - time.monotonic())):

@@ -147,12 +147,12 @@ class Wasm:
             identity = await asyncio.to_thread(_identity, self.function.rootfs)
             if self._serving is serving and identity != serving.identity:
                 self._serving = None
-                self._task(self._replaced(serving))
+                self._task(self._retire_stale(serving))
         if self._serving:
             return self._serving
         if not self._starting:
             self._starting = asyncio.ensure_future(self._start())
-            self._starting.add_done_callback(_seen)
+            self._starting.add_done_callback(_retrieve_error)
         return await shared(self._starting)
 
     async def _start(self) -> _Serving:
@@ -164,7 +164,7 @@ class Wasm:
                 worker = await self._launch(definition, tree)
             finally:
                 os.close(tree)
-            connection = await self._connected(worker)
+            connection = await self._connect(worker)
             serving = _Serving(worker, Channel(connection, function.handler), identity)
             self._task(self._watch(serving))
             seconds = max(function.timeout, COMPILE_SECONDS)
@@ -187,12 +187,12 @@ class Wasm:
 
     def take_over(self, worker: Worker, identity: tuple[int, ...]) -> None:
         """Take over an earlier manager's worker, which has compiled the module."""
-        self._starting = asyncio.ensure_future(self._resumed(worker, identity))
-        self._starting.add_done_callback(_seen)
+        self._starting = asyncio.ensure_future(self._resume(worker, identity))
+        self._starting.add_done_callback(_retrieve_error)
 
-    async def _resumed(self, worker: Worker, identity: tuple[int, ...]) -> _Serving:
+    async def _resume(self, worker: Worker, identity: tuple[int, ...]) -> _Serving:
         try:
-            connection = await self._connected(worker)
+            connection = await self._connect(worker)
             serving = _Serving(worker, Channel(connection, self.function.handler), identity)
             self._task(self._watch(serving))
             try:
@@ -210,7 +210,7 @@ class Wasm:
         self._task(self._leave(serving))
         return serving
 
-    async def _connected(self, worker: Worker) -> socket.socket:
+    async def _connect(self, worker: Worker) -> socket.socket:
         try:
             return worker.connect()
         except Failed:
@@ -240,7 +240,7 @@ class Wasm:
                 return
             await asyncio.wait((serving.channel.over,), timeout=max(left, _STALE_SECONDS))
 
-    async def _replaced(self, serving: _Serving) -> None:
+    async def _retire_stale(self, serving: _Serving) -> None:
         """Retire a worker whose module was replaced: it answers pending requests only."""
         while serving.channel.waiting and not serving.channel.over.done():
             await asyncio.wait((serving.channel.over,), timeout=_STALE_SECONDS)
@@ -307,7 +307,7 @@ class Wasm:
                 await task
 
 
-def _seen(starting: "asyncio.Future[_Serving]") -> None:
+def _retrieve_error(starting: "asyncio.Future[_Serving]") -> None:
     """Retrieve the error, which nobody awaits if the requester has given up."""
     if not starting.cancelled():
         starting.exception()

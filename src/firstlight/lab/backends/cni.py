@@ -67,10 +67,10 @@ class Cni:
     @property
     def note(self) -> str | None:
         """What the figures represent, and whether a profile stands in for the product."""
-        _, about = known.find(self.conf)
-        if about.profile:
-            return f"{self.name} is a profile, not {about.profile}: {about.about}"
-        return f"{self.name}: {about.about}" if about.about else None
+        _, info = known.find(self.conf)
+        if info.profile:
+            return f"{self.name} is a profile, not {info.profile}: {info.about}"
+        return f"{self.name}: {info.about}" if info.about else None
 
     def probe(self) -> None:
         """Needs a valid configuration, its plugins and their daemon."""
@@ -78,12 +78,12 @@ class Cni:
             raise UnknownName("CNI operation", self.operation, OPERATIONS)
         if os.geteuid() != 0:
             raise Unsupported("setting up networks needs root", WITH_SUDO)
-        network, about = known.find(self.conf)
+        network, info = known.find(self.conf)
         for kind in _kinds(network):
-            find(kind, known.path(about))
+            find(kind, known.path(info))
         needs.check(network)
-        if about.service:
-            services.probe(about.service)
+        if info.service:
+            services.probe(info.service)
 
     def to_first_packet(self) -> Self:
         """The same, to the gateway's answer to the first packet after ADD."""
@@ -117,7 +117,7 @@ class Cni:
                     )
                     for file, beside in zip(own, besides or [()] * instances, strict=True)
                 ],
-                counts=lambda: services.counts(pods.about),
+                counts=lambda: services.counts(pods.info),
             )
 
 
@@ -137,15 +137,15 @@ def present(networks: Iterable[str]) -> list[str]:
 @contextmanager
 def hosting(conf: str, background: int, workspace: Workspace) -> Iterator["Pods"]:
     """A host for the network's pods; on exit, whatever they made is removed."""
-    network, about = known.find(conf)
+    network, info = known.find(conf)
     base = workspace.directory / "cni"
     with ExitStack() as cleanup:
         base.mkdir()
         cleanup.callback(shutil.rmtree, base)
-        cleanup.enter_context(_host(network, about, base))
+        cleanup.enter_context(_host(network, info, base))
         disk = DISK / workspace.run / "service"
-        daemons = cleanup.enter_context(services.running(about, disk, workspace.environment))
-        pods = Pods(network, about, base, workspace, daemons)
+        daemons = cleanup.enter_context(services.running(info, disk, workspace.environment))
+        pods = Pods(network, info, base, workspace, daemons)
         cleanup.callback(pods.clear)
         [warm] = pods.make("warm", 1)
         _each([warm], "up", quietly=True)
@@ -159,7 +159,7 @@ class Pods:
     """The pods of a batch: each has a named namespace and a request file."""
 
     network: Network
-    about: known.About
+    info: known.NetworkInfo
     base: Path
     workspace: Workspace
     daemons: tuple[int, ...]
@@ -187,10 +187,10 @@ class Pods:
         kept = file.with_suffix(".kept")
         container = hashlib.sha256(f"{self.workspace.run}-{pod}".encode()).hexdigest()
         attachment = Attachment(
-            container, str(NAMES / pod), _INTERFACE, self.about.args.replace("{pod}", pod)
+            container, str(NAMES / pod), _INTERFACE, self.info.args.replace("{pod}", pod)
         )
-        path, environment = known.path(self.about), self.workspace.environment
-        packet = f"packet {self.about.packet}"
+        path, environment = known.path(self.info), self.workspace.environment
+        packet = f"packet {self.info.packet}"
         file.write_text(request(self.network, attachment, path, kept, environment, (packet, *more)))
         kept.touch()  # from now on there may be something to DEL
         return file
@@ -238,24 +238,24 @@ def _operate(request: Path, verb: str, until: float) -> str:
 
 
 @contextmanager
-def _host(network: Network, about: known.About, base: Path) -> Iterator[None]:
+def _host(network: Network, info: known.NetworkInfo, base: Path) -> Iterator[None]:
     """The host as plugins see it: private state, and the files that they read."""
     with ExitStack() as cleanup:
         cleanup.enter_context(_swept())
         cleanup.enter_context(private_names())
-        parents = {str(Path(file).parent) for file in about.files}
+        parents = {str(Path(file).parent) for file in info.files}
         named = {str(directory) for directory in needs.directories(network)}
-        hidden = _outermost({*_PRIVATE, *about.private, *parents, *named})
+        hidden = _outermost({*_PRIVATE, *info.private, *parents, *named})
         cleanup.enter_context(mount_points(hidden))
         for number, directory in enumerate(hidden):
             cleanup.enter_context(_private(directory, base / f"private{number}"))
-        wants_default = bool(about.address) or needs.takes_default_link(network)
+        wants_default = bool(info.address) or needs.takes_default_link(network)
         for number, link in enumerate(sorted(needs.links(network) - {"lo"})):
-            address = about.address or _ADDRESS if number == 0 and wants_default else ""
+            address = info.address or _ADDRESS if number == 0 and wants_default else ""
             _make_link(link, f"far{number}", address)
         if wants_default and not needs.links(network):
-            _make_link(_UPLINK, "nowhere", about.address or _ADDRESS)
-        for file, text in about.files.items():
+            _make_link(_UPLINK, "nowhere", info.address or _ADDRESS)
+        for file, text in info.files.items():
             Path(file).write_text(text)
         yield
 

@@ -141,9 +141,11 @@ class Firecracker:
         with vm.batch(workspace, instances, self.devices) as (directory, ports):
             boots = [self._boot(port, directory) for port in ports]
             rooms = [self._room(directory, workspace, str(index)) for index in range(instances)]
-            start = self._booted
+            start = self._prepare_boot
             if self.way == "snapshot":
-                start = partial(self._restored, self._save(boots, ports[0], directory, workspace))
+                start = partial(
+                    self._prepare_restore, self._save(boots, ports[0], directory, workspace)
+                )
             commands = []
             for room, boot, port in zip(rooms, boots, ports, strict=True):
                 read = partial(self._read, vm.config_at(self._config, port), room.root / "console")
@@ -200,7 +202,7 @@ class Firecracker:
             cpus=self.cpus,
         )
 
-    def _booted(self, room: Room, boot: BootSpec, port: vm.Port) -> tuple[str, ...]:
+    def _prepare_boot(self, room: Room, boot: BootSpec, port: vm.Port) -> tuple[str, ...]:
         machine = self._machine(room, boot, port)
         options: tuple[str, ...] = ()
         if self.way == "api":
@@ -212,7 +214,7 @@ class Firecracker:
         end = vm.under_vmrun(boot, room.root / "console", "--journal", LOG, *options)
         return (*end, *room.command_line(self.way))
 
-    def _restored(
+    def _prepare_restore(
         self, saved: "_Saved", room: Room, boot: BootSpec, port: vm.Port
     ) -> tuple[str, ...]:
         state = room.bring(saved.room.root / STATE, STATE)

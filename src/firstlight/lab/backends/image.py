@@ -76,7 +76,7 @@ class Image:
         if instances > 1:
             raise Unsupported("images are pulled one at a time", "give --instances 1")
         lab = workspace.once(Image, lambda: _lab(workspace, self.runtime))
-        reference = lab.pushed(self.layers, self.mebibytes)
+        reference = lab.push(self.layers, self.mebibytes)
         lab.forget(reference)
         pull = lab.ctr("images", "pull", "--plain-http", "--snapshotter", self.snapshotter,
                        reference)  # fmt: skip
@@ -139,7 +139,7 @@ class _Lab:
         return (str(programs.path("ctr")), "--address", str(self.node.settings.socket),
                 "--namespace", "images", *words)  # fmt: skip
 
-    def pushed(self, layers: int, mebibytes: int) -> str:
+    def push(self, layers: int, mebibytes: int) -> str:
         """The reference of an image in the registry, made now if it is not there yet."""
         key = layers, mebibytes
         if key not in self.references:

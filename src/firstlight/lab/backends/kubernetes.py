@@ -72,7 +72,7 @@ class Kubernetes:
 
     @property
     def note(self) -> str | None:
-        """What is special about these figures."""
+        """What is special info these figures."""
         if isinstance(self.cluster, Users):
             return "pods on the user's cluster, without its components' spans"
         return (
@@ -139,9 +139,9 @@ class Kubernetes:
 
 def gateway(name: str) -> str:
     """The destination of a network's first packet. Raises Unsupported if it is unknown."""
-    network, about = known.find(name)
-    if about.packet != "gateway":
-        return about.packet
+    network, info = known.find(name)
+    if info.packet != "gateway":
+        return info.packet
     for plugin in network.plugins:
         ipam = plugin.get("ipam", {})
         ranges = ipam.get("ranges") or [[ipam]]

@@ -203,7 +203,7 @@ class _Idle:
         self._thread = threading.Thread(target=self._watch)
 
     def __enter__(self) -> "_Idle":
-        self._before = self._looked()
+        self._before = self._look()
         self._thread.start()
         return self
 
@@ -213,7 +213,7 @@ class _Idle:
     def counts(self) -> dict[str, float]:
         """Of the batch, up to now."""
         self._end()
-        _, hits, misses = self._looked()
+        _, hits, misses = self._look()
         return {"idle": self._idle, "hits": hits - self._before[1],
                 "misses": misses - self._before[2]}  # fmt: skip
 
@@ -222,7 +222,7 @@ class _Idle:
         if self._thread.is_alive():
             self._thread.join()
 
-    def _looked(self) -> tuple[float, int, int]:
+    def _look(self) -> tuple[float, int, int]:
         """The MiB that wait, and the hits and misses of forks."""
         with Client(self._config.socket) as client:
             pools = client.pools()
@@ -239,4 +239,4 @@ class _Idle:
         while not self._stop.wait(_LOOK_SECONDS):
             now = time.monotonic()
             self._idle += held * (now - at)
-            at, (held, *_) = now, self._looked()
+            at, (held, *_) = now, self._look()

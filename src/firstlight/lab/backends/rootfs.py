@@ -109,12 +109,12 @@ def _loops() -> set[int]:
 def _remove(loops: set[int]) -> None:
     deadline = time.monotonic() + _RELEASE_SECONDS
     while loops and time.monotonic() < deadline:
-        loops = {loop for loop in loops if not _removed(loop)}
+        loops = {loop for loop in loops if not _try_remove(loop)}
         if loops:
             time.sleep(0.01)  # an unmount frees its device with a delay
 
 
-def _removed(loop: int) -> bool:
+def _try_remove(loop: int) -> bool:
     with _LOOP_CONTROL.open("rb") as control:
         try:
             ioctl(control, _LOOP_CTL_REMOVE, loop)

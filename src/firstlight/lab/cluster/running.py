@@ -93,13 +93,13 @@ def handlers(
             raise Unsupported(f"runtime {runtime!r} is not installed", f"apt-get install {runtime}")
         program = str(native(shim.START)) if is_shim else program
         for name in networks:
-            text, about = "", known.About()
+            text, info = "", known.NetworkInfo()
             if name != NONE:
-                network, about = known.find(name)
-                _check(name, about, control_plane=control_plane)
+                network, info = known.find(name)
+                _check(name, info, control_plane=control_plane)
                 text = _list(network)
             installed = () if text else (INSTALLED[1],)
-            directories = (path for path in known.path(about) if path.is_dir())
+            directories = (path for path in known.path(info) if path.is_dir())
             plugins = tuple(str(path) for path in (*installed, *directories))
             title = handler_name(runtime, name)
             made.append(
@@ -109,31 +109,31 @@ def handlers(
                     text,
                     plugins,
                     is_shim,
-                    about.daemon,
-                    name if _needs_service(about) else "",
+                    info.daemon,
+                    name if _needs_service(info) else "",
                 )
             )
     return tuple(made)
 
 
-def _check(name: str, about: known.About, *, control_plane: bool) -> None:
+def _check(name: str, info: known.NetworkInfo, *, control_plane: bool) -> None:
     """Raise Unsupported if a network needs something that is missing."""
-    if about.daemon:
-        programs.probe((about.daemon,))
-    elif _needs_service(about):
-        services.probe(about.service)
+    if info.daemon:
+        programs.probe((info.daemon,))
+    elif _needs_service(info):
+        services.probe(info.service)
     else:
         return
     if not control_plane:
         raise Unsupported(
-            f"{name} needs {about.daemon or about.service}, which runs in a cluster",
+            f"{name} needs {info.daemon or info.service}, which runs in a cluster",
             f"firstlight run kubernetes-pods --cni {name}",
         )
 
 
-def _needs_service(about: known.About) -> bool:
+def _needs_service(info: known.NetworkInfo) -> bool:
     """Whether a cluster runs a service for a network beside its own components."""
-    return bool(about.service) and not about.daemon and about.service != known.AGENT_SERVICE
+    return bool(info.service) and not info.daemon and info.service != known.AGENT_SERVICE
 
 
 def handler_name(runtime: str, network: str) -> str:

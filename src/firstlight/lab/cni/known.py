@@ -39,7 +39,7 @@ AGENT_SERVICE = "firstlight-agent"
 _SYSTEM = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
 
 
-class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NetworkInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The value of the key ``firstlight`` in a configuration list."""
 
     about: str = ""
@@ -66,7 +66,7 @@ def networks() -> list[str]:
     return [name for name in names() if not find(name)[1].instead_of]
 
 
-def find(name: str) -> tuple[Network, About]:
+def find(name: str) -> tuple[Network, NetworkInfo]:
     """A network by its built-in name, or by a file's path. Raises BadConf."""
     if name not in names():
         if "/" in name or Path(name).is_file():
@@ -80,9 +80,9 @@ def title(name: str) -> str:
     return Path(name).name
 
 
-def path(about: About) -> tuple[Path, ...]:
+def path(info: NetworkInfo) -> tuple[Path, ...]:
     """Where plugins are searched: the list's sets, CNI_PATH, the usual directories, profiles."""
-    own = tuple(BUILT / part for part in about.path)
+    own = tuple(BUILT / part for part in info.path)
     given = tuple(Path(part) for part in os.environ.get("CNI_PATH", "").split(":") if part)
     ours = _package() / "_native"
     return (*own, *given, *_SYSTEM, ours / "cni", ours / "profiles")
@@ -98,9 +98,9 @@ def stand_in(name: str) -> str | None:
     return next((network for network in names() if find(network)[1].instead_of == name), None)
 
 
-def _described(network: Network) -> tuple[Network, About]:
+def _described(network: Network) -> tuple[Network, NetworkInfo]:
     try:
-        return network, msgspec.convert(network.extra.get("firstlight", {}), About)
+        return network, msgspec.convert(network.extra.get("firstlight", {}), NetworkInfo)
     except msgspec.ValidationError as error:
         raise BadConf(f"{network.source}: firstlight: {error}") from error
 

@@ -31,7 +31,7 @@ from firstlight.agile.pods import wire
 from firstlight.errors import Failed, Unsupported
 from firstlight.host.workspace import make_directory
 from firstlight.lab.cni import agent, known, weaver
-from firstlight.lab.cni.known import About
+from firstlight.lab.cni.known import NetworkInfo
 from firstlight.native import native
 
 _READY_SECONDS = 30.0
@@ -48,7 +48,7 @@ class Service:
 
     program: str
     package: str
-    run: Callable[[About, Path, Mapping[str, str]], AbstractContextManager[int]]
+    run: Callable[[NetworkInfo, Path, Mapping[str, str]], AbstractContextManager[int]]
 
 
 def probe(name: str) -> None:
@@ -68,17 +68,19 @@ def _program(name: str) -> str | None:
 
 
 @contextmanager
-def running(about: About, disk: Path, environment: Mapping[str, str]) -> Iterator[tuple[int, ...]]:
+def running(
+    info: NetworkInfo, disk: Path, environment: Mapping[str, str]
+) -> Iterator[tuple[int, ...]]:
     """Run the daemon of a network, if it has one, with its data in the new directory ``disk``.
 
     Yields the pids to trace with the starts that it serves. Raises Failed.
     """
-    if not about.service:
+    if not info.service:
         yield ()
         return
     make_directory(disk, mode=0o700)
     try:
-        with SERVICES[about.service].run(about, disk, environment) as pid:
+        with SERVICES[info.service].run(info, disk, environment) as pid:
             yield (pid,)
     finally:
         shutil.rmtree(disk)
@@ -111,7 +113,7 @@ def _listens(address: tuple[str, int]) -> bool:
 
 
 @contextmanager
-def _etcd(about: About, disk: Path, environment: Mapping[str, str]) -> Iterator[int]:
+def _etcd(info: NetworkInfo, disk: Path, environment: Mapping[str, str]) -> Iterator[int]:
     """etcd on its usual port, with the keys of the configuration."""
     argv = (
         _program("etcd") or "etcd", "--data-dir", str(disk / "etcd"), "--log-level", "error",
@@ -121,12 +123,12 @@ def _etcd(about: About, disk: Path, environment: Mapping[str, str]) -> Iterator[
         "--initial-cluster", "default=http://127.0.0.1:2380",
     )  # fmt: skip
     with _daemon(argv, environment, disk / "log", _etcd_is_healthy) as pid:
-        _fill(about)
+        _fill(info)
         yield pid
 
 
-def _fill(about: About) -> None:
-    for key, value in about.keys.items():
+def _fill(info: NetworkInfo) -> None:
+    for key, value in info.keys.items():
         _put(key, value)
 
 
@@ -147,7 +149,7 @@ def _put(key: str, value: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _weaver(_: About, disk: Path, environment: Mapping[str, str]) -> Iterator[int]:
+def _weaver(_: NetworkInfo, disk: Path, environment: Mapping[str, str]) -> Iterator[int]:
     """The bridge ``weave`` with its address, and the server of pod addresses."""
     argv = (*_OURS, weaver.__file__, str(disk / "addresses"))
     with IPRoute() as netlink:
@@ -161,7 +163,9 @@ def _weaver(_: About, disk: Path, environment: Mapping[str, str]) -> Iterator[in
 
 
 @contextmanager
-def _cilium(_: About, disk: Path, environment: Mapping[str, str], *options: str) -> Iterator[int]:
+def _cilium(
+    _: NetworkInfo, disk: Path, environment: Mapping[str, str], *options: str
+) -> Iterator[int]:
     """The profile's agent on Cilium's socket, and the link with the node's address."""
     with IPRoute() as netlink:
         netlink.link("add", ifname="cilium_host", kind="veth", peer="cilium_net")
@@ -182,13 +186,15 @@ def _agent_listens() -> bool:
 
 
 @contextmanager
-def _cilium_template(about: About, disk: Path, environment: Mapping[str, str]) -> Iterator[int]:
-    with _cilium(about, disk, environment, "--template") as pid:
+def _cilium_template(
+    info: NetworkInfo, disk: Path, environment: Mapping[str, str]
+) -> Iterator[int]:
+    with _cilium(info, disk, environment, "--template") as pid:
         yield pid
 
 
 @contextmanager
-def _pods(_: About, disk: Path, environment: Mapping[str, str]) -> Iterator[int]:
+def _pods(_: NetworkInfo, disk: Path, environment: Mapping[str, str]) -> Iterator[int]:
     """The agent of firstlight's own plugin, its pool filled."""
     configuration = known.agent_configuration()
     argv = (*_OURS, pods.__file__, str(configuration))
@@ -196,9 +202,9 @@ def _pods(_: About, disk: Path, environment: Mapping[str, str]) -> Iterator[int]
         yield pid
 
 
-def counts(about: About) -> dict[str, float]:
+def counts(info: NetworkInfo) -> dict[str, float]:
     """The counts of firstlight's agent: ``made``, ``make_ns`` each, and ``misses``."""
-    if about.service != "firstlight-agent":
+    if info.service != "firstlight-agent":
         return {}
     pool = wire.ask_counts(load(known.agent_configuration()).socket)
     each = pool.make_seconds / pool.made if pool.made else 0.0
@@ -217,18 +223,18 @@ SERVICES = {
 
 def main(name: str, directory: Path) -> None:
     """Serve a network until this process is killed. The cluster's etcd is also its etcd."""
-    _, about = known.find(name)
-    for hidden in about.private:
+    _, info = known.find(name)
+    for hidden in info.private:
         Path(hidden).mkdir(parents=True, exist_ok=True)
-    for path, text in about.files.items():
+    for path, text in info.files.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text)
-    if about.service == "etcd":
+    if info.service == "etcd":
         directory.mkdir()
-        _fill(about)
+        _fill(info)
         (directory / "up").touch()
         signal.pause()
-    with running(about, directory, os.environ):
+    with running(info, directory, os.environ):
         (directory / "up").touch()
         signal.pause()
 

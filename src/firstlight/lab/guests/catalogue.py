@@ -107,8 +107,8 @@ def add(entry: Entry, files: Mapping[str, Path]) -> Entry:
     making = directory() / f".{entry.name}.{os.getpid()}"
     try:
         making.mkdir(parents=True)
-        whole = {part: _unpacked(source, making / part) for part, source in files.items()}
-        entry = _checked(entry, whole)
+        whole = {part: _unpack(source, making / part) for part, source in files.items()}
+        entry = _check(entry, whole)
         for part, source in whole.items():
             if source != making / part:
                 _run("cp", "-RP", "--sparse=always", "--reflink=auto", source, making / part)
@@ -184,7 +184,7 @@ def _is_pattern(words: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode < 2
 
 
-def _checked(entry: Entry, files: Mapping[str, Path]) -> Entry:
+def _check(entry: Entry, files: Mapping[str, Path]) -> Entry:
     """Fill in the entry's file system. Raises Failed for files that cannot boot."""
     if not files:
         raise FirstlightError(
@@ -197,7 +197,7 @@ def _checked(entry: Entry, files: Mapping[str, Path]) -> Entry:
             "give an image file; only OSv takes a directory",
         )
     if entry.kind == "linux":
-        return _checked_linux(entry, kernel, disk)
+        return _check_linux(entry, kernel, disk)
     if kernel:
         osv.check_kernel(kernel) if entry.kind == "osv" else images.kernel(kernel)
     held = [volume.filesystem for volume in images.disk(disk).volumes] if disk else []
@@ -218,7 +218,7 @@ def _checked(entry: Entry, files: Mapping[str, Path]) -> Entry:
     return entry
 
 
-def _checked_linux(entry: Entry, kernel: Path | None, disk: Path | None) -> Entry:
+def _check_linux(entry: Entry, kernel: Path | None, disk: Path | None) -> Entry:
     if kernel is None or disk is not None:
         raise FirstlightError(
             f"guest {entry.name} of kind linux takes a kernel only; firstlight makes its root",
@@ -231,7 +231,7 @@ def _checked_linux(entry: Entry, kernel: Path | None, disk: Path | None) -> Entr
     return entry
 
 
-def _unpacked(source: Path, target: Path) -> Path:
+def _unpack(source: Path, target: Path) -> Path:
     """``source`` itself, or ``target`` with its unpacked content."""
     if source.is_dir():
         return source

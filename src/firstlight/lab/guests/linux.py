@@ -77,7 +77,7 @@ class Linux:
         on_disk = self.filesystem != "initramfs"
         image = kernel.image
         if config.protocol != "kernel":
-            image = linux_kernel.uncompressed(kernel, directory)
+            image = linux_kernel.uncompress(kernel, directory)
         initrd = directory / f"linux-{self.filesystem}.cpio"
         if not initrd.exists():
             names = [*_TRANSPORTS, *_DEVICES, *(["virtio_blk", self.filesystem] * on_disk)]

@@ -79,7 +79,7 @@ def load(image: Path) -> Kernel:
     return Kernel(image, bzimage, named, modules[0] if modules else None)
 
 
-def uncompressed(kernel: Kernel, directory: Path) -> Path:
+def uncompress(kernel: Kernel, directory: Path) -> Path:
     """The ELF file that a kernel unpacks itself to, made once per directory.
 
     Raises Failed if it cannot be unpacked. See Documentation/arch/x86/boot.rst, payload_offset.
@@ -91,7 +91,7 @@ def uncompressed(kernel: Kernel, directory: Path) -> Path:
         raw = kernel.image.read_bytes()
         offset, length = struct.unpack_from("<II", raw, _PAYLOAD)
         start = ((raw[_SETUP_SECTORS] or 4) + 1) * _SECTOR + offset
-        elf.write_bytes(_unpacked(kernel.image, raw[start : start + length], sized=True))
+        elf.write_bytes(_unpack(kernel.image, raw[start : start + length], sized=True))
     return elf
 
 
@@ -111,7 +111,7 @@ def modules(kernel: Kernel, wanted: Iterable[str]) -> list[tuple[str, bytes]]:
     def add(name: str) -> None:
         if name in ordered or name not in there:
             return
-        raw = _unpacked(there[name], there[name].read_bytes(), sized=False)
+        raw = _unpack(there[name], there[name].read_bytes(), sized=False)
         depends = _DEPENDS.search(raw)
         for other in depends[1].decode().split(",") if depends else ():
             add(other.replace("-", "_"))
@@ -122,7 +122,7 @@ def modules(kernel: Kernel, wanted: Iterable[str]) -> list[tuple[str, bytes]]:
     return list(ordered.items())
 
 
-def _unpacked(file: Path, raw: bytes, *, sized: bool) -> bytes:
+def _unpack(file: Path, raw: bytes, *, sized: bool) -> bytes:
     """Unpack ``raw``. If ``sized``, the length follows the data, except in gzip's own format."""
     for magic, command, package in _UNPACKERS:
         if not raw.startswith(magic):

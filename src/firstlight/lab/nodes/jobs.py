@@ -120,7 +120,7 @@ class Nodes:
                 except KeyboardInterrupt:
                     self._ended.set()
                     say("interrupted: fetching what was measured")
-                    raise Interrupted(self._arrived(futures, into)) from None
+                    raise Interrupted(self._collect(futures, into)) from None
             finally:
                 self._ended.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -128,7 +128,7 @@ class Nodes:
             say(f"removing the namespace {self._name}")
             self._delete_namespace()
 
-    def _arrived(self, futures: dict[str, Future[Outcome]], into: Path) -> dict[str, Outcome]:
+    def _collect(self, futures: dict[str, Future[Outcome]], into: Path) -> dict[str, Outcome]:
         """What each node has come to; its run, if it made one, is fetched."""
 
         def fetch(node: str) -> Outcome:

@@ -16,8 +16,8 @@ def read_json(file: Path) -> object:
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as stream:
-            about = os.fstat(descriptor)
-            if not stat.S_ISREG(about.st_mode) or about.st_size > _MOST:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST:
                 return None
             return json.loads(stream.read(_MOST))
     except (OSError, ValueError, RecursionError):

@@ -165,7 +165,7 @@ class Follower:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        window = self._joined(part, at, daemons, whole=whole, last=last)
+        window = self._join(part, at, daemons, whole=whole, last=last)
         if waits or not whole:
             self._blind_until = at
         return window
@@ -174,7 +174,7 @@ class Follower:
         """Tell the tracer that a window was read and analysed, in ``spent`` ns of CPU time."""
         self._tell(f"spent {spent}\n")
 
-    def _joined(
+    def _join(
         self, part: _Part, at: int, daemons: tuple[int, ...], *, whole: bool, last: bool
     ) -> Window:
         """The starts that have ended; of the others, all is carried over to the next window."""

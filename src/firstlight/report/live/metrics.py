@@ -51,7 +51,7 @@ class Metrics:
 
     def add(self, start: Seen) -> None:
         """Count a start."""
-        series = self._bounded(
+        series = self._admit_series(
             start.labels["runtime"], start.labels.get("cni", ""), str(start.point["namespace"])
         )
         self._lost.inc(start.lost)
@@ -63,7 +63,7 @@ class Metrics:
             self._phases.labels(*series, phase).observe(length / 1e9)
         causes: dict[str, int] = {}
         for cause, length in start.causes.items():
-            name = self._bounded_cause(cause)
+            name = self._admit_cause(cause)
             causes[name] = causes.get(name, 0) + length
         for name, length in causes.items():
             self._by_cause.labels(*series, name).observe(length / 1e9)
@@ -73,13 +73,13 @@ class Metrics:
         encode, kind = choose_encoder(accept)
         return encode(self._registry), kind
 
-    def _bounded(self, *series: str) -> tuple[str, ...]:
+    def _admit_series(self, *series: str) -> tuple[str, ...]:
         if series not in self._series and len(self._series) >= MOST_SERIES:
             return (OTHER,) * len(series)
         self._series.add(series)
         return series
 
-    def _bounded_cause(self, cause: str) -> str:
+    def _admit_cause(self, cause: str) -> str:
         if cause not in self._causes and len(self._causes) >= MOST_CAUSES:
             return OTHER
         self._causes.add(cause)

@@ -50,17 +50,17 @@ def test_an_unpacked_kernel_is_known_by_its_banner(tmp_path: Path) -> None:
     image = file(tmp_path, VMLINUX)
     kernel = linux_kernel.load(image)
     assert kernel == Kernel(image, False, "6.1.0-test", None)
-    assert linux_kernel.uncompressed(kernel, tmp_path) == image
+    assert linux_kernel.uncompress(kernel, tmp_path) == image
 
 
 @pytest.mark.parametrize("packer", PACKERS)
 def test_what_a_kernel_unpacks_itself_to_is_had_without_it(tmp_path: Path, packer: str) -> None:
     """Its length follows the packed kernel, except where the format has one (gzip)."""
     image = file(tmp_path, bzimage(packed(packer, VMLINUX), sized=packer != "gzip"))
-    elf = linux_kernel.uncompressed(linux_kernel.load(image), tmp_path)
+    elf = linux_kernel.uncompress(linux_kernel.load(image), tmp_path)
     assert elf.read_bytes() == VMLINUX
     before = elf.stat().st_mtime_ns
-    assert linux_kernel.uncompressed(linux_kernel.load(image), tmp_path) == elf
+    assert linux_kernel.uncompress(linux_kernel.load(image), tmp_path) == elf
     assert elf.stat().st_mtime_ns == before, "once a directory"
 
 
@@ -94,7 +94,7 @@ def test_what_cannot_boot_is_refused(tmp_path: Path, content: bytes, fact: str) 
 def test_a_damaged_payload_is_reported(tmp_path: Path) -> None:
     image = file(tmp_path, bzimage(b"\x1f\x8b" + b"\xff" * 50))
     with pytest.raises(Failed, match="cannot unpack"):
-        linux_kernel.uncompressed(linux_kernel.load(image), tmp_path)
+        linux_kernel.uncompress(linux_kernel.load(image), tmp_path)
 
 
 def test_modules_are_loaded_after_what_they_depend_on(tmp_path: Path) -> None:
