@@ -146,6 +146,11 @@ def series_axes(run: Run) -> list[str]:
     return varying or axes
 
 
+def settings(run: Run, point: Point) -> list[str]:
+    """The words of a series' name."""
+    return [_word(axis, point) for axis in series_axes(run)]
+
+
 def _word(axis: str, point: Point) -> str:
     """A setting in a series' name; a number gets its axis."""
     return _NUMBERS.get(axis, "{}").format(point.get(axis))
@@ -170,7 +175,7 @@ def _point(
     latency = _summary(headline)
     return PointFigures(
         point=point,
-        series=" · ".join(_word(axis, point) for axis in series_axes(run)) or "all",
+        series=" · ".join(settings(run, point)) or "all",
         instances=int(point.get("instances", 1)),
         ended={ending: sum(sample.ending is ending for sample in samples) for ending in Ending},
         latency=latency,

@@ -94,14 +94,15 @@ def test_the_gain_over_a_runtime_is_the_answer() -> None:
 
 
 def test_report_shows_gain_of_pool_alone() -> None:
-    took = {"runc + bridge": 30.0, "runc + pooled": 20.0, "agile": 1.5}
+    took = {"runc + bridge": 30.0, "runc + pooled": 20.0, "own + a + b": 60.0, "agile": 1.5}
     points: list[Point] = [{"backend": name, "instances": 1} for name in took]
     answer = agile_view.VIEW.answer(
         run("agile", ("backend", "instances"), points, lambda p: took[str(p["backend"])])
     )
     assert answer is not None
     assert "20.0× (19.4–20.6) faster than runc + bridge; runc + pooled, 20.3 ms (" in answer
-    assert "), 1.50× (1.46–1.54)" in answer
+    assert "), 1.50× (1.46–1.54) faster; own + a + b, 60.9 ms (" in answer
+    assert answer.endswith("), 2.00× (1.94–2.06) slower.")
 
 
 def test_a_run_to_the_first_packet_says_it_once() -> None:

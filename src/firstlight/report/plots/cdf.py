@@ -11,7 +11,7 @@ import altair as alt
 import numpy as np
 
 from firstlight.analysis import Analysis
-from firstlight.analysis.figures import PointFigures, latencies
+from firstlight.analysis.figures import PointFigures, latencies, settings
 from firstlight.report.plots import palette, theme
 from firstlight.units import duration
 
@@ -90,8 +90,11 @@ def _places(analysis: Analysis) -> list[tuple[PointFigures, str, str]]:
         return [(point, point.series, str(point.instances)) for point in measured]
     if len({point.series for point in measured}) <= len(palette.SERIES):
         return [(point, f"instances: {point.instances}", point.series) for point in measured]
-    split = [(point, *point.series.partition(" · ")) for point in measured]
-    return [(point, first, rest or first) for point, first, _, rest in split]
+    places = []
+    for point in measured:
+        first, *rest = settings(analysis.run, point.point)
+        places.append((point, first, " · ".join(rest) or first))
+    return places
 
 
 def _ends(values: Iterable[float]) -> tuple[float, float]:

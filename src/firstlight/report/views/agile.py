@@ -5,9 +5,11 @@ from firstlight.report.points import faster, find, last_faster, median
 from firstlight.report.records import View
 from firstlight.units import duration_interval
 
+_OURS = {"agile", "agile-ready", "agile-cold", "agile by client", "floor"}
+
 
 def _answer(analysis: Analysis) -> str | None:
-    runtime = next((s for s in analysis.series if " + " in s), "")
+    runtime, *others = [name for name in analysis.series if name not in _OURS] or [""]
     alone, slow = (
         find(analysis, backend="agile", instances=1),
         find(analysis, backend=runtime, instances=1),
@@ -20,9 +22,9 @@ def _answer(analysis: Analysis) -> str | None:
     )
     if whole := find(analysis, backend="agile-ready", instances=1):
         sentence += f"; from a whole sandbox {median(whole)}, {faster(slow, whole)}"
-    pooled = f"{runtime.rpartition(' + ')[0]} + pooled"
-    if pool := find(analysis, backend=pooled, instances=1):
-        sentence += f"; {pooled}, {median(pool)}, {faster(slow, pool)}"
+    for name in others:
+        if other := find(analysis, backend=name, instances=1):
+            sentence += f"; {name}, {median(other)}, {faster(slow, other)}"
     most = max(p.instances for p in analysis.of("agile"))
     many, slow = (find(analysis, backend=name, instances=most) for name in ("agile", runtime))
     if most > 1 and many and slow and many.all_ready and slow.all_ready:

@@ -92,7 +92,7 @@ def _networks(analysis: Analysis) -> Iterator[tuple[str, ...]]:
         of = [sample.latency or 1 for sample in point.traced_samples]
         yield (
             str(point.point["network"]),
-            point.name.rpartition(" × ")[2],
+            str(point.instances),
             duration(float(np.median(setups))),
             percent(sum(setups) / sum(of)),
             _mostly(analysis, [sample for sample in point.traced_samples if sample.traced]),
