@@ -58,6 +58,7 @@ class Runtime:
         self._gate = LoadGate()
         self._wasms: SingleFlight[Wasm] = SingleFlight()
         self._closing = self._leaves = self._adopted = False
+        self._owns_cgroups = self._has_instances = False
 
     async def __aenter__(self) -> "Runtime":
         rights.check()
@@ -75,7 +76,7 @@ class Runtime:
                 self._networks.check()
                 for top in groups.tops:
                     self.journal.record("cgroup", str(top))
-            self._cgroups = groups
+            self._cgroups, self._owns_cgroups = groups, True
             groups.open(adopt=runs)
             if not runs:
                 self.journal.record("network", self._networks.table, self._networks.anchor)
@@ -84,6 +85,7 @@ class Runtime:
                 self.config, self._networks, groups, self._gate, self._rich,
                 self._take_over,
             )  # fmt: skip
+            self._has_instances = True
             self._zygotes = Zygotes(
                 Resources(
                     self.config, self._instances, self._networks, groups, self._gate, Changes()
@@ -93,12 +95,12 @@ class Runtime:
         except BaseException:
             _give_umask_back()
             if runs:  # what could not be taken over goes on
-                if hasattr(self, "_instances"):
+                if self._has_instances:
                     await self._instances.leave()
                 self._networks.leave()
                 self.journal.leave()
                 raise
-            if hasattr(self, "_instances"):
+            if self._has_instances:
                 await self._instances.close()
             self._remove_all()
             raise
@@ -142,7 +144,7 @@ class Runtime:
             shutil.rmtree(self.config.directory / name, ignore_errors=True)
         for name in ("socket", "node"):
             (self.config.directory / name).unlink(missing_ok=True)
-        if hasattr(self, "_cgroups"):
+        if self._owns_cgroups:
             self._cgroups.close()
         logs.remove(self.config)
         self.journal.close()

@@ -62,7 +62,7 @@ class Fork:
         self.name, self.place, self.outputs, self.expected = name, place, outputs, expected
         self.given: list[int] = []
         self.pid = self.pidfd = self._note = -1
-        self._events = events
+        self._events, self._listens = events, False
         events.setblocking(False)
 
     def keep(self, keep: Callable[[list[int]], Keepsake | None], zygote: int) -> None:
@@ -82,6 +82,7 @@ class Fork:
         self._reader, self._writer = await asyncio.open_connection(
             sock=self._events, limit=ANSWER_MOST
         )
+        self._listens = True
 
     def hand_over(self) -> None:
         """Close this process's copies of the descriptors, so that the fork's end is visible."""
@@ -201,7 +202,7 @@ class Fork:
         """End it and stop reading; the place keeps its parts."""
         self.place.end()
         self.hand_over()
-        if hasattr(self, "_writer"):
+        if self._listens:
             self._writer.close()
         else:
             self._events.close()

@@ -36,6 +36,8 @@ _PAGE = {"/": ("live.html", "text/html"), "/live.css": ("live.css", "text/css"),
 class _Server(uvicorn.Server):
     """A server that sleeps between requests: uvicorn's own loop wakes ten times a second."""
 
+    _loop: asyncio.AbstractEventLoop | None = None
+
     async def main_loop(self) -> None:
         """Wait until ``stop``."""
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
@@ -45,7 +47,7 @@ class _Server(uvicorn.Server):
     def stop(self) -> None:
         """Stop, from another thread."""
         self.should_exit = True
-        if hasattr(self, "_loop"):
+        if self._loop:
             self._loop.call_soon_threadsafe(self._stopped.set)
 
 
