@@ -1,8 +1,11 @@
 """What archives are unpacked to, without the confinement."""
 
+import bz2
 import io
+import lzma
 import os
 import struct
+import tarfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -24,6 +27,68 @@ def test_a_zip_file_may_name_its_files_oddly(
     unpack_main._zip(unpack_main.Tree(1 << 20, 100), archive, "task")
     found = [str(each.relative_to("task")) for each in Path("task").rglob("*") if each.is_file()]
     assert sorted(found) == ["a/b.py", "abs.py", "app.py", "win/c.py"]
+
+
+def layer(*members: tarfile.TarInfo) -> bytes:
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w") as archive:
+        for member in members:
+            archive.addfile(member, io.BytesIO(bytes(member.size)))
+    return written.getvalue()
+
+
+def entry(name: str, **fields: object) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    for key, value in {"size": 3, **fields}.items():
+        setattr(member, key, value)
+    return member
+
+
+def outcome(blob: bytes) -> dict[str, object]:
+    Path("blob").write_bytes(blob)
+    with Path("blob").open("rb") as archive:
+        return unpack_main._outcome(
+            {"archive": os.dup(archive.fileno()), "kind": "tar", "into": "", "layer": True,
+             "bytes": 1 << 20, "entries": 100}
+        )  # fmt: skip
+
+
+def test_zstd_layer_may_begin_with_a_frame_to_skip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    monkeypatch.chdir(tmp_path)
+    skipped = struct.pack("<II", 0x184D2A5F, 5) + b"12345"
+    for blob in (b"%s", skipped + b"%s", skipped + b"%s" + skipped):
+        done = outcome(blob % zstandard.ZstdCompressor().compress(layer(entry("app.py"))))
+        assert done["entries"] == 1, done
+        Path("app.py").unlink()
+
+
+def test_entry_of_an_unknown_type_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert outcome(layer(entry("app.py", type=b"Z"), entry("b")))["entries"] == 2
+    assert Path("app.py").read_bytes() == bytes(3)
+
+
+@pytest.mark.parametrize(
+    ("blob", "why"),
+    [
+        (layer(entry("/")), "'/' is the root"),
+        (layer(entry("./", size=0, type=tarfile.SYMTYPE, linkname="x")), "is the root"),
+        (bz2.compress(layer()), "bzip2"),
+        (lzma.compress(layer()), "xz"),
+    ],
+)
+def test_layer_that_cannot_be_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blob: bytes, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = outcome(blob)
+    assert done["refused"] == "format"
+    assert why in str(done["why"])
 
 
 @pytest.mark.parametrize(

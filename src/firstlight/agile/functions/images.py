@@ -66,6 +66,8 @@ _WORDS = (
      "build it for this machine's architecture"),
     (r"invalid character|cannot unmarshal|manifest\.json: file does not exist", NotAnArchive,
      "build it again: its manifest or its configuration is wrong"),
+    (r"manifest list instead of a manifest", NotAnArchive,
+     "give the image's own digest: its index has another index in it"),
     (r"more than one image", NoImage, "say which: oci:DIRECTORY:TAG"),
 )  # fmt: skip
 

@@ -43,6 +43,7 @@ _NAME_MOST, _DEPTH_MOST = 4000, 500  # of a path below the root
 _LATEST = float(1 << 33)  # seconds that every file system can store
 _UNIX_TIME, _EPOCH_OF_ZIP = 0x5455, 315532800
 _GO = 0
+_OTHERS = {b"BZh": "bzip2", b"\xfd7zX": "xz", b"\x04\x22\x4d\x18": "lz4"}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 "".encode(
@@ -223,12 +224,16 @@ def _open_blob(blob: BinaryIO) -> Reader:
     blob.seek(0)
     if head[:2] == b"\x1f\x8b":
         return Gunzip(blob)
-    if head == b"\x28\xb5\x2f\xfd":
+    # Some writers, such as pzstd, begin with a frame to be skipped.
+    if head == b"\x28\xb5\x2f\xfd" or (head[1:] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50):
         if zstandard is None:
             raise Refused("format", "it is compressed by zstd, and zstandard is not installed")
         return zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX).stream_reader(
             blob, read_across_frames=True
         )
+    for magic, program in _OTHERS.items():
+        if head.startswith(magic):
+            raise Refused("format", f"it is compressed by {program}: gzip and zstd are possible")
     return blob
 
 
@@ -248,6 +253,8 @@ def _tar(tree: Tree, blob: BinaryIO, layer: bool, into: str) -> str:
 def _member(tree: Tree, archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
     if member.isdir():
         tree.directory(path)
+    elif not path:
+        raise Refused("format", f"{member.name!r} is the root, and no directory")
     elif member.issym():
         tree.link(path, member.linkname)
     elif member.islnk():
@@ -257,7 +264,7 @@ def _member(tree: Tree, archive: tarfile.TarFile, member: tarfile.TarInfo, path:
         if target != path:
             tree.room(path)
             os.link(target, path, follow_symlinks=False)
-    elif member.isreg():
+    elif member.isreg() or member.type not in tarfile.SUPPORTED_TYPES:  # as POSIX has it
         content = archive.extractfile(member)
         assert content
         tree.file(path, member.mode, content, member.mtime)
