@@ -103,6 +103,7 @@ class PointFigures:
     parts: tuple[Part, ...]
     queues: tuple[Queue, ...]
     boot: Boot | None
+    headline_samples: tuple[Sample, ...] = field(repr=False)
     untraced_samples: tuple[Sample, ...] = field(repr=False)
     traced_samples: tuple[Sample, ...] = field(repr=False)
 
@@ -187,6 +188,7 @@ def _point(
         parts=tuple(_parts(explained, breakdown)),
         queues=tuple(_queues(traced, queued)),
         boot=_boot(untraced),
+        headline_samples=tuple(headline),
         untraced_samples=tuple(untraced),
         traced_samples=tuple(explained),
     )

@@ -46,12 +46,12 @@ def over(
 ) -> Interval:
     """The ratio of a quantile of two points."""
     return stats.ratio_interval(
-        latencies(slow.untraced_samples),
-        latencies(fast.untraced_samples),
+        latencies(slow.headline_samples),
+        latencies(fast.headline_samples),
         q=q,
         level=level,
-        groups_a=batches(slow.untraced_samples),
-        groups_b=batches(fast.untraced_samples),
+        groups_a=batches(slow.headline_samples),
+        groups_b=batches(fast.headline_samples),
     )
 
 
@@ -71,8 +71,8 @@ def unseen(*points: PointFigures, comparisons: int = 1) -> str:
 
 
 def batch_count(*points: PointFigures) -> int:
-    """The number of untraced batches with a ready start, of the point that has the fewest."""
-    return min(np.unique(batches(point.untraced_samples)).size for point in points)
+    """The number of the headline's batches with a ready start, of the point that has the fewest."""
+    return min(np.unique(batches(point.headline_samples)).size for point in points)
 
 
 def faster(slow: PointFigures, fast: PointFigures, than: str = "") -> str:

@@ -11,6 +11,7 @@ from firstlight.analysis import phases
 from firstlight.lab.cluster import image
 from firstlight.lab.cluster.pod_spans import _of_image
 from firstlight.lab.cluster.telemetry import Span
+from firstlight.model import ComponentSpan
 from firstlight.native import native
 from firstlight.report.views.image import _layers
 
@@ -67,3 +68,4 @@ def test_spans_of_a_layer_are_known_by_its_digest() -> None:
         "image.fetch", "image.unpack", "image", "container.runtime", "container.create",
     ]  # fmt: skip
     assert _layers(pod(tuple(named))) == [(10, 10)]
+    assert _layers(pod((ComponentSpan("image", 0, 1), ComponentSpan("", 0, 1)))) == []

@@ -1,4 +1,5 @@
 import struct
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -32,6 +33,13 @@ def test_every_picture_is_written_as_png_and_svg(network: Analysis, tmp_path: Pa
         else:
             root = ElementTree.fromstring(file.read_text())
             assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) > 10
+
+
+def test_phases_of_starts_without_a_latency_give_no_bars(container: Analysis) -> None:
+    traced = [sample for sample in container.run.samples if sample.traced][:1]
+    alone = Analysis(replace(container.run, samples=traced))
+    assert any(point.parts for point in alone.points)
+    assert list(pictures.bars(alone, legend=False)) == []
 
 
 def test_the_waterfall_covers_the_start_once_and_its_causes_too(container: Analysis) -> None:

@@ -92,6 +92,19 @@ def words(of: Run) -> str:
     return answer.answer(Analysis(of)) + capture.get()
 
 
+@pytest.mark.parametrize("latencies", [ALIKE, APART], ids=["alike", "apart"])
+def test_traced_starts_are_told_apart_where_the_headline_is_of_them(
+    latencies: Sequence[Sequence[float]],
+) -> None:
+    untraced = run(KINDS[4], latencies)
+    header = replace(
+        untraced.header, presentation=replace(untraced.header.presentation, headline="traced")
+    )
+    samples = [replace(sample, traced=True) for sample in untraced.samples]
+    analysis = Analysis(Run(untraced.path, header, samples, None))
+    assert answer.answer(analysis).split(";") == answer.answer(Analysis(untraced)).split(";")
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.view or kind.experiment)
 @pytest.mark.parametrize(
     "latencies", [ALIKE, EQUAL, ONE_BATCH, TWO_BATCHES, APART[:1]],

@@ -30,7 +30,8 @@ def container_creation(
 
 def parts(analysis: Analysis) -> list[str]:
     """The phases in the bars, from the bottom."""
-    return in_order({part.phase for point in analysis.points for part in point.parts})
+    measured = (point for point in analysis.points if point.latency)
+    return in_order({part.phase for point in measured for part in point.parts})
 
 
 def values(analysis: Analysis) -> list[dict[str, Any]]:

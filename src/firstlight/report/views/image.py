@@ -33,9 +33,9 @@ def _layers(sample: Sample) -> list[tuple[int, ...]]:
     """How long each layer was fetched and unpacked, in ns, in the order of their beginning."""
     spent: dict[str, dict[str, int]] = {}
     for span in sample.telemetry.spans if sample.telemetry else ():
-        words = span.name.split()
-        if words[0] == "image" and words[1] in _STEPS:
-            spent.setdefault(words[2], {})[words[1]] = span.end - span.start
+        match span.name.split():
+            case ["image", step, layer, *_] if step in _STEPS:
+                spent.setdefault(layer, {})[step] = span.end - span.start
     return [tuple(each.get(step, 0) for step in _STEPS) for each in spent.values()]
 
 
