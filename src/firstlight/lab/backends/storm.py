@@ -25,11 +25,11 @@ from firstlight.model import EndPoint
 from firstlight.native import native
 
 _FAT_MEBIBYTES = 768
-_DOUBLED = 12
-"""How often the mounts are doubled: 4,096 in the end."""
+_DOUBLED = 13
+"""How often the mounts are doubled: 8,192 in the end."""
 _COLD_BYTES = 32 << 20
 _HELD_SECONDS, _CALLS = 0.02, 6
-_LAYERS = 24
+_LAYERS = 64
 _PAUSE_MILLISECONDS = 40
 _FILES, _FILE_BYTES = 300, 16384
 _NUMBERS = (Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
