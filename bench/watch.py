@@ -1,8 +1,10 @@
 """What ``firstlight watch`` costs a node: idle, beside a busy server, and for the starts it sees.
 
-Turns with and without it alternate, so that a drift of the machine meets both. A busy server is two
-processes that do nothing but system calls; their throughput is counted per second of their own CPU
-time, which other work on the machine hardly changes; what ``watch`` takes of the cores is added.
+A busy server is two processes that do nothing but system calls, without a pause. Turns with and
+without ``watch`` alternate, and each with it is compared with its neighbours, so that a drift of
+the machine meets both. The throughput is counted per second of the server's own CPU time, which
+other work on the machine hardly changes, and what ``watch`` takes of the cores is added. A start is
+compared by its CPU time: on saturated cores its duration says more of the queue.
 """
 
 import json
@@ -11,20 +13,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from bench.marks import Mark
 from firstlight.analysis import stats
+from firstlight.model import Interval
 from firstlight.native import native
 
 FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
 ALONE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
-IDLE_SECONDS, TURN_SECONDS, TURNS = 60, 6, 12
+IDLE_SECONDS, TURN_SECONDS, TURNS = 60, 6, 24
 STARTS, WORKERS, PATIENCE = 10_000, 4, 120
 _SERVER = """
 import os, sys, time
@@ -33,7 +37,7 @@ pread = os.pread
 while True:
     for _ in range(20000):
         pread(zero, 1, 0)
-    sys.stdout.write(f"{time.process_time_ns()}\\n")
+    sys.stdout.write(f"{time.monotonic_ns()} {time.process_time_ns()}\\n")
     sys.stdout.flush()
 """
 _LOOPS = 20_000
@@ -55,14 +59,17 @@ def bundle(directory: Path) -> Path:
     return root.parent
 
 
-def start(directory: Path, name: str) -> float:
-    """Run a container to its end; returns the seconds that took."""
+def start(directory: Path, name: str) -> tuple[float, float]:
+    """Run a container to its end; returns the seconds and the CPU seconds that took."""
     began = time.monotonic()
-    subprocess.run(
+    process = subprocess.Popen(
         ["runc", "--root", directory / "state", "run", "--bundle", directory / "bundle", name],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    return time.monotonic() - began
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return time.monotonic() - began, used.ru_utime + used.ru_stime
 
 
 @contextmanager
@@ -107,73 +114,101 @@ def idle(*options: str) -> Mark:
     return Mark(f"{name}, idle: of one core", f"{share:.3%}", "≤ 0.2 %", share <= 0.002)
 
 
-def throughput(directory: Path, turn: int) -> tuple[float, list[float]]:
-    """System calls of two servers per second of their CPU time, and the starts' seconds."""
-    servers = [
-        subprocess.Popen([sys.executable, "-c", _SERVER], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    until, took = time.monotonic() + TURN_SECONDS, []
-    number = 0
-    while time.monotonic() < until:
+class Turn(NamedTuple):
+    """The server's calls per second of its CPU time, and the starts' times, while it is busy."""
+
+    calls: float
+    took: list[float]
+    cpu: list[float]
+
+
+@contextmanager
+def server(directory: Path) -> Iterator[Callable[[int, int], float]]:
+    """Two processes that do nothing but system calls. Gives what counts those between two moments,
+    in ns, per second of the processes' CPU time.
+    """
+    files = [directory / f"server{number}" for number in range(2)]
+    with ExitStack() as running:
+        for file in files:
+            out = running.enter_context(file.open("wb"))
+            process = subprocess.Popen([sys.executable, "-c", _SERVER], stdout=out)
+            running.enter_context(process)
+            running.callback(process.kill)
+
+        def calls(begin: int, end: int) -> float:
+            rate = 0.0
+            for file in files:
+                lines = file.read_bytes().splitlines(keepends=True)
+                stamps = [tuple(map(int, line.split())) for line in lines if line.endswith(b"\n")]
+                spent = [cpu for at, cpu in stamps if begin <= at <= end]
+                rate += _LOOPS * (len(spent) - 1) / ((spent[-1] - spent[0]) / 1e9)
+            return rate
+
+        yield calls
+
+
+def busy_turn(directory: Path, name: str, calls: Callable[[int, int], float]) -> Turn:
+    """A turn of starts, one a second."""
+    begin, each = time.monotonic_ns(), []
+    for number in range(TURN_SECONDS):
         due = time.monotonic() + 1
-        took.append(start(directory, f"b{turn}-{number}"))
-        number += 1
+        each.append(start(directory, f"{name}-{number}"))
         time.sleep(max(0.0, due - time.monotonic()))
-    rates = []
-    for server in servers:
-        server.terminate()
-        out, _ = server.communicate()
-        stamps = [int(line) for line in out.splitlines()[:-1] if line]
-        rates.append(_LOOPS * (len(stamps) - 1) / ((stamps[-1] - stamps[0]) / 1e9))
-    return sum(rates), took
+    took, cpu = zip(*each, strict=True)
+    return Turn(calls(begin, time.monotonic_ns()), list(took), list(cpu))
 
 
 def busy(directory: Path, *options: str) -> list[Mark]:
-    """What it takes from two busy servers, and adds to a start a second."""
-    rates: dict[bool, list[float]] = {True: [], False: []}
-    took: dict[bool, list[float]] = {True: [], False: []}
-    turns: dict[bool, list[int]] = {True: [], False: []}
-    shares = []
-    for turn in range(TURNS):
-        rate, seconds = throughput(directory, 2 * turn)
-        rates[False].append(rate)
-        took[False] += seconds
-        turns[False] += [turn] * len(seconds)
-        with watching(*options) as process:
-            start(directory, f"w{turn}")  # its first one loads what it needs
-            assert process.stdout is not None
-            process.stdout.readline()
-            throughput(directory, 2 * (turn + TURNS))  # spends what idle cores had earned
-            before, began = cpu_seconds(process.pid), time.monotonic()
-            rate, seconds = throughput(directory, 2 * turn + 1)
-            shares.append((cpu_seconds(process.pid) - before) / (time.monotonic() - began))
-        rates[True].append(rate)
-        took[True] += seconds
-        turns[True] += [turn] * len(seconds)
+    """What it takes from a busy server, and adds to a start a second."""
+    shares, off, on = [], [], []
+    with server(directory) as calls:
+        for turn in range(TURNS + 1):
+            off.append(busy_turn(directory, f"b{turn}", calls))
+            if turn == TURNS:
+                break
+            with watching(*options) as process:
+                start(directory, f"w{turn}")  # its first one loads what it needs
+                assert process.stdout is not None
+                process.stdout.readline()
+                before, began = cpu_seconds(process.pid), time.monotonic()
+                on.append(busy_turn(directory, f"o{turn}", calls))
+                spent = cpu_seconds(process.pid) - before
+                shares.append(spent / (time.monotonic() - began))
     cores = os.cpu_count() or 1
-    own = float(np.median(shares)) / cores
-    slower = stats.ratio_interval(rates[True], rates[False])
-    loss = slower.value - 1 - own
-    later = stats.ratio_interval(
-        took[True], took[False], groups_a=turns[True], groups_b=turns[False]
-    )
+    own = float(np.mean(shares)) / cores
+    slower = _beside(off, on, lambda turn: turn.calls)
+    loss = [each - 1 - own for each in (slower.value, slower.low, slower.high)]
+    cpu = _beside(off, on, lambda turn: float(np.median(turn.cpu)))
+    later = _beside(off, on, lambda turn: float(np.median(turn.took)))
+    took = [seconds for turn in off for seconds in turn.cpu]
     name = " ".join(("watch", *options))
     return [
         Mark(
             f"{name}, a start a second: throughput of a busy server",
-            f"{loss:+.1%} (calls {slower.value - 1:+.1%} [{slower.low - 1:+.1%}, "
-            f"{slower.high - 1:+.1%}], own CPU {own:.1%} of {cores} cores)",
+            f"{loss[0]:+.1%} [{loss[1]:+.1%}, {loss[2]:+.1%}], of it own CPU {own:.2%} of "
+            f"{cores} cores",
             "≥ -1 %",
-            loss >= -0.01,
+            loss[0] >= -0.01,
         ),
         Mark(
-            f"{name}, a start a second: `runc run`, {np.median(took[False]) * 1e3:.0f} ms",
-            f"{later.value - 1:+.1%} [{later.low - 1:+.1%}, {later.high - 1:+.1%}]",
+            f"{name}, a start a second: CPU time of `runc run`, {np.median(took) * 1e3:.0f} ms "
+            f"(its duration {_percent(later)})",
+            _percent(cpu),
             "≤ +3 %",
-            later.value <= 1.03,
+            cpu.value <= 1.03,
         ),
     ]
+
+
+def _beside(off: list[Turn], on: list[Turn], value: Callable[[Turn], float]) -> Interval:
+    """The median ratio of each turn with ``watch`` to the mean of the turns before and after it."""
+    around = [(value(one) + value(next)) / 2 for one, next in pairwise(off)]
+    ratios = [value(turn) / other for turn, other in zip(on, around, strict=True)]
+    return stats.quantile_interval(ratios, 0.5)
+
+
+def _percent(ratio: Interval) -> str:
+    return f"{ratio.value - 1:+.1%} [{ratio.low - 1:+.1%}, {ratio.high - 1:+.1%}]"
 
 
 def results(directory: Path) -> list[Mark]:
