@@ -74,6 +74,7 @@ class Metrics:
     """Counts a runtime's starts and its functions' answers."""
 
     def __init__(self, serving: Serving) -> None:
+        self._serving = serving
         self._starts: dict[tuple[str, str, str], _Histogram] = {}
         self._functions: set[str] = set()
         self.requests: Counter[str] = Counter()
@@ -128,8 +129,11 @@ class Metrics:
             )
             await asyncio.sleep(0)  # requests go on meanwhile
         is_open = rest.endswith(b"# EOF\n")
+        kept, waiting = self._loads()
         parts += [
             text.encode() for text in (
+                _gauge("instances", "Instances that answer or are kept.", kept),
+                _gauge("waiting", "Requests that wait for an instance.", waiting),
                 _counter("requests", "Requests, failed ones too.", self.requests, is_open),
                 _counter("busy_seconds", "Time in handlers.", self.busy_seconds, is_open),
                 _counter("failures", "Requests that failed.", self.failures, is_open),
@@ -139,17 +143,27 @@ class Metrics:
             parts.append(b"# EOF\n")
         return b"".join(parts), content_type
 
+    def _loads(self) -> tuple[Mapping[tuple[str, str], int], Mapping[str, int]]:
+        """Each function's instances by state, and its requests that wait for one."""
+        kept: Counter[tuple[str, str]] = Counter()
+        waiting: Counter[str] = Counter()
+        for load in self._serving.loads():
+            name = self.function(load.name)
+            kept[name, "idle"] += load.idle
+            kept[name, "busy"] += load.busy
+            waiting[name] += load.waiting
+        return kept, waiting
+
 
 class _Node(Collector):
     """Collects values that are read at scrape time."""
 
     def __init__(self, serving: Serving, metrics: Metrics) -> None:
-        self._runtime, self._serving, self._metrics = serving.runtime, serving, metrics
+        self._runtime, self._metrics = serving.runtime, metrics
 
     def collect(self) -> Iterable[Metric]:
         """Each family with a sample for each of its label values."""
         yield from _of_pools(self._runtime.pools())
-        yield from self._of_functions()
         yield self._of_starts()
         running = GaugeMetricFamily("firstlight_instances", "Instances of the node that run.")
         running.add_metric([], len(self._runtime.running()))
@@ -158,30 +172,6 @@ class _Node(Collector):
         if (used := _memory(self._runtime)) is not None:
             memory.add_metric([], used)
         yield memory
-
-    def _of_functions(self) -> Iterator[Metric]:
-        metrics = self._metrics
-        labels = ["function"]
-        kept = GaugeMetricFamily(
-            "firstlight_function_instances", "Instances that answer or are kept.",
-            labels=["function", "state"],
-        )  # fmt: skip
-        waiting = GaugeMetricFamily(
-            "firstlight_function_waiting", "Requests that wait for an instance.", labels=labels
-        )
-        totals: Counter[tuple[str, str]] = Counter()
-        for load in self._serving.loads():
-            name = metrics.function(load.name)
-            totals[name, "idle"] += load.idle
-            totals[name, "busy"] += load.busy
-            totals[name, "waiting"] += load.waiting
-        for (name, state), count in totals.items():
-            if state == "waiting":
-                waiting.add_metric([name], count)
-            else:
-                kept.add_metric([name, state], count)
-        yield kept
-        yield waiting
 
     def _of_starts(self) -> Metric:
         family = HistogramMetricFamily(
@@ -212,12 +202,27 @@ def routes(metrics: Metrics) -> list[BaseRoute]:
 def _counter(what: str, text: str, values: Mapping[Any, float], is_open: bool) -> str:
     """A counter by function, or by function and cause; OpenMetrics names its family differently."""
     name = f"firstlight_function_{what}"
-    family = name if is_open else f"{name}_total"
-    lines = [f"# HELP {family} {text}\n# TYPE {family} counter\n"]
+    head = _head(name if is_open else f"{name}_total", text, "counter")
+    return head + _samples(f"{name}_total", "cause", values)
+
+
+def _gauge(what: str, text: str, values: Mapping[Any, float]) -> str:
+    """A gauge by function, or by function and state."""
+    name = f"firstlight_function_{what}"
+    return _head(name, text, "gauge") + _samples(name, "state", values)
+
+
+def _head(family: str, text: str, kind: str) -> str:
+    return f"# HELP {family} {text}\n# TYPE {family} {kind}\n"
+
+
+def _samples(name: str, label: str, values: Mapping[Any, float]) -> str:
+    """A line for each value. prometheus_client takes several times as long."""
+    lines = []
     for key, value in values.items():
-        function, cause = key if isinstance(key, tuple) else (key, "")
-        also = f',cause="{cause}"' if cause else ""
-        lines.append(f'{name}_total{{function="{function}"{also}}} {value}\n')
+        function, other = key if isinstance(key, tuple) else (key, "")
+        also = f',{label}="{other}"' if other else ""
+        lines.append(f'{name}{{function="{function}"{also}}} {value}\n')
     return "".join(lines)
 
 
