@@ -93,9 +93,10 @@ def watch(
 ) -> None:
     """Watch the container starts of this node.
 
-    Prints a line per start: its total, its names, and its longest phases. Nothing is restarted or
-    reconfigured. Between starts only forks, execs and exits are traced. Ctrl-C stops it. With
-    --json each start is a line of JSON.
+    Prints a line per start: when it began, its total, its names, and its longest phases, or the
+    total alone where tracing it was beyond --budget. Nothing is restarted or reconfigured. Between
+    starts only forks, execs and exits are traced. Ctrl-C stops it. With --json each start is a line
+    of JSON.
     """
     from firstlight.host import capabilities
     from firstlight.lab.watch import programs
@@ -235,10 +236,12 @@ def _print(start: "Seen") -> None:
         for name, ns in list(start.phases.items())[:4]
         if start.latency
     )
+    what = shares or start.error or "(total alone)"
     lost = f"  ({start.lost} events lost)" if start.lost else ""
     print(
-        f"{datetime.now().astimezone():%H:%M:%S}  {total:>8}  {start.labels['runtime']:<6} "
-        f"{start.labels.get('engine', '-'):<10} {start.name}  {shares}{lost}",
+        f"{datetime.fromisoformat(start.time).astimezone():%H:%M:%S}  {total:>8}  "
+        f"{start.labels['runtime']:<6} {start.labels.get('engine', '-'):<10} {start.name}  "
+        f"{what}{lost}",
         flush=True,
     )
 

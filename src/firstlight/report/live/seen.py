@@ -1,7 +1,8 @@
 """A watched start, computed once for the table, the page and the metrics."""
 
+import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 from msgspec import Struct
@@ -24,7 +25,7 @@ class Stretch(Struct, frozen=True):
 
 
 class Seen(Struct, frozen=True):
-    """A watched start, which ``began`` at these ns of CLOCK_MONOTONIC.
+    """A watched start, which ``began`` at these ns of CLOCK_MONOTONIC, at ``time`` of the calendar.
 
     ``phases`` and ``causes`` are ns of the critical path, and sum to ``latency``; they are empty if
     the start failed, or was not traced.
@@ -57,9 +58,10 @@ def seen(sample: Sample, spans: pl.DataFrame) -> Seen:
             for start, end, phase, cause in rows.select("start", "end", "phase", "cause").rows()
             if end > start
         ]
+    ago = timedelta(microseconds=(time.monotonic_ns() - sample.stamps.intended) / 1000)
     return Seen(
         id=labels["id"],
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        time=(datetime.now(UTC) - ago).isoformat(timespec="seconds"),
         name=name,
         labels=labels,
         point=sample.point,
