@@ -4,13 +4,12 @@
 
 It makes the kubelet's calls for a pod, without volumes and probes: RunPodSandbox, CreateContainer,
 StartContainer. It writes ``ready``, or why not, to standard output and serves until its standard
-input ends. Stamps are ns of CLOCK_MONOTONIC.
+input ends; then it names the sandboxes that may be left. Stamps are ns of CLOCK_MONOTONIC.
 """
 
 import os
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,10 @@ class Request(msgspec.Struct, frozen=True):
     patience: float = 55.0
 
 
+class Unanswered(RuntimeError):
+    """The runtime may have done what was asked, or not."""
+
+
 class Runtime:
     """A connection to the CRI. Raises RuntimeError with the runtime's message."""
 
@@ -64,7 +67,10 @@ class Runtime:
         try:
             return getattr(self._stub, verb)(request, timeout=seconds, metadata=metadata)
         except self._grpc.RpcError as error:
-            raise RuntimeError(f"{verb}: {error.details()}") from error
+            codes = self._grpc.StatusCode
+            is_answer = error.code() not in (codes.DEADLINE_EXCEEDED, codes.UNAVAILABLE)
+            kind = RuntimeError if is_answer else Unanswered
+            raise kind(f"{verb}: {error.details()}") from error
 
     def check(self) -> None:
         """Raise RuntimeError if the runtime or its network is not ready."""
@@ -75,10 +81,13 @@ class Runtime:
 
 
 class Sandbox:
-    """One start: a sandbox and its container."""
+    """One start: a sandbox and its container. While it may be left it is in ``left``: why, by its
+    id, or by its name if it has none.
+    """
 
-    def __init__(self, runtime: Runtime, logs: str) -> None:
-        self._runtime, self._logs, self._id, self._container = runtime, logs, "", ""
+    def __init__(self, runtime: Runtime, logs: str, left: dict[str, str]) -> None:
+        self._runtime, self._logs, self._left = runtime, logs, left
+        self._id, self._container = "", ""
 
     def prepare(self) -> None:
         """The connection is open."""
@@ -101,11 +110,15 @@ class Sandbox:
         )
         until = time.monotonic() + request.patience
         stamps = [time.monotonic_ns()]
-        self._id = call(
-            "RunPodSandbox",
-            messages.RunPodSandboxRequest(config=config, runtime_handler=request.handler),
-            request.patience, request.trace,
-        ).pod_sandbox_id  # fmt: skip
+        try:
+            self._id = call(
+                "RunPodSandbox",
+                messages.RunPodSandboxRequest(config=config, runtime_handler=request.handler),
+                request.patience, request.trace,
+            ).pod_sandbox_id  # fmt: skip
+        except Unanswered as error:
+            self._left[request.name] = str(error)
+            raise
         stamps.append(time.monotonic_ns())
         self._container = call(
             "CreateContainer",
@@ -159,11 +172,19 @@ class Sandbox:
         if self._container:  # at once: CRI-O gives it ten seconds otherwise
             requests["StopContainer"] = messages.StopContainerRequest(container_id=self._container)
         if self._id:
+            self._left[self._id] = "its removal was not answered"
             for verb in ("StopPodSandbox", "RemovePodSandbox"):
                 requests[verb] = getattr(messages, f"{verb}Request")(pod_sandbox_id=self._id)
         for verb, request in requests.items():
-            with suppress(RuntimeError):
+            try:
                 self._runtime.call(verb, request, _END_SECONDS)
+            except Unanswered:  # nor would it answer the next
+                return
+            except RuntimeError as error:
+                self._left[self._id] = str(error)
+            else:
+                if verb == "RemovePodSandbox":
+                    del self._left[self._id]
 
 
 def main(file: Path) -> None:
@@ -176,11 +197,20 @@ def main(file: Path) -> None:
         print(f"cannot use the runtime at {configuration.runtime}: {error}", flush=True)  # noqa: T201
         return
     Path(configuration.logs).mkdir(exist_ok=True)
-    start_server.serve(Path(configuration.socket), lambda: Sandbox(runtime, configuration.logs))
+    left: dict[str, str] = {}
+    start_server.serve(
+        Path(configuration.socket), lambda: Sandbox(runtime, configuration.logs, left)
+    )
     print("ready", flush=True)  # noqa: T201 - the answer
     while os.read(0, 4096):
         pass
     start_server.await_ends(_END_SECONDS)
+    for sandbox, why in left.copy().items():
+        print(  # noqa: T201 - to whoever runs it
+            f"sandbox {sandbox} is not known to be removed: {why}\n"
+            f"remedy: crictl --runtime-endpoint unix://{configuration.runtime} pods, and rmp "
+            "--force what is left, if the runtime still runs", file=sys.stderr,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
