@@ -87,6 +87,29 @@ def test_two_agents_do_not_share_them(tmp_path: Path, monkeypatch: pytest.Monkey
     opened(tmp_path).close()
 
 
+@pytest.mark.parametrize("removed", ["leases", "leases.lock"])
+def test_no_other_agent_gets_in_while_files_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str
+) -> None:
+    monkeypatch.setattr("firstlight.agile.pods.leases._LOCK_SECONDS", 0.0)
+    leases = opened(tmp_path)
+    held, closed, close = leases._lock, list[int](), os.close
+
+    def watched(descriptor: int) -> None:
+        closed.append(descriptor)
+        close(descriptor)
+
+    (tmp_path / removed).unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr("os.close", watched)
+        leases.restore()
+    assert held not in closed or (removed == "leases.lock" and closed[-1] == held)
+    assert (tmp_path / removed).exists()
+    with pytest.raises(Failed, match="another agent"):
+        opened(tmp_path)
+    leases.close()
+
+
 def raising(error: OSError) -> Callable[..., None]:
     def fail(*_: object) -> None:
         raise error
@@ -133,9 +156,19 @@ def test_an_agent_whose_mount_was_removed_says_that_it_cannot_go_on(
     async def lose(config: Config) -> Failed:
         agent = Agent(config)
         agent.leases.open()
-        shutil.rmtree(state)
-        lost = asyncio.get_running_loop().create_future()
+        restore, lost = agent.leases.restore, asyncio.get_running_loop().create_future()
         agent.on_loss = lost.set_result
+        missing = Failed("another file is missing")
+        missing.__cause__ = FileNotFoundError()
+        first = iter([missing])
+
+        def look() -> None:
+            for error in first:
+                raise error
+            shutil.rmtree(state)
+            restore()
+
+        monkeypatch.setattr(agent.leases, "restore", look)
         await agent._look()
         await agent.__aexit__()
         return await lost  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from pathlib import Path
 
 from firstlight.agile.config import Config
 from firstlight.agile.parts.pool import LoadGate, Pool
@@ -324,8 +325,8 @@ class Agent:
                 await self._drop_ended()
             except (Failed, OSError) as error:
                 _log.warning("cannot look after the leases: %s", error)
-                if isinstance(error, Failed) and isinstance(error.__cause__, FileNotFoundError):
-                    self.on_loss(error)  # a mount whose directory was removed stays without files
+                if isinstance(error, Failed) and _was_removed(self.config.directory):
+                    self.on_loss(error)
                     return
 
     def _restore(self) -> None:
@@ -351,6 +352,12 @@ class Agent:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _was_removed(directory: Path) -> bool:
+    """Whether no file can be made there any more: the directory of a mount was removed."""
+    there = next(each for each in (directory, *directory.parents) if each.exists())
+    return there.stat().st_nlink == 0
 
 
 def _send(peer: socket.socket, answer: bytes, descriptor: int = -1) -> bool:

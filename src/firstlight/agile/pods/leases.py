@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,7 @@ class Leases:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "leases"
+        self._lock_path = self._path.with_suffix(".lock")
         self._by_key: dict[Key, Lease] = {}
         self._by_number: dict[int, Lease] = {}
         self._file, self._lines = -1, 0
@@ -43,22 +45,45 @@ class Leases:
 
     def open(self) -> None:
         """Lock and read the leases; waits for an agent that is ending. Raises Failed."""
+        self._keep(self._open)
+
+    def _open(self) -> None:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        self._lock = os.open(self._lock_path, flags, 0o600)
+        self._wait_for_lock()
+        if self._path.exists():
+            self._read()
+        self._rewrite()
+
+    def _keep(self, work: Callable[[], None]) -> None:
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = self._path.with_suffix(".lock")
-            self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._wait_for_lock()
-            if self._path.exists():
-                self._read()
-            self._rewrite()
+            work()
         except OSError as error:
             raise Failed(f"cannot keep leases in {self._path.parent}: {error.strerror}") from error
 
     def restore(self) -> None:
-        """Write the file again if another program has removed it. Raises Failed."""
-        if not self._path.exists():
-            self.close()
+        """Make the files again that another program has removed. Raises Failed.
+
+        The lock is held throughout: a file without a name keeps no other agent away, so that of a
+        new name is locked before it is closed.
+        """
+        is_locked = self._lock >= 0 and _has_name(self._lock, self._lock_path)
+        if is_locked and self._path.exists():
+            return
+        if is_locked:
+            self._keep(self._rewrite)
+            return
+        before, self._lock = self._lock, -1
+        try:
             self.open()
+        except Failed:
+            if self._lock >= 0:
+                os.close(self._lock)
+            self._lock = before
+            raise
+        if before >= 0:
+            os.close(before)
 
     def close(self) -> None:
         """Unlock the leases for the next agent."""
@@ -155,6 +180,13 @@ def remove(directory: Path) -> None:
         path.unlink(missing_ok=True)
     with suppress(OSError):
         directory.rmdir()
+
+
+def _has_name(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _line(*event: str | int) -> bytes:
