@@ -210,7 +210,9 @@ def test_a_gateway_that_another_program_took_away_is_made_again(
 ) -> None:
     with pod_host(tmp_path) as host:
         host.configure(more='range6 = "fd00:10:244::/112"', pool=1)
+        host.sh("ip link add fppods type bridge; ip addr add 10.9.0.1/32 dev fppods")  # once
         host.start()
+        assert "10.9.0.1" not in host.sh("ip -br addr show fppods")
         host.sh(f"ip {change}")
         pods = ["a", "b", "c"]
         addresses = [host.add(pod) for pod in pods]

@@ -16,6 +16,7 @@ from pathlib import Path
 from firstlight.agile.config import Config
 from firstlight.agile.parts.pool import LoadGate, Pool
 from firstlight.agile.pods import wire
+from firstlight.agile.pods.cluster import Trouble
 from firstlight.agile.pods.leases import Lease, Leases
 from firstlight.agile.pods.networks import PodNetwork, PodNetworks
 from firstlight.agile.pods.wire import Answer, Code, Request, Verb
@@ -47,6 +48,7 @@ class Agent:
         self.on_loss: Callable[[Failed], None] = lambda _why: None
         self._listener: socket.socket | None = None
         self._is_ending = self._is_short = False
+        self._not_forwarding: Failed | None = None
         self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -320,6 +322,7 @@ class Agent:
         """Drop leases whose namespaces have ended without a DEL, and see to the agent's files."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
+            self._forward()
             try:
                 self._restore()
                 await self._drop_ended()
@@ -328,6 +331,27 @@ class Agent:
                 if isinstance(error, Failed) and _was_removed(self.config.directory):
                     self.on_loss(error)
                     return
+
+    def _forward(self) -> None:
+        """Set the host's forwarding again where another program has ended it."""
+        before, self._not_forwarding = self._not_forwarding, None
+        try:
+            if self.networks.forward():
+                _log.warning("another program had ended the host's forwarding; it is set again")
+        except Failed as error:
+            self._not_forwarding = error
+            if before is None:
+                _log.warning("%s; %s", error.message, error.hint)
+        except OSError as error:
+            _log.warning("cannot look at the host's forwarding: %s", error)
+
+    def trouble(self) -> Trouble:
+        """Why new pods would have no network, if anything."""
+        if error := self._not_forwarding:
+            return "NotForwarding", f"{error.message}; {error.hint}"
+        if self.pool.error and not len(self.pool):
+            return "CannotMake", str(self.pool.error)
+        return None
 
     def _restore(self) -> None:
         """Make the leases' file and the socket again where another program removed them."""

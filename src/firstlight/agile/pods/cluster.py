@@ -13,18 +13,22 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import msgspec
 
-from firstlight.agile.apiserver import Object, Server
+from firstlight.agile.apiserver import Object, Refused, Server
 from firstlight.agile.config import Config
 from firstlight.agile.function import Counts
 from firstlight.agile.pods.wire import Request
 from firstlight.errors import Failed
+from firstlight.files import write_whole
 
 ROUTE_PROTOCOL = 118
 """In /etc/iproute2/rt_protos it is nobody's."""
 CONDITION = "FirstlightPodNetworks"
+RANGES = "ranges"
+"""The file beside the leases with the ranges of the Node."""
 _NODES = "/api/v1/nodes"
 _RANGE_SECONDS, _RETRY_SECONDS = 120.0, 1.0
 _ROUTES_SECONDS = 15.0
@@ -33,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 Routes = dict[str, str]
 """Gateways by destination."""
+Trouble = tuple[str, str] | None
+"""Why new pods would have no network, as reason and message of the node's condition."""
 
 
 class Cluster:
@@ -43,18 +49,26 @@ class Cluster:
         self.name = os.environ.get("NODE_NAME") or socket.gethostname().lower()
         self._event_times: dict[str, float] = {}
         self._ranges: list[str] = []  # that were taken from the Node
+        self._said: list[str] = []  # warnings of the last look, so that each is said once
 
     def complete(self, config: Config) -> Config:
-        """The configuration; ranges that it lacks are taken from the Node. Raises Failed."""
+        """The configuration; ranges that it lacks are taken from the Node. Raises Failed.
+
+        While the API server is away, they are those that the node's last agent took.
+        """
         if config.pods.range:
             return config
+        file = config.directory / RANGES
         until = time.monotonic() + _RANGE_SECONDS
         while True:
             try:
                 ranges = _ranges(self._server.ask("GET", f"{_NODES}/{self.name}"))
                 why = f"the node {self.name} has no podCIDR"
             except Exception as error:
-                ranges, why = [], f"cannot read the node {self.name}: {error}"
+                why = f"cannot read the node {self.name}: {error}"
+                ranges = [] if isinstance(error, Refused) else _remembered(file)
+                if ranges:
+                    _log.warning("%s; its ranges were %s", why, ", ".join(ranges))
             four = next((cidr for cidr in ranges if ":" not in cidr), "")
             if four:
                 six = next((cidr for cidr in ranges if ":" in cidr), "")
@@ -66,6 +80,7 @@ class Cluster:
                     what = f"the ranges of the node {self.name} do not fit: {error}"
                     raise Failed(what, "change the configuration or the ranges") from error
                 self._ranges = ranges
+                _remember(file, ranges)
                 return msgspec.structs.replace(config, pods=pods)
             if time.monotonic() > until:
                 raise Failed(why, "let the controller manager allocate-node-cidrs, "
@@ -75,7 +90,7 @@ class Cluster:
     def start(
         self,
         counts: Callable[[], Counts],
-        error: Callable[[], str],
+        trouble: Callable[[], Trouble],
         show_to: Callable[[Iterable[str]], None],
     ) -> None:
         """Keep routes and the node's condition, in a thread, until the process ends.
@@ -83,17 +98,18 @@ class Cluster:
         ``show_to`` gets the other nodes' ranges, whose pods see this node's under their own
         addresses.
         """
-        arguments = (counts, error, show_to)
+        arguments = (counts, trouble, show_to)
         threading.Thread(target=self._work, args=arguments, daemon=True).start()
 
     def _work(
         self,
         counts: Callable[[], Counts],
-        error: Callable[[], str],
+        trouble: Callable[[], Trouble],
         show_to: Callable[[Iterable[str]], None],
     ) -> None:
         routes: Routes | None = None
         looked = 0.0
+        why = ""
         for nodes in self._server.follow(_NODES):
             try:
                 if time.monotonic() - looked > _ROUTES_SECONDS:
@@ -101,9 +117,12 @@ class Cluster:
                     routes, looked = None, time.monotonic()
                 routes = self._follow(nodes, routes, show_to)
                 if node := nodes.get(self.name):
-                    nodes[self.name] = self._tell(node, counts(), error())
-            except Exception as failure:  # the API server is unreachable, or a route is refused
-                _log.warning("cannot follow the cluster's nodes: %s", failure)
+                    nodes[self.name] = self._tell(node, counts(), trouble())
+                why = ""
+            except Exception as failure:  # the API server is unreachable
+                if str(failure) != why:
+                    _log.warning("cannot follow the cluster's nodes: %s", failure)
+                why = str(failure)
 
     def _follow(
         self,
@@ -115,10 +134,14 @@ class Cluster:
         routes = wanted_routes(nodes.values(), self.name)
         if routes != before:
             show_to(routes)
-            set_routes(routes)
+            refused = set_routes(routes)
+            for each in refused:
+                if each not in self._said:
+                    _log.warning("%s", each)
+            self._said = refused
         return routes
 
-    def _tell(self, node: Object, counts: Counts, error: str) -> Object:
+    def _tell(self, node: Object, counts: Counts, trouble: Trouble) -> Object:
         """Set the Node's condition where it differs; returns the Node with it.
 
         The Node is compared, and not what was sent before: one that is made anew has no condition.
@@ -129,11 +152,11 @@ class Cluster:
             message = (f"the node's range is {', '.join(ranges)} now, but its pods have addresses "
                        f"of {', '.join(self._ranges)}, to which other nodes have no route: "
                        "drain the node, then restart its agent")  # fmt: skip
-        elif error and not counts.ready:
-            status, reason, message = "False", "CannotMake", error
+        elif trouble:
+            status, (reason, message) = "False", trouble
         else:
             status, reason = "True", "Ready"
-            message = error or f"{counts.ready} of {counts.high} networks are prepared"
+            message = f"{counts.ready} of {counts.high} networks are prepared"
         shown = [(each["status"], each.get("reason"))
                  for each in (node.get("status") or {}).get("conditions") or ()
                  if each["type"] == CONDITION]  # fmt: skip
@@ -183,6 +206,22 @@ def _ranges(node: Object) -> list[str]:
     return list(spec.get("podCIDRs") or filter(None, [spec.get("podCIDR")]))
 
 
+def _remembered(file: Path) -> list[str]:
+    try:
+        return [str(ip_network(each)) for each in file.read_text().split()]
+    except (OSError, ValueError):
+        return []
+
+
+def _remember(file: Path, ranges: list[str]) -> None:
+    """Like leases, until the next boot. Without the file, the next agent waits."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(file, "\n".join(ranges).encode())
+    except OSError as error:
+        _log.warning("cannot write %s: %s", file, error.strerror)
+
+
 def wanted_routes(nodes: Iterable[Object], own: str) -> Routes:
     """The routes to the pods of all other nodes, by their internal addresses."""
     routes = {}
@@ -200,10 +239,11 @@ def wanted_routes(nodes: Iterable[Object], own: str) -> Routes:
     return routes
 
 
-def set_routes(wanted: Routes) -> None:
-    """Make these routes, and remove all others that an agent made. Logs those that are refused."""
+def set_routes(wanted: Routes) -> list[str]:
+    """Make these routes, and remove all others that an agent made; returns why some are refused."""
     from pyroute2 import IPRoute, NetlinkError
 
+    refused = []
     with IPRoute() as netlink:
         present = {
             f"{route.get_attr('RTA_DST')}/{route['dst_len']}": str(route.get_attr("RTA_GATEWAY"))
@@ -217,4 +257,5 @@ def set_routes(wanted: Routes) -> None:
             try:
                 netlink.route("replace", dst=destination, gateway=gateway, proto=ROUTE_PROTOCOL)
             except NetlinkError as error:
-                _log.warning("cannot route %s by %s: %s", destination, gateway, error)
+                refused.append(f"cannot route {destination} by {gateway}: {error}")
+    return refused

@@ -14,7 +14,7 @@ from pathlib import Path
 from firstlight.agile.config import Config, load
 from firstlight.agile.pods import leases, networks
 from firstlight.agile.pods.agent import Agent
-from firstlight.agile.pods.cluster import Cluster, set_routes
+from firstlight.agile.pods.cluster import RANGES, Cluster, set_routes
 from firstlight.errors import Failed
 
 _NICE = -10
@@ -51,7 +51,7 @@ async def serve(config: Config, ready: Callable[[], None] = lambda: None) -> Non
                 shown = agent.networks.show_to(others)
                 asyncio.run_coroutine_threadsafe(shown, loop).result(_RULES_SECONDS)
 
-            cluster.start(agent.pool.counts, lambda: str(agent.pool.error or ""), show_to)
+            cluster.start(agent.pool.counts, agent.trouble, show_to)
         if config.pods.metrics:
             from firstlight.agile.pods import metrics  # its dependencies are optional
 
@@ -65,6 +65,7 @@ def remove(config: Config) -> None:
     networks.remove(config)
     set_routes({})
     config.socket.unlink(missing_ok=True)
+    (config.directory / RANGES).unlink(missing_ok=True)
     leases.remove(config.directory)
 
 

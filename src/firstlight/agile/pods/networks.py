@@ -12,8 +12,9 @@ import os
 import socket
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 
 import msgspec
@@ -66,8 +67,8 @@ class PodNetworks:
     async def open(self) -> None:
         """Make the host's side, or take over an existing one. Raises Failed."""
         await self._open_gateway()
-        for path in _FORWARD if self.range6 else _FORWARD[:1]:
-            _forward(Path(path))
+        await asyncio.to_thread(self._drop_old_gateways)
+        self.forward()
         await firewall.replace(self._host, self.table, self._rules)
         await self._open_others()
         self._watch.open()
@@ -80,6 +81,27 @@ class PodNetworks:
         answer = await self._host.ask(request)
         if answer.error != errno.EEXIST:
             answer.check(f"make the link {self.anchor} for the gateway {self.range[1]}")
+
+    def forward(self) -> bool:
+        """Let the host forward packets; returns whether it did not. Raises Failed."""
+        paths = _FORWARD if self.range6 else _FORWARD[:1]
+        changed = [path for path in paths if _forward(Path(path))]
+        return bool(changed)
+
+    def _drop_old_gateways(self) -> None:
+        """Remove the gateways of ranges that the node had before."""
+        from pyroute2 import IPRoute, NetlinkError
+
+        gateways = {str(range[1]) for range in (self.range, self.range6) if range}
+        with IPRoute() as netlink:
+            [index] = netlink.link_lookup(ifname=self.anchor)
+            for entry in netlink.get_addr(index=index):
+                address = entry.get_attr("IFA_ADDRESS")
+                if address not in gateways and not ip_address(address).is_link_local:
+                    with suppress(NetlinkError):  # another program removed it meanwhile
+                        netlink.addr(
+                            "del", index=index, address=address, prefixlen=entry["prefixlen"]
+                        )
 
     async def show_to(self, others: Iterable[str]) -> None:
         """Do not masquerade pods' traffic to other nodes' ranges. Raises Failed."""
@@ -191,10 +213,10 @@ class PodNetworks:
         self._host.close()
 
 
-def _forward(setting: Path) -> None:
-    """Let the host forward packets. Raises Failed: in a container the setting cannot be written."""
+def _forward(setting: Path) -> bool:
+    """Raises Failed: in a container the setting cannot be written."""
     if setting.read_text().strip() != "0":
-        return
+        return False
     try:
         setting.write_text("1")
     except OSError as error:
@@ -202,6 +224,7 @@ def _forward(setting: Path) -> None:
                      f"{setting}: {error.strerror}",
                      f"set {'.'.join(setting.parts[3:])} to 1 on the node, in /etc/sysctl.d too"
                      ) from error  # fmt: skip
+    return True
 
 
 def remove(config: Config) -> None:
