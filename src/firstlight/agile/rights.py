@@ -17,6 +17,7 @@ _CAPABILITIES = {
 }  # fmt: skip
 """Without any of these some start fails, or an instance cannot be ended."""
 _PROC = Path("/proc/thread-self")
+_OPEN_MOST = Path("/proc/sys/fs/nr_open")
 _ALL_USERS = ["0", "0", str((1 << 32) - 1)]
 _MOUNTS, _DIRECTORIES = 0x20000, 0x200  # CLONE_NEWNS, CLONE_FS
 
@@ -80,10 +81,10 @@ def raise_open_files() -> None:
     Raises Unsupported if it cannot be had for one that asks for no other.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max(most, FILES_MOST)
+    wanted = max(most, min(FILES_MOST, int(_OPEN_MOST.read_text())))
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
-    except (ValueError, OSError):  # without CAP_SYS_RESOURCE, or fs.nr_open is lower
+    except (ValueError, OSError):  # without CAP_SYS_RESOURCE on the host
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         if most < FILES:
             raise Unsupported(
