@@ -144,6 +144,23 @@ def test_files_that_another_program_removed_are_made_again(
     again.close()
 
 
+def test_plugin_that_cannot_be_waited_for_is_hung_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would wait for its own deadline, and not ask again."""
+
+    async def ask(config: Config) -> None:
+        agent = Agent(config)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "add_reader", raising(OSError(errno.ENOSPC, "no watch left")))
+        with theirs:
+            agent._read(ours)
+            assert theirs.recv(1, socket.MSG_DONTWAIT) == b""
+
+    asyncio.run(ask(Config(name="a", state=str(tmp_path), pods=PodsConfig(range="10.244.1.0/24"))))
+
+
 def test_an_agent_whose_mount_was_removed_says_that_it_cannot_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

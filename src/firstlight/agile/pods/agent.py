@@ -157,7 +157,11 @@ class Agent:
             message, ancillary, _, _ = peer.recvmsg(wire.REQUEST.size + 1, _RIGHTS, _AT_ONCE)
         except BlockingIOError:
             loop = asyncio.get_running_loop()
-            loop.add_reader(peer, self._read_later, peer)
+            try:
+                loop.add_reader(peer, self._read_later, peer)
+            except OSError:  # no memory or watch for it: the plugin asks again
+                peer.close()
+                return
             self._silent[peer] = loop.call_later(_SILENCE_SECONDS, self._hang_up, peer)
             return
         except OSError:
