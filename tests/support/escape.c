@@ -26,6 +26,7 @@
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/reboot.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -78,6 +79,13 @@ static int processes(void)
 	for (struct dirent *entry; list && (entry = readdir(list));)
 		others |= atoi(entry->d_name) > 0 && atoi(entry->d_name) != getpid();
 	return list ? others : 1;
+}
+
+/* At 1 alone the kernel starts no helper of the host's for a core. */
+static int sets_core_limit(void)
+{
+	struct rlimit none = {0, 0}, now;
+	return !setrlimit(RLIMIT_CORE, &none) && (getrlimit(RLIMIT_CORE, &now) || now.rlim_cur != 1);
 }
 
 static int has_capabilities(void)
@@ -180,6 +188,7 @@ static void by_files(void)
 {
 	judge("descriptors", descriptors());
 	judge("processes", processes());
+	judge("core limit", sets_core_limit());
 	judge("capabilities", has_capabilities());
 	judge("new privileges", prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1);
 	judge("user", getuid() == 0 || getgid() == 0 || getgroups(0, NULL) != 0);

@@ -38,11 +38,12 @@ Instruction = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class _Condition:
-    """A call that is allowed only if the low half of an argument is one of some values, or has no
-    bit of a mask.
+    """A call that is allowed only if one half of an argument, the low one unless ``high``, is one
+    of some values, or has no bit of a mask.
 
     For some values another argument is checked too: ``within``. Without values and a mask, all are
-    allowed except those ``denied``.
+    allowed except those ``denied``. A denied call with the error ``none`` succeeds, and does
+    nothing.
     """
 
     argument: int
@@ -51,6 +52,7 @@ class _Condition:
     without: int = 0
     error: str = "EPERM"
     within: tuple[tuple[int, "_Condition"], ...] = ()
+    high: bool = False
 
 
 def program(extra: tuple[str, ...] = (), netlink: bool = True) -> bytes:
@@ -153,13 +155,14 @@ def _condition(rule: dict[str, Any]) -> _Condition:
     within = tuple((int(v), _condition(more)) for v, more in rule.get("within", {}).items())
     return _Condition(
         rule["argument"], tuple(rule.get("values", ())), tuple(rule.get("denied", ())),
-        rule.get("without", 0), rule.get("error", "EPERM"), within,
+        rule.get("without", 0), rule.get("error", "EPERM"), within, rule.get("high", False),
     )  # fmt: skip
 
 
 def _check(condition: _Condition) -> tuple[Instruction, ...]:
-    load = (_LOAD, 0, 0, _ARGUMENTS + 8 * condition.argument)
-    denied = (_RETURN, 0, 0, _ERRNO | getattr(errno, condition.error))
+    load = (_LOAD, 0, 0, _ARGUMENTS + 8 * condition.argument + 4 * condition.high)
+    error = 0 if condition.error == "none" else getattr(errno, condition.error)
+    denied = (_RETURN, 0, 0, _ERRNO | error)
     allowed = (_RETURN, 0, 0, _ALLOW)
     if condition.without:
         return load, (_JSET, 0, 1, condition.without), denied, allowed

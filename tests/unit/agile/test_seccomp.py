@@ -179,6 +179,18 @@ def test_no_instance_has_a_processor_core_for_itself() -> None:
     assert run(PROGRAM, NUMBERS["prctl"], (15,)) == ALLOWED
 
 
+def test_nobody_sets_the_limit_of_core_files() -> None:
+    """At 1 alone, the kernel starts no program of the host's that core_pattern pipes a core to."""
+    done, core, others = 0x50000, 4, (0, 3, 5, 7, 15)
+    assert run(PROGRAM, NUMBERS["setrlimit"], (core, 1 << 32)) == done
+    for new in (1, 1 << 32, 0x7FFF00000000, 2**64 - 8):
+        assert run(PROGRAM, NUMBERS["prlimit64"], (0, core, new, 0)) == done
+    assert run(PROGRAM, NUMBERS["prlimit64"], (0, core, 0, 1 << 32)) == ALLOWED, "to read it"
+    for other in others:
+        assert run(PROGRAM, NUMBERS["prlimit64"], (0, other, 1 << 32)) == ALLOWED
+        assert run(PROGRAM, NUMBERS["setrlimit"], (other,)) == ALLOWED
+
+
 def test_of_ipv6_no_option_leaves_anything_in_a_network() -> None:
     """Labels of flows stay for a minute, groups and anycast addresses are reported afterwards."""
     calls = {
