@@ -52,6 +52,29 @@ def test_a_pod_whose_creation_had_no_answer_is_deleted(
     assert names == deleted
 
 
+def test_a_deletion_that_the_watch_misses_is_looked_for() -> None:
+    answers = [b'{"items": [{}]}', b'{"items": []}']
+    api = SimpleNamespace(
+        create_namespaced_pod=lambda *_, **__: SimpleNamespace(data=b"{}"),
+        delete_namespaced_pod=lambda *_, **__: SimpleNamespace(read=lambda: b""),
+        list_namespaced_pod=lambda *_, **__: SimpleNamespace(data=answers.pop(0)),
+    )
+    back: list[object] = []
+    cluster = SimpleNamespace(
+        configuration=SimpleNamespace(namespace="n"),
+        watch=SimpleNamespace(await_=lambda *_: None, stage=lambda _: ""),
+        connection=lambda: api,
+        give_back=back.append,
+    )
+    pod = Pod(cast("Cluster", cluster))
+    pod.prepare()
+    with pytest.raises(RuntimeError, match="not Ready"):
+        pod.make({"name": "p", "image": "i"})
+    pod.end()
+    assert answers == []
+    assert back == [api]
+
+
 @pytest.mark.parametrize(
     ("failing", "error", "deleted"),
     [

@@ -21,7 +21,7 @@ import msgspec
 from firstlight.lab.cluster import start_server
 
 _ACCOUNT_SECONDS = 30.0
-_DELETE_SECONDS = 60.0
+_DELETE_SECONDS, _LOOK_SECONDS = 60.0, 5.0
 _ANSWER_SECONDS = 30.0
 _QUIET_SECONDS = 300.0
 """How long the API may take for an answer, and send no events before they are asked for again."""
@@ -359,8 +359,20 @@ class Pod:
                     grace_period_seconds=0,
                     _preload_content=False,
                 ).read()  # so that the connection can be used again
-                self._cluster.watch.await_(self._name, "deleted", _DELETE_SECONDS)
+                self._await_deletion(time.monotonic() + _DELETE_SECONDS)
         self._cluster.give_back(self._api)
+
+    def _await_deletion(self, until: float) -> None:
+        """A watch that is interrupted does not tell of what was deleted meanwhile: look, too."""
+        selector = f"metadata.name={self._name}"
+        while not self._cluster.watch.await_(self._name, "deleted", _LOOK_SECONDS):
+            answer = self._api.list_namespaced_pod(
+                self._cluster.configuration.namespace,
+                field_selector=selector,
+                _preload_content=False,
+            )
+            if not json.loads(answer.data)["items"] or time.monotonic() > until:
+                return
 
 
 def body(request: Request) -> dict[str, Any]:
