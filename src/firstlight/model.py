@@ -167,13 +167,13 @@ class Presentation(Struct, frozen=True, kw_only=True):
     ``{experiment}``. ``view`` names the sentences, tables and pictures that a run has besides those
     of every run (report.views).
     ``counterpart`` is the paper's figure that the bars resemble. ``headline`` says which starts the
-    latencies come from; a run without untraced starts uses the traced ones.
+    latencies come from.
     """
 
     subject: str = "one start ({series}, {experiment})"
     view: str = ""
     counterpart: str = ""
-    headline: Literal["untraced", "traced"] = "untraced"
+    headline: Literal["untraced", "traced", "all"] = "untraced"
 
     def name(self, series: str, experiment: str) -> str:
         """The subject for a series. Other braces stay: a run may come from anybody."""

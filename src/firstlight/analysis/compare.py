@@ -147,10 +147,10 @@ def apart(a: Header, b: Header) -> list[str]:
 
 def _by_point(run: Run) -> dict[frozenset[tuple[str, Setting]], list[Sample]]:
     """Each point's starts for the headline."""
-    traced = run.header.presentation.headline == "traced"
+    headline = run.header.presentation.headline
     starts: dict[frozenset[tuple[str, Setting]], list[Sample]] = {}
     for sample in run.samples:
-        if sample.traced == traced:
+        if headline == "all" or sample.traced == (headline == "traced"):
             starts.setdefault(frozenset(sample.point.items()), []).append(sample)
     return starts
 

@@ -172,7 +172,9 @@ def _point(
     untraced = [sample for sample in ready if not sample.traced]
     traced = [sample for sample in ready if sample.traced]
     explained = traced or [sample for sample in ready if sample.telemetry]
-    headline = traced if run.header.presentation.headline == "traced" else untraced
+    headline = {"traced": traced, "untraced": untraced, "all": ready}[
+        run.header.presentation.headline
+    ]
     latency = _summary(headline)
     return PointFigures(
         point=point,

@@ -314,7 +314,7 @@ def is_unstable(values: ArrayLike, order: ArrayLike) -> str | None:
     modes = _two_modes(series)
     if modes:
         sentences.append(
-            f"Repetitions fall into two groups, near {modes[0]:.3g} and {modes[1]:.3g}."
+            f"Repetitions fall into two groups, near {_short(modes[0])} and {_short(modes[1])}."
         )
     return " ".join(sentences) or None
 
@@ -456,3 +456,8 @@ def _modes(values: Floats, grid: Floats, width: float) -> NDArray[np.intp]:
     rises = np.diff(_density(values, grid, width), axis=-1) > 0
     tops: NDArray[np.intp] = np.sum(rises[..., :-1] & ~rises[..., 1:], axis=-1, dtype=np.intp)
     return tops
+
+
+def _short(value: float) -> str:
+    """Three digits, and no exponent: 4.12, 2260."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

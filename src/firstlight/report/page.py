@@ -103,7 +103,7 @@ def render(runs: Sequence[Analysis]) -> str:
     return environment.get_template("page.html.j2").render(
         runs=[_run(run, charts) for run in runs],
         warnings=[warning for run in runs for warning in answer.warnings(run)],
-        has_trace=any(run.header.presentation.headline == "traced" for run in runs),
+        headlines={run.header.presentation.headline for run in runs},
         MOST_WARNINGS=MOST_WARNINGS,
         measured=[verdict for verdict in verdicts if verdict.id in concerned],
         unmeasured=[verdict for verdict in verdicts if verdict.id not in concerned],

@@ -78,7 +78,7 @@ def bars(analysis: Analysis, *, legend: bool) -> Iterator[Picture]:
             "phases",
             f"{analysis.header.experiment} by phase{beside}",
             f"Height: median latency of a start to its {analysis.end_point}, "
-            f"{analysis.header.presentation.headline}. Split: the wall time of traced starts. "
+            f"{analysis.header.presentation.headline} starts. Split: the wall time of traced ones. "
             f"{SHADES}",
             {
                 "time": container_creation(analysis, "time", legend=legend),

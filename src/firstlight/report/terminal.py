@@ -119,10 +119,9 @@ def _table(title: str = "") -> Table:
 
 
 def _latencies(analysis: Analysis) -> Table:
-    table = _table(
-        f"latency to {analysis.end_point}, {analysis.header.presentation.headline}, "
-        "with 95 % intervals"
-    )
+    headline = analysis.header.presentation.headline
+    which = "traced or not" if headline == "all" else headline
+    table = _table(f"latency to {analysis.end_point}, {which}, with 95 % intervals")
     table.padding = (0, 1, 0, 0)
     table.add_column("", overflow="fold")
     table.add_column("n", justify="right", no_wrap=True)

@@ -257,6 +257,7 @@ STEADY = 100 + np.random.default_rng(0).normal(0, 2, 40)
         (STEADY - np.linspace(0, 15, 40), "drift by -1"),
         (np.random.default_rng(0).normal(100, 20, 40), "spread by"),
         (STEADY + np.array([0, 20] * 20), "two groups"),
+        (20 * STEADY + np.array([0, 400] * 20), "near 1980 and 2404"),
         (STEADY[:9], "too few"),
     ],
 )

@@ -190,7 +190,7 @@ class Keeper:
             revision=self._revision,
             repetitions=1,
             environment=self._environment,
-            presentation=Presentation(subject="a start ({series})", headline="traced"),
+            presentation=Presentation(subject="a start ({series})", headline="all"),
         )
         self._writer = Writer(self._directory / name, self._header)
 

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from firstlight import store
+from firstlight.analysis import Analysis, compare
 from firstlight.lab.watch.follow import Window
 from firstlight.lab.watch.keep import Keeper, Limits
 from firstlight.lab.watch.programs import Program
@@ -71,6 +72,20 @@ def test_a_start_is_kept_without_a_look_at_those_before(
         patched.setattr(Path, "rglob", lambda *_: pytest.fail("it walks the run"))
         for index in range(3):
             keeper.add(window(f"c{index}"))
+
+
+def test_the_figures_are_of_all_starts(tmp_path: Path) -> None:
+    """On a busy node few starts are traced, but each total is known."""
+    with Keeper(tmp_path, Limits(1 << 20, 1)) as keeper:
+        for name, traced in (("a", True), ("b", False)):
+            seen = window(name)
+            seen.starts[0].traced = traced
+            list(keeper.add(seen))
+    [run] = map(store.read, runs(tmp_path))
+    [point] = Analysis(run).points
+    assert point.latency is not None
+    assert point.latency.count == 2
+    assert [len(starts) for starts in compare._by_point(run).values()] == [2]
 
 
 def test_runs_that_are_too_old_are_removed(tmp_path: Path) -> None:
