@@ -289,7 +289,9 @@ def _end_with_reader(report: int) -> None:
 
 
 def _end(number: int, frame: object) -> None:
-    del number, frame
+    """A second signal must not interrupt the removal: a caller that ends sends two."""
+    del frame
+    signal.signal(number, signal.SIG_IGN)
     raise _Ended
 
 
