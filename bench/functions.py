@@ -27,7 +27,7 @@ from firstlight.agile.functions.records import DirectorySource, ImageSource, Set
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.http import node
 from firstlight.agile.serving import Serving
-from firstlight.agile.serving.answer import Outcome
+from firstlight.agile.serving.answer import Invocation
 from firstlight.host import workspace
 
 AWS = Path(sys.executable).parent.parent / "aws/bin/python"
@@ -198,7 +198,9 @@ async def _scraped(serving: Serving) -> Mark:
     for number in range(NAMES):
         version = FunctionVersion(name=f"scraped{number}", kind="python")
         for cold in (True, False):
-            outcome = Outcome(version=version, request_id="", arrived=0, cold=cold, start_ns=10**6)
+            outcome = Invocation(
+                version=version, request_id="", arrived=0, cold=cold, start_ns=10**6
+            )
             for observe in serving.observers:
                 observe(outcome)
     spent = []

@@ -20,7 +20,7 @@ from firstlight.host import workspace as workspaces
 from firstlight.host.netns import settle
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Execute
-from firstlight.lab.backends.network import CROWD, GATEWAY, METHODS, TRICKS, Network
+from firstlight.lab.backends.network import CROWD, GATEWAY, METHODS, TRICKS, NetworkSetup
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -126,7 +126,7 @@ def namespace_of(process: subprocess.Popen[str]) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_step_is_stamped_in_order(lab: Workspace, method: str) -> None:
-    with commands_of(Network(method=method), 1, lab) as [command]:
+    with commands_of(NetworkSetup(method=method), 1, lab) as [command]:
         done = run_once(command)
     assert done.returncode == 0, done.stdout
     *steps, ready = done.stdout.splitlines()
@@ -139,7 +139,7 @@ def test_every_step_is_stamped_in_order(lab: Workspace, method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_packet_goes_from_the_container_to_the_host_and_back(lab: Workspace, method: str) -> None:
     with (
-        commands_of(Network(method=method), 2, lab) as [_, command],
+        commands_of(NetworkSetup(method=method), 2, lab) as [_, command],
         started(command) as process,
     ):
         assert output(process)[-1].startswith("firstlight ready ")
@@ -165,9 +165,9 @@ def test_a_packet_goes_from_the_container_to_the_host_and_back(lab: Workspace, m
 
 
 @pytest.mark.parametrize(
-    "backend", [*map(Network, METHODS), *(Network(trick=trick) for trick in TRICKS)]
+    "backend", [*map(NetworkSetup, METHODS), *(NetworkSetup(trick=trick) for trick in TRICKS)]
 )
-def test_nothing_is_left_after_the_end_of_input(lab: Workspace, backend: Network) -> None:
+def test_nothing_is_left_after_the_end_of_input(lab: Workspace, backend: NetworkSetup) -> None:
     outside = state()
     with commands_of(backend, 2, lab) as commands:
         inside = state()
@@ -183,7 +183,7 @@ def test_nothing_is_left_after_the_end_of_input(lab: Workspace, backend: Network
 
 
 def test_input_that_ended_before_the_start_is_no_failure(lab: Workspace) -> None:
-    with commands_of(Network(), 1, lab) as [command]:
+    with commands_of(NetworkSetup(), 1, lab) as [command]:
         inside = state()
         assert run_once(command).returncode == 0
         assert state() == inside
@@ -191,7 +191,7 @@ def test_input_that_ended_before_the_start_is_no_failure(lab: Workspace) -> None
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_request_to_end_takes_down_what_was_made(lab: Workspace, method: str) -> None:
-    with commands_of(Network(method=method), 1, lab) as [command]:
+    with commands_of(NetworkSetup(method=method), 1, lab) as [command]:
         inside = state()
         with started(command) as process:
             output(process)
@@ -205,7 +205,7 @@ def test_nothing_is_left_of_starts_that_were_killed_at_any_step(
     lab: Workspace, method: str
 ) -> None:
     outside = state()
-    with commands_of(Network(method), 12, lab) as commands, ExitStack() as starts:
+    with commands_of(NetworkSetup(method), 12, lab) as commands, ExitStack() as starts:
         processes = [starts.enter_context(started(command)) for command in commands]
         for process in processes[:6]:
             process.kill()  # somewhere within its steps
@@ -220,7 +220,7 @@ def test_nothing_is_left_of_starts_that_were_killed_at_any_step(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_fifty_at_once_succeed(lab: Workspace, method: str) -> None:
-    with commands_of(Network(method=method), 50, lab) as commands, ExitStack() as starts:
+    with commands_of(NetworkSetup(method=method), 50, lab) as commands, ExitStack() as starts:
         processes = [starts.enter_context(started(command)) for command in commands]
         for process in processes:
             assert output(process)[-1].startswith("firstlight ready ")
@@ -230,7 +230,7 @@ def test_fifty_at_once_succeed(lab: Workspace, method: str) -> None:
 
 
 def test_the_plain_request_moves_a_veth_and_names_its_namespace(lab: Workspace) -> None:
-    with commands_of(Network(), 1, lab) as [command], started(command) as process:
+    with commands_of(NetworkSetup(), 1, lab) as [command], started(command) as process:
         assert step_names(output(process)) == ALL_STEPS
         assert named() == ["fl0"]
         loopback, link = ip("-n", "fl0", "address")
@@ -241,7 +241,7 @@ def test_the_plain_request_moves_a_veth_and_names_its_namespace(lab: Workspace) 
 
 def test_a_veth_in_place_is_not_moved(lab: Workspace) -> None:
     with (
-        commands_of(Network(trick="veth in place"), 1, lab) as [command],
+        commands_of(NetworkSetup(trick="veth in place"), 1, lab) as [command],
         started(command) as process,
     ):
         assert step_names(output(process)) == [name for name in ALL_STEPS if name != "move"]
@@ -250,7 +250,7 @@ def test_a_veth_in_place_is_not_moved(lab: Workspace) -> None:
 
 
 def test_ip_can_make_a_veth_in_place_too(lab: Workspace) -> None:
-    with commands_of(Network(method="ip"), 1, lab) as [command]:
+    with commands_of(NetworkSetup(method="ip"), 1, lab) as [command]:
         done = run_once(Execute((*command.argv, "--in-place"), command.env))
     assert step_names(done.stdout.splitlines()) == [name for name in ALL_STEPS if name != "move"]
 
@@ -259,7 +259,7 @@ def test_ipv6_off_leaves_no_address_on_either_end(lab: Workspace) -> None:
     switch = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
     before = switch.read_text()
     with (
-        commands_of(Network(trick="IPv6 off"), 1, lab) as [command],
+        commands_of(NetworkSetup(trick="IPv6 off"), 1, lab) as [command],
         started(command) as process,
     ):
         assert output(process)[-1].startswith("firstlight ready ")
@@ -271,7 +271,7 @@ def test_ipv6_off_leaves_no_address_on_either_end(lab: Workspace) -> None:
 
 @pytest.mark.parametrize(("trick", "is_checked"), [("DAD on", True), ("DAD off", False)])
 def test_an_ipv6_address_is_usable_once_ready(lab: Workspace, trick: str, is_checked: bool) -> None:
-    with commands_of(Network(trick=trick), 1, lab) as [command], started(command) as process:
+    with commands_of(NetworkSetup(trick=trick), 1, lab) as [command], started(command) as process:
         assert step_names(output(process)) == [*ALL_STEPS[:-1], "address6", "route"]
         [link] = ip("-n", "fl0", "address", "show", "dev", "fl0-c")
         result = addresses(link)["fd88::2"]
@@ -281,7 +281,7 @@ def test_an_ipv6_address_is_usable_once_ready(lab: Workspace, trick: str, is_che
 
 def test_a_descriptor_holds_a_namespace_without_a_name(lab: Workspace) -> None:
     with (
-        commands_of(Network(trick="namespace by descriptor"), 1, lab) as [command],
+        commands_of(NetworkSetup(trick="namespace by descriptor"), 1, lab) as [command],
         started(command) as process,
     ):
         assert step_names(output(process)) == ALL_STEPS
@@ -294,7 +294,7 @@ def test_a_descriptor_holds_a_namespace_without_a_name(lab: Workspace) -> None:
 def test_mount_namespace_copies_crowd_unless_pruned(
     lab: Workspace, trick: str, copied: int
 ) -> None:
-    with commands_of(Network(trick=trick), 1, lab) as [command], started(command) as process:
+    with commands_of(NetworkSetup(trick=trick), 1, lab) as [command], started(command) as process:
         assert step_names(output(process)) == [*ALL_STEPS, "mount.ns"]
         [child] = subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()
         mounts = Path(f"/proc/{child}/mountinfo").read_text()
@@ -306,7 +306,7 @@ def test_mount_namespace_copies_crowd_unless_pruned(
 
 
 def test_all_tricks_together(lab: Workspace) -> None:
-    with commands_of(Network(trick="all"), 1, lab) as [command], started(command) as process:
+    with commands_of(NetworkSetup(trick="all"), 1, lab) as [command], started(command) as process:
         assert step_names(output(process)) == [name for name in ALL_STEPS if name != "move"]
         assert named() == []
         [link] = ip("address", "show", "dev", "fl0-c", enter=namespace_of(process))
@@ -315,7 +315,7 @@ def test_all_tricks_together(lab: Workspace) -> None:
 
 def test_remove_tolerates_link_gone_with_peer(lab: Workspace) -> None:
     before = state()
-    with commands_of(Network(method="netlink"), 1, lab):
+    with commands_of(NetworkSetup(method="netlink"), 1, lab):
         words = "ip link add fl0-h type veth peer name fl0-c"
         subprocess.check_call(words.split())
     assert state() == before
@@ -333,7 +333,7 @@ def test_remove_tolerates_link_gone_with_peer(lab: Workspace) -> None:
 def test_a_failure_names_the_step_and_undoes_the_others(
     lab: Workspace, method: str, text: str
 ) -> None:
-    with commands_of(Network(method=method), 1, lab) as [command]:
+    with commands_of(NetworkSetup(method=method), 1, lab) as [command]:
         subprocess.check_call(["ip", "link", "add", "fl0-h", "type", "veth", "peer", "other"])
         inside = state()
         done = run_once(command)
@@ -354,7 +354,7 @@ def test_a_failure_names_the_step_and_undoes_the_others(
     ],
 )
 def test_a_bad_request_makes_nothing(lab: Workspace, more: tuple[str, ...], text: str) -> None:
-    with commands_of(Network(), 1, lab) as [command]:
+    with commands_of(NetworkSetup(), 1, lab) as [command]:
         inside = state()
         done = run_once(Execute((*command.argv, *more), command.env))
         assert done.returncode == 1
@@ -364,7 +364,7 @@ def test_a_bad_request_makes_nothing(lab: Workspace, more: tuple[str, ...], text
 
 
 def test_a_missing_ip_is_an_error_of_the_first_step(lab: Workspace) -> None:
-    with commands_of(Network(method="ip"), 1, lab) as [command]:
+    with commands_of(NetworkSetup(method="ip"), 1, lab) as [command]:
         done = run_once(command, PATH="/nonexistent")
     assert done.stdout == (
         "firstlight error step netns: cannot execute ip: No such file or directory\n"
@@ -372,7 +372,7 @@ def test_a_missing_ip_is_an_error_of_the_first_step(lab: Workspace) -> None:
 
 
 def test_settling_waits_for_the_end_of_every_namespace(lab: Workspace) -> None:
-    with commands_of(Network(), 1, lab):
+    with commands_of(NetworkSetup(), 1, lab):
         for index in range(10):
             subprocess.check_call(
                 ["unshare", "--net", "ip", "link", "add", "x", "type", "veth", "peer", "name",
@@ -385,8 +385,8 @@ def test_settling_waits_for_the_end_of_every_namespace(lab: Workspace) -> None:
 def test_this_machine_can_do_it_and_one_without_ip_gets_a_hint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    Network().probe()
+    NetworkSetup().probe()
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(Unsupported, match="ip is not installed") as caught:
-        Network().probe()
+        NetworkSetup().probe()
     assert caught.value.hint == "apt-get install iproute2"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from firstlight.errors import Failed, UnknownName, Unsupported
-from firstlight.lab.backends import rootfs
+from firstlight.lab import rootfs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

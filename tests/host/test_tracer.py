@@ -22,7 +22,7 @@ from tests.support.laboratory import NATIVE, Bench, Seen, commands_of, compiled,
 from firstlight.analysis.breakdown import timeline
 from firstlight.analysis.causes import QUEUED
 from firstlight.errors import Failed
-from firstlight.lab.backends.network import Network
+from firstlight.lab.backends.network import NetworkSetup
 from firstlight.lab.backends.oci import Oci
 from firstlight.lab.load import Generator, Sequence
 from firstlight.model import EndPoint
@@ -314,7 +314,7 @@ REQUESTS = {
 
 @pytest.mark.parametrize("method", ["netlink", "ip"])
 def test_network_requests_are_read_from_their_messages(bench: Bench, method: str) -> None:
-    with commands_of(Network(method=method), 1, bench.workspace) as commands:
+    with commands_of(NetworkSetup(method=method), 1, bench.workspace) as commands:
         seen = bench.starts(commands)
     sent = seen.spans.filter(
         (pl.col("kind") == "call") & pl.col("name").is_in(["sendto", "sendmsg"])
@@ -331,7 +331,7 @@ def test_network_requests_are_read_from_their_messages(bench: Bench, method: str
 
 
 def test_cgroup_move_is_explained_by_grace_period(bench: Bench) -> None:
-    with commands_of(Network(method="netlink"), 4, bench.workspace) as commands:
+    with commands_of(NetworkSetup(method="netlink"), 4, bench.workspace) as commands:
         seen = bench.starts(commands, shape=Sequence())
     result = causes(seen.breakdown(), "veth.move")
     waits = {cause: took for cause, took in result.items() if cause.startswith("RCU: ")}

@@ -46,12 +46,12 @@ class Bench:
         text = kept.read_text() if kept.exists() else ""
         return json.loads(text) if text else None
 
-    def network(self, *plugins: dict[str, Any] | str, **keys: Any) -> conf.Network:
+    def network(self, *plugins: dict[str, Any] | str, **keys: Any) -> conf.NetworkList:
         listed = [{"type": plugin} if isinstance(plugin, str) else plugin for plugin in plugins]
         document = {"cniVersion": "1.0.0", "name": "net", "plugins": listed, **keys}
         return conf.parse(json.dumps(document), "test")
 
-    def run(self, verb: str, network: conf.Network, pod: Attachment) -> str:
+    def run(self, verb: str, network: conf.NetworkList, pod: Attachment) -> str:
         """Have the plugins called; returns why that failed, empty if it did not."""
         file = self.directory / "request"
         environment = {**os.environ, "RECORD": str(self.directory / "record")}

@@ -138,7 +138,7 @@ def printed(directory: Path, header: str, statements: str) -> str:
         ("agile/wire.h", "EVENT", node_wire.EventVerb),
         ("agile/net.h", "NET", nethelper.Verb),
         ("agile/net.h", "NET", nethelper.Flag),
-        ("agile/wasm.h", "WASM", wasm_wire.Outcome),
+        ("agile/wasm.h", "WASM", wasm_wire.WasmOutcome),
         ("cni/agent.h", "AGENT", pods.Verb),
         ("shim/keeper.c", "NOTE", keeper.Kind),
     ],

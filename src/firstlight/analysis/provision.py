@@ -58,7 +58,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PoolOutcome:
     """``waits`` of pods for their network in seconds, sorted; ``busy`` is the helper's share.
 
     ``addresses`` are the most in use at once: pods', prepared and leaving.
@@ -85,7 +85,7 @@ class Needs:
     """A node's pool and the length of its range's prefix; None where none of the sizes suffices."""
 
     pool: Pool | None
-    outcome: Outcome
+    outcome: PoolOutcome
     prefix: int
 
 
@@ -120,7 +120,7 @@ def arrivals(demand: Demand, seed: int = _SEED) -> list[float]:
 
 def simulate(
     pool: Pool, make: float, times: list[float], *, pods: int = 0, leaving: float = 0.0
-) -> Outcome:
+) -> PoolOutcome:
     """Simulate a pool that is full at first, with requests at these times; ``make`` is in seconds.
 
     Each pod replaces one of ``pods`` that has just ended.
@@ -158,14 +158,16 @@ def simulate(
         heapq.heappush(gone, now + leaving)
         most = max(most, pods + ready + len(coming) + len(gone))
     whole = max(times[-1], free) if times else 0.0
-    return Outcome(len(times), missed, tuple(sorted(waits)), busy / whole if whole else 0.0, most)
+    return PoolOutcome(
+        len(times), missed, tuple(sorted(waits)), busy / whole if whole else 0.0, most
+    )
 
 
 def needs(demand: Demand, make: float) -> Needs:
     """The smallest pool, and the slowest refill, with which few enough pods find it empty."""
     times = arrivals(demand)
 
-    def outcome(pool: Pool) -> Outcome:
+    def outcome(pool: Pool) -> PoolOutcome:
         return simulate(pool, make, times, pods=demand.pods, leaving=demand.leaving)
 
     smallest = last = None

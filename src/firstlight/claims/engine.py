@@ -20,8 +20,8 @@ from firstlight.model import Ending, EndPoint, Interval, Sample
 from firstlight.store import Run
 from firstlight.units import duration
 
-Outcome = Literal["holds", "does not hold", "not measured"]
-Judgement = tuple[Outcome, str]
+Conclusion = Literal["holds", "does not hold", "not measured"]
+Judgement = tuple[Conclusion, str]
 """A verdict, and the figures that decided it, or why there are none."""
 
 REPETITIONS = FEWEST_BATCHES
@@ -79,7 +79,7 @@ class Verdict:
     id: str
     claim: str
     paper: str
-    verdict: Outcome
+    verdict: Conclusion
     figure: str
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported, describe
 from firstlight.host import facts
 from firstlight.host.cgroups import hierarchies, is_unified
-from firstlight.lab.backends import accel, firecracker_probe, rootfs, vm
+from firstlight.lab import rootfs
+from firstlight.lab.backends import accel, firecracker_probe, vm
 from firstlight.lab.backends.oci import Oci
 from firstlight.model import Availability, Check
 from firstlight.trace import bpf, kallsyms

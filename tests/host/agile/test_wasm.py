@@ -33,7 +33,7 @@ from tests.support.wasm_modules import (
 
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.wasm import wire, workers
-from firstlight.agile.wasm.wire import Outcome
+from firstlight.agile.wasm.wire import WasmOutcome
 from firstlight.errors import Failed
 
 wasmtime = pytest.importorskip("wasmtime", reason="the extra 'wasm' is not installed")
@@ -482,7 +482,7 @@ def speak(first: socket.socket, second: socket.socket) -> None:
         identity, _, some = wire.answer(second.recv(wire.MESSAGE_MAX))
         answers[identity] += some
     assert [reply.values for reply in answers[8]] == [(n + 1,) for n in numbers]
-    assert answers[9][0].outcome is Outcome.REFUSED
+    assert answers[9][0].outcome is WasmOutcome.REFUSED
 
 
 def speak_badly(connection: socket.socket) -> None:

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 from firstlight.agile.function import Counts
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.http import metrics
-from firstlight.agile.serving import Load, Outcome
+from firstlight.agile.serving import Invocation, Load
 
 OPEN = "application/openmetrics-text; version=1.0.0"
 
@@ -29,8 +29,8 @@ def made() -> metrics.Metrics:
     return metrics.Metrics(serving)
 
 
-def outcome(name: str = "f", **more: Any) -> Outcome:
-    return Outcome(
+def outcome(name: str = "f", **more: Any) -> Invocation:
+    return Invocation(
         version=FunctionVersion(name=name, kind="python"), request_id="r", arrived=0, **more
     )
 

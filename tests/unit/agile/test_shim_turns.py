@@ -14,7 +14,7 @@ class Makers:
     """Containers being made; each is ready when it is allowed to be."""
 
     def __init__(self, directory: Path) -> None:
-        self._runtime = oci.Runtime(Path("/bin/true"), directory, directory)
+        self._runtime = oci.OciRuntime(Path("/bin/true"), directory, directory)
         self.begun: list[int] = []
         self.ready = [asyncio.Event() for _ in range(oci._AT_ONCE + 2)]
         self.tasks = [asyncio.create_task(self._make(number)) for number in range(len(self.ready))]

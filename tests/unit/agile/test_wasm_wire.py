@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.laboratory import compiled
 
 from firstlight.agile.wasm import wire
-from firstlight.agile.wasm.wire import Outcome
+from firstlight.agile.wasm.wire import WasmOutcome
 from firstlight.errors import Failed
 
 NATIVE = Path(__file__).parents[3] / "native/agile"
@@ -123,7 +123,7 @@ def test_an_answer() -> None:
     message = struct.pack("=QII", 9, 4, 2) + 2 * (head + value + text)
     identity, first, replies = wire.answer(message)
     assert (identity, first, len(replies)) == (9, 4, 2)
-    assert replies[1] == (Outcome.TRAPPED, (-5,), 7, "words", "out", "err", 11, 12)
+    assert replies[1] == (WasmOutcome.TRAPPED, (-5,), 7, "words", "out", "err", 11, 12)
     for size in range(len(message)):
         with pytest.raises(Failed):
             wire.answer(message[:size])

@@ -12,7 +12,7 @@ from tests.support.laboratory import compiled
 from tests.support.wasm_modules import ANSWERS, CALLS, COMMAND, FILES, MODULE
 
 from firstlight.agile.wasm import wire, workers
-from firstlight.agile.wasm.wire import Outcome, Reply
+from firstlight.agile.wasm.wire import Reply, WasmOutcome
 
 wasmtime = pytest.importorskip("wasmtime", reason="the extra 'wasm' is not installed")
 
@@ -111,16 +111,18 @@ def test_it_answers_and_ends_in_order(
 @pytest.mark.parametrize(
     ("text", "handler", "outcome"),
     [
-        (MODULE, "spin", Outcome.LATE),
-        (MODULE, "trap", Outcome.TRAPPED),
-        (MODULE, "deep", Outcome.TRAPPED),
-        (MODULE, "outside", Outcome.TRAPPED),
-        (MODULE, "next", Outcome.REFUSED),
-        (COMMAND, "_start", Outcome.RETURNED),
-        (CALLS, "nowhere", Outcome.TRAPPED),
+        (MODULE, "spin", WasmOutcome.LATE),
+        (MODULE, "trap", WasmOutcome.TRAPPED),
+        (MODULE, "deep", WasmOutcome.TRAPPED),
+        (MODULE, "outside", WasmOutcome.TRAPPED),
+        (MODULE, "next", WasmOutcome.REFUSED),
+        (COMMAND, "_start", WasmOutcome.RETURNED),
+        (CALLS, "nowhere", WasmOutcome.TRAPPED),
     ],
 )
-def test_what_fails_does_so_in_order(run: Run, text: str, handler: str, outcome: Outcome) -> None:
+def test_what_fails_does_so_in_order(
+    run: Run, text: str, handler: str, outcome: WasmOutcome
+) -> None:
     with run(text, handler, 0.1) as worker:
         assert [reply.outcome for reply in worker.ask(*[wire.event()] * 3)] == [outcome] * 3
         assert worker.end() == (0, "")

@@ -5,7 +5,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from firstlight.lab.cluster.sandboxer import Runtime, Sandbox, Unanswered
+from firstlight.lab.cluster.sandboxer import Cri, Sandbox, Unanswered
 
 REQUEST = {"name": "s1", "image": "i", "cgroup": "/c"}
 
@@ -42,7 +42,7 @@ def test_sandboxes_that_may_be_left_are_known(
     faults: dict[str, Exception], left: dict[str, str]
 ) -> None:
     seen: dict[str, str] = {}
-    sandbox = Sandbox(cast("Runtime", Faulty(faults)), "/logs", seen)
+    sandbox = Sandbox(cast("Cri", Faulty(faults)), "/logs", seen)
     with pytest.raises(RuntimeError):
         sandbox.make(REQUEST)
     sandbox.end()

@@ -57,7 +57,7 @@ _UNPACKER = 1 << 16
 _NOTHING = Settings()
 _KEEP_SECONDS = 5.0
 _log = logging.getLogger(__name__)
-Outcome = TypeVar("Outcome")
+Result = TypeVar("Result")
 
 
 class Functions:
@@ -560,7 +560,7 @@ class Functions:
         version = msgspec.structs.replace(revision.version, root=str(root))
         return self._ready.setdefault(revision.number, version)
 
-    async def _write(self, write: Callable[[Store], Outcome]) -> Outcome:
+    async def _write(self, write: Callable[[Store], Result]) -> Result:
         return await asyncio.to_thread(write, self._store)
 
     async def _open(self) -> None:

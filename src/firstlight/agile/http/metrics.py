@@ -29,7 +29,7 @@ from starlette.routing import BaseRoute, Route
 from firstlight.agile.function import Counts
 from firstlight.agile.http import access
 from firstlight.agile.runtime import Runtime
-from firstlight.agile.serving import Outcome, Serving
+from firstlight.agile.serving import Invocation, Serving
 
 FUNCTIONS_MAX = 1000
 OTHER = "other"
@@ -95,7 +95,7 @@ class Metrics:
             self._functions.add(name)
         return name
 
-    def answered(self, outcome: Outcome) -> None:
+    def answered(self, outcome: Invocation) -> None:
         """Count a request."""
         name = self.function(outcome.version.name)
         self.requests[name] += 1

@@ -21,7 +21,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from firstlight.agile.config import Telemetry
-from firstlight.agile.serving import Outcome, Serving
+from firstlight.agile.serving import Invocation, Serving
 
 _UNTRACED = ("/metrics",)
 
@@ -84,7 +84,7 @@ class Tracing:
             context.detach(token)
             span.end()
 
-    def _add_spans(self, outcome: Outcome) -> None:
+    def _add_spans(self, outcome: Invocation) -> None:
         """Add the spans of a completed request, as children of the current span."""
         version = outcome.version
         attributes: dict[str, Any] = {

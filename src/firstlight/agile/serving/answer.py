@@ -51,7 +51,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     steps: tuple[Step, ...] = ()
 
 
-class Outcome(Struct, frozen=True, kw_only=True):
+class Invocation(Struct, frozen=True, kw_only=True):
     """The outcome of a request. Times in ns: ``arrived`` of the epoch, the others durations.
 
     ``start_ns`` is the time until a handler received it, None if none did. ``cause`` is empty, an

@@ -10,7 +10,7 @@ from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.python.interpreter import ImportFailed
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import kept, once
-from firstlight.agile.serving.answer import Answer, Load, Outcome, Throttled
+from firstlight.agile.serving.answer import Answer, Invocation, Load, Throttled
 from firstlight.agile.serving.fleet import Fleet
 from firstlight.agile.serving.runtime_api import Event, Lost
 from firstlight.agile.serving.trace import to_xray, unsampled
@@ -32,7 +32,7 @@ class Serving:
         self._turns = Turns(runtime.config.functions)
         self._fleets: dict[tuple[str, str], Fleet] = {}
         self._retired: set[Fleet] = set()
-        self.observers: list[Callable[[Outcome], None]] = []
+        self.observers: list[Callable[[Invocation], None]] = []
         self._webs: dict[tuple[str, str], Web] = {}
         self._replaced: set[Web] = set()
         self._unforked: set[kept.Import] = set()
@@ -79,18 +79,18 @@ class Serving:
             raise
         finally:
             if answer is None:
-                self._observe(Outcome(
+                self._observe(Invocation(
                     version=version, request_id=request_id, arrived=arrived, cause=cause
                 ))  # fmt: skip
             else:
                 waited = time.monotonic_ns() - began - answer.duration_ns
-                self._observe(Outcome(
+                self._observe(Invocation(
                     version=version, request_id=request_id, arrived=arrived, cold=answer.cold,
                     start_ns=waited, duration_ns=answer.duration_ns, cause=answer.cause,
                     steps=answer.steps,
                 ))  # fmt: skip
 
-    def _observe(self, outcome: Outcome) -> None:
+    def _observe(self, outcome: Invocation) -> None:
         for observe in self.observers:
             observe(outcome)
 
@@ -192,7 +192,7 @@ class Serving:
             cause = "throttled"
             raise
         finally:
-            self._observe(Outcome(
+            self._observe(Invocation(
                 version=version, request_id="", arrived=arrived, cold=cold, cause=cause,
                 start_ns=taken - began if taken else None,
                 duration_ns=time.monotonic_ns() - taken if taken else 0,

@@ -131,7 +131,7 @@ class Web:
 
     @staticmethod
     def cause(error: Exception) -> str:
-        """Why a request failed, as in ``Outcome``; empty if its client is at fault."""
+        """Why a request failed, as in ``Invocation``; empty if its client is at fault."""
         if isinstance(error, h11.LocalProtocolError):
             return ""
         return "timeout" if isinstance(error, Late) else "exit"

@@ -15,7 +15,7 @@ from pathlib import Path
 from firstlight.agile.shim.command import make
 from firstlight.agile.shim.events import Events
 from firstlight.agile.shim.keeper import Keeper
-from firstlight.agile.shim.oci import Runtime, take_room
+from firstlight.agile.shim.oci import OciRuntime, take_room
 from firstlight.agile.shim.sandboxes import Sandboxes, started
 from firstlight.agile.shim.service import Service
 from firstlight.agile.shim.tasks import Tasks
@@ -38,7 +38,7 @@ class Server:
             self._note_exit,
         )
         self.pods = Sandboxes(directory / "sandboxes", prepared)
-        oci = Runtime(runtime, directory / "oci", directory / "scratch")
+        oci = OciRuntime(runtime, directory / "oci", directory / "scratch")
         self.tasks = Tasks(directory / "tasks", oci, self.keeper, self.events, self.pods)
         self.service = Service(self.keeper, self.pods, self.tasks)
 

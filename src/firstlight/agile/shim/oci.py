@@ -76,7 +76,7 @@ def take_room() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
 
 
-class Runtime:
+class OciRuntime:
     """An OCI runtime's program and its state directory."""
 
     def __init__(self, program: Path, root: Path, scratch: Path) -> None:

@@ -18,7 +18,7 @@ from firstlight.agile.shim import bundle, usage
 from firstlight.agile.shim.events import Events
 from firstlight.agile.shim.keeper import Keeper
 from firstlight.agile.shim.mounts import mount, unmount
-from firstlight.agile.shim.oci import Runtime
+from firstlight.agile.shim.oci import OciRuntime
 from firstlight.agile.shim.sandboxes import Sandboxes, started
 from firstlight.agile.shim.streams import Streams
 from firstlight.agile.shim.ttrpc import Code, Message, Refused, messages, now, timestamp
@@ -83,7 +83,7 @@ class Tasks:
     """All containers; ``directory`` has a file for each."""
 
     def __init__(
-        self, directory: Path, runtime: Runtime, keeper: Keeper, events: Events, pods: Sandboxes
+        self, directory: Path, runtime: OciRuntime, keeper: Keeper, events: Events, pods: Sandboxes
     ) -> None:
         self._directory, self._runtime, self._keeper = directory, runtime, keeper
         self._events, self._pods = events, pods

@@ -6,7 +6,7 @@ import msgspec
 
 from firstlight.agile.function import HANDLER_ERROR, Function, HandlerFailed, Result
 from firstlight.agile.wasm import wire
-from firstlight.agile.wasm.wire import Outcome, Reply
+from firstlight.agile.wasm.wire import Reply, WasmOutcome
 
 WORDS_MOST = 500
 
@@ -25,8 +25,8 @@ def encoded(function: Function, event: object) -> bytes:
 def result(function: Function, reply: Reply, requested: int, warm: bool) -> Result | HandlerFailed:
     """The result of an event."""
     name = function.handler
-    returned = reply.outcome is Outcome.RETURNED or (
-        name == "_start" and reply.outcome is Outcome.EXITED and reply.status == 0
+    returned = reply.outcome is WasmOutcome.RETURNED or (
+        name == "_start" and reply.outcome is WasmOutcome.EXITED and reply.status == 0
     )
     if not returned:
         return _failure(function, reply)
@@ -45,14 +45,14 @@ def _failure(function: Function, reply: Reply) -> HandlerFailed:
     name = function.handler
     hint = f"it wrote: {reply.stderr[-WORDS_MOST:]}" if reply.stderr else None
     match reply.outcome:
-        case Outcome.REFUSED:
+        case WasmOutcome.REFUSED:
             kind, what = HANDLER_ERROR, reply.text
             hint = "write the event as its arguments, such as [1, 2]"
-        case Outcome.LATE:
+        case WasmOutcome.LATE:
             kind, what = "Sandbox.Timedout", f"did not answer in {function.timeout} s"
-        case Outcome.EXITED:
+        case WasmOutcome.EXITED:
             kind, what = "Runtime.ExitError", f"exited with status {reply.status}"
-        case Outcome.TRAPPED:
+        case WasmOutcome.TRAPPED:
             kind, what = "Runtime.Trap", f"trapped: {reply.text}"
         case _:
             return HandlerFailed(

@@ -24,7 +24,7 @@ _RESULT = Struct("=IIiIIIqq")
 _KIND = Struct("=I")
 
 
-class Outcome(IntEnum):
+class WasmOutcome(IntEnum):
     """How an event's instance ended."""
 
     RETURNED = 0
@@ -38,7 +38,7 @@ class Outcome(IntEnum):
 class Reply(NamedTuple):
     """An event's result. ``text`` says why there are no values; ``status`` is the exit status."""
 
-    outcome: Outcome
+    outcome: WasmOutcome
     values: tuple[int | float, ...]
     status: int
     text: str
@@ -113,4 +113,6 @@ def _replies(message: bytes, count: int) -> Iterable[Reply]:
         if at > len(message):
             raise ValueError(f"{len(message)} bytes are too few")
         text, stdout, stderr = texts
-        yield Reply(Outcome(outcome), tuple(values), status, text, stdout, stderr, began, finished)
+        yield Reply(
+            WasmOutcome(outcome), tuple(values), status, text, stdout, stderr, began, finished
+        )

@@ -31,7 +31,7 @@ from firstlight.lab.backends import Execute, Prepared
 from firstlight.lab.backends.network import private_names
 from firstlight.lab.cni import known, needs, services
 from firstlight.lab.cni.attachment import Attachment, request
-from firstlight.lab.cni.conf import Network
+from firstlight.lab.cni.conf import NetworkList
 from firstlight.lab.cni.plugin import find
 from firstlight.model import EndPoint
 from firstlight.native import native
@@ -158,7 +158,7 @@ def hosting(conf: str, background: int, workspace: Workspace) -> Iterator["Pods"
 class Pods:
     """The pods of a batch: each has a named namespace and a request file."""
 
-    network: Network
+    network: NetworkList
     info: known.NetworkInfo
     base: Path
     workspace: Workspace
@@ -196,7 +196,7 @@ class Pods:
         return file
 
 
-def _kinds(network: Network) -> Iterator[str]:
+def _kinds(network: NetworkList) -> Iterator[str]:
     """The plugins that a network names: its own, and those that they delegate to."""
     for plugin in network.plugins:
         yield plugin["type"]
@@ -238,7 +238,7 @@ def _operate(request: Path, verb: str, until: float) -> str:
 
 
 @contextmanager
-def _host(network: Network, info: known.NetworkInfo, base: Path) -> Iterator[None]:
+def _host(network: NetworkList, info: known.NetworkInfo, base: Path) -> Iterator[None]:
     """The host as plugins see it: private state, and the files that they read."""
     with ExitStack() as cleanup:
         cleanup.enter_context(_swept())

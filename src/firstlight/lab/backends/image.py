@@ -72,7 +72,7 @@ class Image:
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
-        """The image is where it starts from; afterwards it is in the registry only."""
+        """Put the image where ``origin`` says; on exit only the registry has it."""
         if instances > 1:
             raise Unsupported("images are pulled one at a time", "give --instances 1")
         lab = workspace.once(Image, lambda: _lab(workspace, self.runtime))

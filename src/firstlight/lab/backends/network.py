@@ -87,7 +87,7 @@ TRICKS = {
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkSetup:
     """One request per instance, by a ``method`` of METHODS, with a ``trick`` of TRICKS."""
 
     method: str = "netlink"

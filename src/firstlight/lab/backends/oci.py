@@ -21,7 +21,8 @@ from firstlight.host import cgroups
 from firstlight.host.commands import run
 from firstlight.host.mounts import unmount_below
 from firstlight.host.workspace import Workspace, sandbox
-from firstlight.lab.backends import Execute, Prepared, oci_spec, rootfs
+from firstlight.lab import rootfs
+from firstlight.lab.backends import Execute, Prepared, oci_spec
 from firstlight.lab.backends.oci_spec import PAYLOAD, Process
 from firstlight.model import EndPoint
 from firstlight.native import native

@@ -32,7 +32,7 @@ from firstlight.lab.cluster.settings import (
 )
 from firstlight.lab.cluster.threads import Result, in_network
 from firstlight.lab.cni import known, services
-from firstlight.lab.cni.conf import Network
+from firstlight.lab.cni.conf import NetworkList
 from firstlight.native import native
 
 _UP_SECONDS = 300.0  # in all: each component has a deadline of its own
@@ -346,7 +346,7 @@ def _servers(keeper: int) -> Iterator[int]:
     return (pid for pid in _children(keeper) if _comm(pid).startswith("python"))
 
 
-def _list(network: Network) -> str:
+def _list(network: NetworkList) -> str:
     """A network as a configuration list without what is ours alone."""
     return json.dumps(
         {

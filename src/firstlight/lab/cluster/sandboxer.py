@@ -48,7 +48,7 @@ class Unanswered(RuntimeError):
     """The runtime may have done what was asked, or not."""
 
 
-class Runtime:
+class Cri:
     """A connection to the CRI. Raises RuntimeError with the runtime's message."""
 
     def __init__(self, socket: str) -> None:
@@ -85,7 +85,7 @@ class Sandbox:
     id, or by its name if it has none.
     """
 
-    def __init__(self, runtime: Runtime, logs: str, left: dict[str, str]) -> None:
+    def __init__(self, runtime: Cri, logs: str, left: dict[str, str]) -> None:
         self._runtime, self._logs, self._left = runtime, logs, left
         self._id, self._container = "", ""
 
@@ -190,7 +190,7 @@ class Sandbox:
 def main(file: Path) -> None:
     """Connect, and serve."""
     configuration = msgspec.json.decode(file.read_bytes(), type=Configuration)
-    runtime = Runtime(configuration.runtime)
+    runtime = Cri(configuration.runtime)
     try:
         runtime.check()
     except RuntimeError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firstlight.errors import FirstlightError
-from firstlight.lab.cni.conf import Network, execution
+from firstlight.lab.cni.conf import NetworkList, execution
 from firstlight.lab.cni.plugin import find
 
 _CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
@@ -51,7 +51,7 @@ class Attachment:
 
 
 def request(
-    network: Network,
+    network: NetworkList,
     attachment: Attachment,
     path: Sequence[Path],
     kept: Path,

@@ -25,7 +25,7 @@ class BadConf(FirstlightError):
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkList:
     """A network. ``plugins`` are as written; ``version`` is the highest that both sides support."""
 
     name: str
@@ -37,7 +37,7 @@ class Network:
     """Keys of the list that are not in the specification."""
 
 
-def load(path: Path) -> Network:
+def load(path: Path) -> NetworkList:
     """Read a .conflist or .conf file. Raises BadConf."""
     try:
         with path.open() as file:
@@ -50,7 +50,7 @@ def load(path: Path) -> Network:
     return parse(text, str(path))
 
 
-def parse(text: str, source: str) -> Network:
+def parse(text: str, source: str) -> NetworkList:
     """Parse a network from JSON; ``source`` names it in errors. Raises BadConf."""
     try:
         document = json.loads(text)
@@ -68,7 +68,7 @@ def parse(text: str, source: str) -> Network:
     return _network(document, source)
 
 
-def execution(network: Network, plugin: Json) -> Json:
+def execution(network: NetworkList, plugin: Json) -> Json:
     """A plugin's standard input without ``prevResult``: its configuration, by spec §3.
 
     A pod of the lab asks for no capability, so there is never a ``runtimeConfig``.
@@ -81,7 +81,7 @@ def _heading(single: Json) -> Json:
     return {key: single[key] for key in ("cniVersion", "cniVersions", "name") if key in single}
 
 
-def _network(document: Json, source: str) -> Network:
+def _network(document: Json, source: str) -> NetworkList:
     name = document.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise BadConf(
@@ -97,7 +97,7 @@ def _network(document: Json, source: str) -> Network:
                       f"at most {_MOST} are possible")  # fmt: skip
     for place, plugin in enumerate(plugins):
         _check_plugin(plugin, f"{source}: plugin {place}")
-    return Network(
+    return NetworkList(
         name=name,
         version=_version(document, source),
         plugins=tuple(plugins),

@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import msgspec
 
 from firstlight.errors import UnknownName
-from firstlight.lab.cni.conf import BadConf, Network, load
+from firstlight.lab.cni.conf import BadConf, NetworkList, load
 
 BUILT = Path(sys.prefix) / "libexec" / "cni"
 """Where ``make cni-plugins`` installs plugins, one folder per set."""
@@ -66,7 +66,7 @@ def networks() -> list[str]:
     return [name for name in names() if not find(name)[1].instead_of]
 
 
-def find(name: str) -> tuple[Network, NetworkInfo]:
+def find(name: str) -> tuple[NetworkList, NetworkInfo]:
     """A network by its built-in name, or by a file's path. Raises BadConf."""
     if name not in names():
         if "/" in name or Path(name).is_file():
@@ -98,7 +98,7 @@ def stand_in(name: str) -> str | None:
     return next((network for network in names() if find(network)[1].instead_of == name), None)
 
 
-def _described(network: Network) -> tuple[Network, NetworkInfo]:
+def _described(network: NetworkList) -> tuple[NetworkList, NetworkInfo]:
     try:
         return network, msgspec.convert(network.extra.get("firstlight", {}), NetworkInfo)
     except msgspec.ValidationError as error:

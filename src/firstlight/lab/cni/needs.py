@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from firstlight.errors import Unsupported
-from firstlight.lab.cni.conf import BadConf, Json, Network
+from firstlight.lab.cni.conf import BadConf, Json, NetworkList
 
 _KINDS = {
     "macvlan": "macvlan", "ipvlan": "ipvlan", "vlan": "vlan", "bridge": "bridge", "ptp": "veth",
@@ -30,7 +30,7 @@ _OPTIONS = {"veth": "peer name probe3", "macvlan": "mode bridge", "vlan": "id 7"
 _SECONDS = 10
 
 
-def directories(network: Network) -> set[Path]:
+def directories(network: NetworkList) -> set[Path]:
     """The directories in which its plugins keep state, as configured.
 
     Raises BadConf for a path that is relative, or is the root.
@@ -58,7 +58,7 @@ def directories(network: Network) -> set[Path]:
     return directories
 
 
-def links(network: Network) -> set[str]:
+def links(network: NetworkList) -> set[str]:
     """The host's links that it attaches to, by name."""
     return {
         str(part[key])
@@ -68,7 +68,7 @@ def links(network: Network) -> set[str]:
     }
 
 
-def takes_default_link(network: Network) -> bool:
+def takes_default_link(network: NetworkList) -> bool:
     """Whether one of its plugins uses the link of the host's default route."""
     return any(
         plugin["type"] in _ON_A_LINK and not any(plugin.get(key) for key in _LINK_KEYS)
@@ -76,7 +76,7 @@ def takes_default_link(network: Network) -> bool:
     )
 
 
-def check(network: Network) -> None:
+def check(network: NetworkList) -> None:
     """Raise Unsupported or BadConf if a run cannot provide what it names."""
     directories(network)
     for name in links(network):
@@ -121,7 +121,7 @@ def _check_link(kind: str, who: str) -> None:
         )
 
 
-def _parts(network: Network) -> Iterator[Json]:
+def _parts(network: NetworkList) -> Iterator[Json]:
     """Each object of each plugin's configuration, at any depth."""
     waiting: list[object] = list(network.plugins)
     while waiting:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from firstlight.lab.backends.network import METHODS, Network
+from firstlight.lab.backends.network import METHODS, NetworkSetup
 from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.lab.load import BURST, Sequence, Shape
 from firstlight.model import Presentation
@@ -16,7 +16,7 @@ def _cases(options: Options) -> Iterator[Case]:
             for instances in options.instances:
                 yield Case(
                     {"method": method, "order": order, "instances": instances},
-                    Network(method),
+                    NetworkSetup(method),
                     shape,
                 )
 

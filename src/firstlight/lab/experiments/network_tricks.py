@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from firstlight.lab.backends.network import TRICKS, Network
+from firstlight.lab.backends.network import TRICKS, NetworkSetup
 from firstlight.lab.experiments import Case, Experiment, Options
 
 
 def _cases(options: Options) -> Iterator[Case]:
     for trick in TRICKS:
         for instances in options.instances:
-            yield Case({"trick": trick, "instances": instances}, Network(trick=trick))
+            yield Case({"trick": trick, "instances": instances}, NetworkSetup(trick=trick))
 
 
 NETWORK_TRICKS = Experiment(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from firstlight.lab.backends import rootfs
+from firstlight.lab import rootfs
 from firstlight.lab.backends.oci import Oci
 from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.model import Presentation

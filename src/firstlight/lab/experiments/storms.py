@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from firstlight.lab.backends import storm as storms
-from firstlight.lab.backends.network import Network
+from firstlight.lab.backends.network import NetworkSetup
 from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.model import Presentation
 
@@ -20,7 +20,7 @@ def _cases(options: Options) -> Iterator[Case]:
     for instances in options.instances:
         for storm, tricks in _NETWORK.items():
             for state, trick in zip((MET, MENDED), tricks, strict=True):
-                yield Case(_point(storm, state, instances), Network(trick=trick))
+                yield Case(_point(storm, state, instances), NetworkSetup(trick=trick))
         for storm in storms.STORMS:
             for state in (MET, MENDED):
                 yield Case(_point(storm, state, instances), storms.Storm(storm, state == MENDED))

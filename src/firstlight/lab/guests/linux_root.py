@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firstlight.errors import Failed, Unsupported
-from firstlight.lab.backends import rootfs
+from firstlight.lab import rootfs
 from firstlight.native import native
 
 FILESYSTEMS = ("initramfs", "squashfs", "erofs", "ext4", "btrfs")

@@ -36,14 +36,14 @@ _PROGRAM = ("python3", "-m", "firstlight.lab.nodes.inside")
 _HOPELESS = ("ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff", "InvalidImageName",
              "CreateContainerConfigError", "CreateContainerError", "RunContainerError")  # fmt: skip
 
-Outcome = Path | str
+NodeResult = Path | str
 """The directory of a node's run, or why there is none."""
 
 
 class Interrupted(KeyboardInterrupt):
     """Nodes were interrupted; ``outcomes`` has what they had measured by then."""
 
-    def __init__(self, outcomes: dict[str, Outcome]) -> None:
+    def __init__(self, outcomes: dict[str, NodeResult]) -> None:
         super().__init__()
         self.outcomes = outcomes
 
@@ -100,7 +100,7 @@ class Nodes:
         say: Callable[[str], None],
         *,
         in_turn: bool,
-    ) -> dict[str, Outcome]:
+    ) -> dict[str, NodeResult]:
         """Each node's run below ``into``, or why there is none.
 
         The nodes measure together or ``in_turn``. Removes the Jobs and their namespace in any case.
@@ -128,10 +128,10 @@ class Nodes:
             say(f"removing the namespace {self._name}")
             self._delete_namespace()
 
-    def _collect(self, futures: dict[str, Future[Outcome]], into: Path) -> dict[str, Outcome]:
+    def _collect(self, futures: dict[str, Future[NodeResult]], into: Path) -> dict[str, NodeResult]:
         """What each node has come to; its run, if it made one, is fetched."""
 
-        def fetch(node: str) -> Outcome:
+        def fetch(node: str) -> NodeResult:
             if futures[node].done() and not futures[node].cancelled():
                 return futures[node].result()
             part = into / f"{node}.part"
@@ -182,7 +182,7 @@ class Nodes:
 
     def _measure(
         self, node: str, ready: bool, order: Order, into: Path, say: Callable[[str], None]
-    ) -> Outcome:
+    ) -> NodeResult:
         try:
             if not ready:
                 raise Failed("the node is not Ready")

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import polars as pl
 
-from firstlight.lab.nodes.jobs import Outcome
+from firstlight.lab.nodes.jobs import NodeResult
 from firstlight.model import (
     Ending,
     Footer,
@@ -29,7 +29,7 @@ _OWN = ("machine",)  # they differ by nature, and cause nothing
 
 
 def merge(
-    outcomes: Mapping[str, Outcome], plain: Header, points: Sequence[Point], out: Path
+    outcomes: Mapping[str, NodeResult], plain: Header, points: Sequence[Point], out: Path
 ) -> None:
     """Write the run to ``out``.
 

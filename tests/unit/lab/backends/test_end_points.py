@@ -13,7 +13,7 @@ from firstlight.lab.backends.agile_floor import Floor
 from firstlight.lab.backends.agile_parts import Ablated, Churn, Crowd
 from firstlight.lab.backends.cni import Cni
 from firstlight.lab.backends.functions import Invoked, Program
-from firstlight.lab.backends.network import Network
+from firstlight.lab.backends.network import NetworkSetup
 from firstlight.lab.backends.oci import Oci
 from firstlight.lab.backends.oci_spec import PAYLOAD
 from firstlight.lab.backends.oci_spec import Process as Pid1
@@ -43,7 +43,7 @@ def test_a_networked_start_can_end_at_its_first_packet(backend: Backend) -> None
 
 @pytest.mark.parametrize(
     "backend",
-    [Oci("runc"), Process(), Network(), Floor(), Invoked("wasm"), Pod("runc", NO_NETWORK),
+    [Oci("runc"), Process(), NetworkSetup(), Floor(), Invoked("wasm"), Pod("runc", NO_NETWORK),
      Pod("runsc", "bridge"), Pod("runsc", POOLED)],
     ids=lambda backend: f"{type(backend).__name__} {backend.name}",
 )  # fmt: skip

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight.lab.cni import known
-from firstlight.lab.cni.conf import VERSIONS, BadConf, Network, execution, load, parse
+from firstlight.lab.cni.conf import VERSIONS, BadConf, NetworkList, execution, load, parse
 
 HEAD = {"cniVersion": "1.0.0", "name": "net"}
 JSON = st.recursive(
@@ -16,7 +16,7 @@ JSON = st.recursive(
 )
 
 
-def listed(**keys: object) -> Network:
+def listed(**keys: object) -> NetworkList:
     return parse(json.dumps({**HEAD, "plugins": [{"type": "bridge"}], **keys}), "x.conflist")
 
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from firstlight.errors import Unsupported
 from firstlight.lab.cni import needs
-from firstlight.lab.cni.conf import BadConf, Network, parse
+from firstlight.lab.cni.conf import BadConf, NetworkList, parse
 
 
-def network(*plugins: dict[str, Any]) -> Network:
+def network(*plugins: dict[str, Any]) -> NetworkList:
     document = {"cniVersion": "1.0.0", "name": "mine", "plugins": list(plugins)}
     return parse(json.dumps(document), "mine.conflist")
 
