@@ -231,7 +231,7 @@ static bool is_renewed(void)
 }
 
 /* It takes memory of the cgroup, which may have none to spare. */
-static void tell(const struct news *news, const int *descriptor)
+static void send_news(const struct news *news, const int *descriptor)
 {
 	int failed;
 	while ((failed = socket_send(keeper.control, news, sizeof *news, descriptor,
@@ -268,7 +268,7 @@ static void run(void)
 		keeper.progress->step = STEP_CLONE;
 		keeper.progress->error = errno;
 	} else if (keeper.progress->step == STEP_EXEC && !keeper.progress->error) {
-		tell(&news, &pidfd);
+		send_news(&news, &pidfd);
 	}
 	descriptor_close(&pidfd);
 	for (int i = 0; i < 3; i++) {
@@ -284,7 +284,7 @@ static void run(void)
 			     .status = status,
 			     .user = clock_of(usage.ru_utime),
 			     .system = clock_of(usage.ru_stime)};
-	tell(&news, NULL);
+	send_news(&news, NULL);
 }
 
 static void fail(enum step step, int error)
@@ -292,7 +292,7 @@ static void fail(enum step step, int error)
 	struct news news = {.kind = NEWS_ENDED};
 	keeper.progress->step = (int32_t)step;
 	keeper.progress->error = -error;
-	tell(&news, NULL);
+	send_news(&news, NULL);
 	_exit(127);
 }
 
@@ -354,7 +354,7 @@ static void settle(int self)
 		fail(STEP_FUNCTION, failed);
 	if (sandbox_settle(keeper.house, place, keeper.progress)) {
 		struct news news = {.kind = NEWS_ENDED};
-		tell(&news, NULL);
+		send_news(&news, NULL);
 		_exit(127);
 	}
 	/* Hides PID 1, which would tell of earlier instances. */
@@ -407,7 +407,7 @@ void keeper_run(const struct house *house, struct place *place, int control, int
 				    .clean = leave_network(),
 				    .out_of_memory =
 					    sandbox_read_out_of_memory(keeper.out_of_memory)};
-		tell(&news, NULL);
+		send_news(&news, NULL);
 		receive(slots);
 	}
 }

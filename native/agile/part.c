@@ -1,3 +1,4 @@
+/* Parts, by their indices: taken oldest first for a start, and given back after it. */
 #include "node.h"
 
 #include <errno.h>

@@ -53,7 +53,7 @@ static int hangs(int node)
 }
 
 /* Instances may run for ever: a node that is silent is asked now and then whether it answers. */
-static int hear(int node)
+static int read_answer(int node)
 {
 	static const char *const names[] = {WIRE_STEPS(WIRE_STEP_NAME)};
 	const struct ask ping = {.magic = ASK_MAGIC, .verb = ASK_PING};
@@ -99,5 +99,5 @@ int main(int argc, char **argv)
 	failed = socket_send(node, &ask, sizeof ask, (int[]){0, 1, 2}, 3);
 	if (failed == -EAGAIN)
 		return hangs(node);
-	return failed ? fail("ask the node", -failed) : hear(node);
+	return failed ? fail("ask the node", -failed) : read_answer(node);
 }

@@ -1,3 +1,4 @@
+/* The requests that a worker reads, checked before they are used, and the results that it writes. */
 #include "wasm.h"
 
 #include <errno.h>

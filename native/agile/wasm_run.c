@@ -1,3 +1,4 @@
+/* One run of a module: its arguments, its output, and how it ends. */
 #include "common/clock.h"
 #include "wasm_module.h"
 

@@ -83,7 +83,7 @@ static const char *member(const cJSON *object, const char *key)
 	return cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(object, key));
 }
 
-/* Whether error_set would leave nothing of it. */
+/* Whether it has only spaces and control characters, which error_set drops. */
 static bool is_blank(const char *text)
 {
 	while ((*text > 0 && *text <= ' ') || *text == 0x7f)

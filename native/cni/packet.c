@@ -1,3 +1,4 @@
+/* The first packet of an attached pod, sent from inside its network namespace. */
 #include "cni/chain.h"
 #include "common/cleanup.h"
 #include "common/process.h"

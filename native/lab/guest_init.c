@@ -17,6 +17,8 @@
  * It is C because it is all that the initramfs holds, and part of the boot that is measured. The
  * guest's first process has nobody to return an error to: it prints the failure and reboots.
  */
+#include "common/clock.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -33,7 +35,6 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <termios.h>
-#include <time.h>
 #include <unistd.h>
 #include <x86intrin.h>
 
@@ -206,10 +207,8 @@ static void anchor(void)
 		print_to(serial, "firstlight now %llu\n", __rdtsc());
 		tcdrain(serial);
 	}
-	struct timespec now;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	print_to(serial, "firstlight clocks %llu %lld\n", __rdtsc(),
-		 now.tv_sec * 1000000000LL + now.tv_nsec);
+	long long now = clock_now();
+	print_to(serial, "firstlight clocks %llu %lld\n", __rdtsc(), now);
 }
 
 /* The record "Console: ...", with the log's time in us: the tracer has it too, in ticks. */
