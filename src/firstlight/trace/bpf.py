@@ -182,7 +182,7 @@ def obstacle() -> str:
         return "the kernel is locked down for confidentiality, so no program may read its memory"
     if not (SYS / "kernel").exists():
         return f"{SYS} is not mounted, where the kernel says what its structures keep"
-    if not (SYS / "kernel/btf/vmlinux").exists():
+    if not (SYS / "kernel/btf/vmlinux").is_file():  # a container may have /dev/null there
         return "the kernel has no BTF, which says where its structures keep what"
     return ""
 

@@ -67,6 +67,9 @@ def test_missing_kernel_support_is_reported(
     lockdown.write_text("none [integrity] confidentiality\n")
     assert "BTF" in bpf.obstacle()
     (tmp_path / "kernel/btf").mkdir()
+    (tmp_path / "kernel/btf/vmlinux").symlink_to(os.devnull)
+    assert "BTF" in bpf.obstacle()
+    (tmp_path / "kernel/btf/vmlinux").unlink()
     (tmp_path / "kernel/btf/vmlinux").touch()
     assert bpf.obstacle() == ""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (40, 40))
