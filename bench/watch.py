@@ -28,7 +28,7 @@ from firstlight.native import native
 
 FIRSTLIGHT = Path(sys.executable).parent / "firstlight"
 ALONE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
-IDLE_SECONDS, TURN_SECONDS, TURNS = 60, 6, 24
+IDLE_SECONDS, TURN_SECONDS, TURNS, FEW_TURNS = 60, 6, 24, 8
 STARTS, WORKERS, PATIENCE = 10_000, 4, 120
 _SERVER = """
 import os, sys, time
@@ -158,13 +158,13 @@ def busy_turn(directory: Path, name: str, calls: Callable[[int, int], float]) ->
     return Turn(calls(begin, time.monotonic_ns()), list(took), list(cpu))
 
 
-def busy(directory: Path, *options: str) -> list[Mark]:
+def busy(directory: Path, *options: str, turns: int = TURNS) -> list[Mark]:
     """What it takes from a busy server, and adds to a start a second."""
     shares, off, on = [], [], []
     with server(directory) as calls:
-        for turn in range(TURNS + 1):
+        for turn in range(turns + 1):
             off.append(busy_turn(directory, f"b{turn}", calls))
-            if turn == TURNS:
+            if turn == turns:
                 break
             with watching(*options) as process:
                 start(directory, f"w{turn}")  # its first one loads what it needs
@@ -293,6 +293,6 @@ def measure() -> Iterator[Mark]:
         directory = Path(scratch)
         bundle(directory)
         yield from busy(directory)
-        yield from busy(directory, "--sample", "1")
+        yield from busy(directory, "--sample", "1", turns=FEW_TURNS)
         yield from results(directory)
         yield storm(directory)
