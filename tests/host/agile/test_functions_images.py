@@ -25,6 +25,7 @@ from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.functions.child import Child
 from firstlight.agile.functions.errors import BadCode
 from firstlight.agile.functions.records import DirectorySource, ImageSource, Settings, ZipSource
+from firstlight.agile.link import is_readable
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 REGISTRY = Path(sys.executable).parent.parent / "libexec/registry/usr/bin/docker-registry"
@@ -319,6 +320,27 @@ def test_image_of_layers_starts_one_unpacking_interpreter(
     with_functions(tmp_path / "store", main)
     assert len(started) == 1
     assert len(verified) == 10
+
+
+def test_unpacking_process_ends_with_its_manager(tmp_path: Path) -> None:
+    for name in ("upper", "target", "work"):
+        (tmp_path / name).mkdir()
+    code = f"""
+import os
+from firstlight.agile.functions import unpack
+unpack._rights = lambda pid, uid: print(pid, flush=True)
+job = unpack.Job(directory={str(tmp_path)!r}, upper="upper", target="target", work="work",
+                 uid=65534, kind="tar")
+endless = os.open("/dev/zero", os.O_RDONLY)
+with unpack.Unpacker() as unpacker:
+    unpacker.unpack(job, endless, "it")
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as manager:
+        assert manager.stdout
+        ended = os.pidfd_open(int(manager.stdout.readline()))
+        manager.kill()
+    assert is_readable(ended, 60)
+    os.close(ended)
 
 
 def test_unpacking_process_that_hangs_is_ended(
