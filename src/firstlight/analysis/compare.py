@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from firstlight.analysis import sides
 from firstlight.analysis.stats import (
     FEWEST_BATCHES,
     is_unstable,
@@ -101,7 +102,8 @@ def compare(
     """Compare run ``b`` with its baseline ``a``.
 
     ``threshold`` is the smallest relative change of the median that counts; ``alpha`` is the
-    chance, over all points, of calling equal runs different. Raises FirstlightError if the runs are
+    chance, over all points, of calling equal runs different. Axes with a single but different
+    setting in each are left out (sides.of_runs). Raises FirstlightError if the runs are
     of different experiments or machines and ``across`` is not set, or share no point.
     """
     unlike = apart(a.header, b.header)
@@ -112,6 +114,8 @@ def compare(
             if a.header.experiment == b.header.experiment
             else "give two runs of one experiment",
         )
+    settings_a, settings_b = sides.settings(a), sides.settings(b)
+    a, b = sides.of_runs(a, b)
     starts_a, starts_b = _by_point(a), _by_point(b)
     pairs = [(starts_a[point], starts_b[point]) for point in starts_a if point in starts_b]
     if not pairs:
@@ -126,6 +130,11 @@ def compare(
         for pair, p, p_failing in zip(pairs, slower, failing, strict=True)
     ]
     warnings = [f"The runs differ: {fact}." for fact in unlike]
+    warnings += [
+        f"A has {axis} {settings_a[axis][0]}, and B {settings_b[axis][0]}."
+        for axis in settings_a
+        if axis not in a.header.axes
+    ]
     for name, here, there in (("A", starts_a, starts_b), ("B", starts_b, starts_a)):
         alone = [starts[0].point for point, starts in here.items() if point not in there]
         warnings += [f"Only {name} has {_words(point)}." for point in alone]

@@ -11,11 +11,11 @@ def of_runs(a: Run, b: Run) -> tuple[Run, Run]:
     """Two runs, without the axes that have a single but different setting in each: runs of
     ``old/crun`` and of ``new/crun`` then have the same points.
     """
-    settings = _settings(a), _settings(b)
+    each_side = settings(a), settings(b)
     named = [
         axis
-        for axis, each in settings[0].items()
-        if len(each) == 1 and len(other := settings[1].get(axis, [])) == 1 and each != other
+        for axis, each in each_side[0].items()
+        if len(each) == 1 and len(other := each_side[1].get(axis, [])) == 1 and each != other
     ]
     return _without(a, named), _without(b, named)
 
@@ -25,18 +25,18 @@ def of_run(run: Run) -> tuple[Run, Run]:
 
     Raises FirstlightError unless exactly one axis, besides ``instances``, has several settings.
     """
-    several = {axis: each for axis, each in _settings(run).items() if len(each) > 1}
+    several = {axis: each for axis, each in settings(run).items() if len(each) > 1}
     if len(several) != 1 or len(next(iter(several.values()))) != 2:
         raise FirstlightError(
             f"{run.path} has no two runtimes to compare",
             "give two runs, or one of two runtimes: run container-creation --runtime OLD,NEW",
         )
-    [(axis, settings)] = several.items()
-    first, second = (_without(_only(run, axis, setting), [axis]) for setting in settings)
+    [(axis, two)] = several.items()
+    first, second = (_without(_only(run, axis, setting), [axis]) for setting in two)
     return first, second
 
 
-def _settings(run: Run) -> dict[str, list[Setting]]:
+def settings(run: Run) -> dict[str, list[Setting]]:
     """The settings of each axis but ``instances``, in order."""
     return {
         axis: list(dict.fromkeys(point[axis] for point in run.header.points if axis in point))

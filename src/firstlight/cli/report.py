@@ -88,11 +88,11 @@ def compare(
     With --counts, also if B does more: system calls, requests, processes, waits for RCU.
     """
     from firstlight.analysis import compare as comparing
-    from firstlight.analysis import gate
+    from firstlight.analysis import gate, sides
 
     runs = read(a), read(b)
     result = comparing.compare(*runs, threshold=threshold, across=allow_different_hosts)
-    verdict = gate.compare(*runs) if counts else None
+    verdict = gate.compare(*sides.of_runs(*runs)) if counts else None
     if as_json:
         print_json({"times": result, "counts": verdict} if verdict else result)
     else:

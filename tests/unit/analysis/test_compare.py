@@ -192,6 +192,17 @@ def test_runs_that_differ_are_compared_only_when_asked(
     assert any(fact in warning for warning in compare(a, other, across=True).warnings)
 
 
+def test_runs_of_a_runtime_each_are_compared() -> None:
+    """As for the gate: the paths of an old and a new build differ."""
+    a, b = run_of({1: 30}, seed=1), run_of({1: 90}, seed=2)
+    header = replace(b.header, points=[{**point, "runtime": "new"} for point in b.header.points])
+    samples = [replace(each, point={**each.point, "runtime": "new"}) for each in b.samples]
+    result = compare(a, Run(b.path, header, samples, None))
+    assert [each.point for each in result.differences] == [{"instances": 1}]
+    assert result.regression
+    assert result.warnings[0] == "A has runtime runc, and B new."
+
+
 def test_compare_names_unmatched_points() -> None:
     a, b = run_of({1: 30, 10: 90}, seed=1), run_of({1: 30, 50: 400}, seed=2)
     result = compare(a, b)
