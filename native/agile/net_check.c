@@ -244,6 +244,8 @@ static int add_directory(int above, const char *path, bool deep, struct net_dige
 	DIR *directory __attribute__((cleanup(close_directory))) =
 		opened < 0 ? NULL : fdopendir(opened);
 	int error = directory ? 0 : -errno;
+	if (error)
+		descriptor_close(&opened);
 	if (error == -ENOENT)
 		return 0;
 	for (struct dirent *entry; !error && (entry = readdir(directory));) {
