@@ -172,7 +172,8 @@ static void watch_for(uint32_t events, int file, void *what)
 	(void)epoll_ctl(keeper.epoll, EPOLL_CTL_MOD, file, &event); /* takes no memory */
 }
 
-/* What fits is sent now. False: the other side is gone. */
+/* What fits is sent now, and the rest when it fits or the kernel has memory for it. False: the other side
+ * is gone. */
 static bool flush(int socket, struct buffer *out, void *what)
 {
 	while (out->begin < out->end) {
@@ -180,7 +181,7 @@ static bool flush(int socket, struct buffer *out, void *what)
 				    MSG_NOSIGNAL | MSG_DONTWAIT);
 		if (sent < 0 && errno == EINTR)
 			continue;
-		if (sent < 0 && errno == EAGAIN) {
+		if (sent < 0 && (errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM)) {
 			watch_for(EPOLLIN | EPOLLOUT, socket, what);
 			return true;
 		}

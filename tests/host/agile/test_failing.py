@@ -183,3 +183,24 @@ def test_a_call_of_the_plugin_that_fails_leaves_nothing(
         for nth in range(0, calls, min(EVERY, calls // 3)):
             for which in WHICH:
                 fails(verb, nth, which)
+
+
+def test_keeper_of_shim_answers_whatever_call_fails(failing: Path, tmp_path: Path) -> None:
+    """Such as a send that the kernel has no memory for."""
+    pytest.importorskip("grpc_tools", reason="needs grpcio-tools")
+    from tests.support.shim_host import Refusal, shim
+
+    from firstlight.agile.shim.service import TASK
+    from firstlight.agile.shim.ttrpc import messages
+
+    message = messages.TaskRequest(id="no")
+    with shim(tmp_path) as server, traced(failing, tmp_path, server.keeper.pid) as order:
+        connection = server.connect()
+        for nth in range(12):
+            for which in range(2):
+                order.which, order.left = which, nth
+                with pytest.raises(Refusal, match="not known"):
+                    connection.ask(TASK, "Connect", message, messages.ConnectResponse)
+                order.left = -1
+                assert server.keeper.poll() is None, order.name
+        connection.close()
