@@ -20,6 +20,7 @@ METADATA = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
 TABLE = "application/json;as=Table;g=meta.k8s.io;v=v1"
 """What kubectl shows of a list, without the objects' content."""
 _ASK_SECONDS, _WATCH_SECONDS = 30.0, 30
+_CONNECT_SECONDS = 3.0  # tried four times, and pods wait for an agent for 30 s
 _WAIT_LEAST, _WAIT_MOST = 1.0, 60.0
 _EVENT_MOST = 16 << 20
 _GONE = 410
@@ -105,9 +106,8 @@ class Server:
     def _events(self, path: str, accept: str, seen: str) -> Iterator[Object]:
         query = [("watch", "true"), ("allowWatchBookmarks", "true"), ("resourceVersion", seen),
                  ("timeoutSeconds", str(_WATCH_SECONDS))]  # fmt: skip
-        answer = self._begin(
-            "GET", path, accept, query, seconds=(_ASK_SECONDS, _WATCH_SECONDS + _ASK_SECONDS)
-        )
+        seconds = _WATCH_SECONDS + _ASK_SECONDS
+        answer = self._begin("GET", path, accept, query, seconds=seconds)
         try:
             if not 200 <= answer.status <= 299:
                 _object(answer.status, answer.read())
@@ -123,7 +123,7 @@ class Server:
     def _begin(
         self, method: str, path: str, accept: str = "application/json",
         query: list[tuple[str, str]] | None = None, body: Object | None = None,
-        seconds: float | tuple[float, float] = _ASK_SECONDS,
+        seconds: float = _ASK_SECONDS,
     ) -> Any:  # noqa: ANN401 - an untyped client  # fmt: skip
         headers = {"Accept": accept}
         if body is not None:
@@ -133,7 +133,7 @@ class Server:
             method, path, query_params=query or [], header_params=headers, body=body,
             auth_settings=["BearerToken"],
         )  # fmt: skip
-        return self._client.call_api(*asked, _request_timeout=seconds)
+        return self._client.call_api(*asked, _request_timeout=(_CONNECT_SECONDS, seconds))
 
 
 def _apply(event: Object, objects: dict[str, Object]) -> str:

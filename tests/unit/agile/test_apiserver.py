@@ -1,6 +1,7 @@
 """Lists and watches, against a server that says what an API server may."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,16 +53,34 @@ def server(tmp_path: Path) -> Iterator[Server]:
     Handler.answers, Handler.asked = [], []
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
-        kubeconfig = tmp_path / "kubeconfig"
-        kubeconfig.write_text(json.dumps({
-            "clusters": [{"name": "c", "cluster": {
-                "server": f"http://127.0.0.1:{http.server_port}"}}],
-            "users": [{"name": "u", "user": {"token": "t"}}],
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-            "current-context": "x",
-        }))  # fmt: skip
-        yield Server(str(kubeconfig))
+        yield at_port(http.server_port, tmp_path)
         http.shutdown()
+
+
+def at_port(port: int, directory: Path) -> Server:
+    kubeconfig = directory / "kubeconfig"
+    kubeconfig.write_text(json.dumps({
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }))  # fmt: skip
+    return Server(str(kubeconfig))
+
+
+def test_a_server_that_is_cut_off_is_given_up_within_seconds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("kubernetes")
+    monkeypatch.setattr(apiserver, "_CONNECT_SECONDS", 0.02)
+    with socket.socket() as full, socket.socket() as one, socket.socket() as other:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)  # and so it drops what comes after the first
+        for each in (one, other):
+            each.setblocking(False)
+            each.connect_ex(full.getsockname())
+        with pytest.raises(Exception, match="connect timeout"):
+            at_port(full.getsockname()[1], tmp_path).ask("GET", PATH)
 
 
 def test_watch_resumes_or_lists_again(server: Server) -> None:
