@@ -31,11 +31,16 @@ int launch_ask_send(int connection, const char *text, const int *files, int coun
 /* The node's records are Python's to interpret. */
 static void read_node(const struct answer *answer, struct launch_news *news)
 {
+	static const char digits[] = "0123456789abcdef";
 	const unsigned char *bytes = (const void *)answer;
 	_Static_assert(sizeof NODE + 2 * sizeof *answer <= sizeof news->text, "as digits");
-	strcpy(news->text, NODE);
-	for (size_t i = 0; i < sizeof *answer; i++)
-		sprintf(news->text + strlen(NODE) + 2 * i, "%02x", bytes[i]);
+	/* By hand: this is work beside the starts that are measured. */
+	char *at = stpcpy(news->text, NODE);
+	for (size_t i = 0; i < sizeof *answer; i++) {
+		*at++ = digits[bytes[i] >> 4];
+		*at++ = digits[bytes[i] & 15];
+	}
+	*at = 0;
 	news->kind = answer->verb == ANSWER_REFUSED ? ASK_ERROR
 		     : answer->verb == ANSWER_ENDED ? ASK_END
 						    : ASK_ANSWER;
