@@ -637,13 +637,16 @@ int sandbox_open_processes(const struct house *house, uint32_t cgroup)
 
 uint32_t sandbox_read_out_of_memory(int file)
 {
-	char text[1024];
+	static const char name[] = "oom_kill ";
+	char text[1024], *at = text;
 	ssize_t size = file < 0 ? -1 : pread(file, text, sizeof text - 1, 0);
-	if (size <= 0)
-		return 0;
-	text[size] = 0;
-	const char *at = strstr(text, "oom_kill ");
-	return at ? (uint32_t)strtoul(at + strlen("oom_kill "), NULL, 10) : 0;
+	text[size < 0 ? 0 : size] = 0;
+	/* A line at a time: to search for any text a C library makes a table first. */
+	while (at && strncmp(at, name, strlen(name)) != 0) {
+		at = strchr(at, '\n');
+		at += at != NULL;
+	}
+	return at ? (uint32_t)strtoul(at + strlen(name), NULL, 10) : 0;
 }
 
 static uint64_t read_number(int top, uint32_t cgroup, const char *file)
