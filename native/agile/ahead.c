@@ -41,7 +41,7 @@ static void make_spaces(void)
 {
 	if (ahead.mounts >= 0)
 		return;
-	if (!sandbox_enter_blank(&node.house) && !unshare(CLONE_NEWIPC)) {
+	if (!sandbox_enter_blank(&node.house, CLONE_NEWIPC)) {
 		ahead.mounts = openat(own, "mnt", O_RDONLY | O_CLOEXEC);
 		ahead.ipc = openat(own, "ipc", O_RDONLY | O_CLOEXEC);
 	}
