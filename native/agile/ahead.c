@@ -14,14 +14,13 @@
 
 enum { REST = 500000 }; /* ns, after a start */
 
-static bool is_made;
-static struct ahead ahead = {.control = {NOBODY, NOBODY}, .mounts = NOBODY, .ipc = NOBODY};
 static int own, mounts, ipc; /* own: directory of the node's namespaces */
 
 void ahead_open(void)
 {
+	node.ahead = (struct ahead){.control = {NOBODY, NOBODY}, .mounts = NOBODY, .ipc = NOBODY};
 	for (int i = 0; i < TOPS_MAX; i++)
-		ahead.tasks[i] = NOBODY;
+		node.ahead.tasks[i] = NOBODY;
 	own = open("/proc/self/ns", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	mounts = openat(own, "mnt", O_RDONLY | O_CLOEXEC);
 	ipc = openat(own, "ipc", O_RDONLY | O_CLOEXEC);
@@ -39,20 +38,20 @@ static int return_to_own(void)
  */
 static void make_spaces(void)
 {
-	if (ahead.mounts >= 0)
+	if (node.ahead.mounts >= 0)
 		return;
 	if (!sandbox_enter_blank(&node.house, CLONE_NEWIPC)) {
-		ahead.mounts = openat(own, "mnt", O_RDONLY | O_CLOEXEC);
-		ahead.ipc = openat(own, "ipc", O_RDONLY | O_CLOEXEC);
+		node.ahead.mounts = openat(own, "mnt", O_RDONLY | O_CLOEXEC);
+		node.ahead.ipc = openat(own, "ipc", O_RDONLY | O_CLOEXEC);
 	}
 	int failed = return_to_own();
 	if (failed)
 		failed = return_to_own(); /* the kernel had no memory for it */
 	if (failed)
 		node_die("return to its own namespaces", failed);
-	if (ahead.mounts < 0 || ahead.ipc < 0) {
-		descriptor_close(&ahead.mounts);
-		descriptor_close(&ahead.ipc);
+	if (node.ahead.mounts < 0 || node.ahead.ipc < 0) {
+		descriptor_close(&node.ahead.mounts);
+		descriptor_close(&node.ahead.ipc);
 	}
 }
 
@@ -62,43 +61,43 @@ static void open_tasks(void)
 	char name[32];
 	if (node.house.unified)
 		return;
-	ahead.cgroup = node.parts[node.cgroups.first].order.cgroup;
-	ahead.out_of_memory = sandbox_out_of_memory(&node.house, ahead.cgroup);
-	snprintf(name, sizeof name, "%u/tasks", ahead.cgroup);
-	ahead.has_tasks = true;
-	for (int i = 0; i < node.house.top_count && ahead.has_tasks; i++) {
-		ahead.tasks[i] = openat(node.house.tops[i], name, O_WRONLY | O_CLOEXEC);
-		ahead.has_tasks = ahead.tasks[i] >= 0;
+	node.ahead.cgroup = node.parts[node.cgroups.first].order.cgroup;
+	node.ahead.out_of_memory = sandbox_out_of_memory(&node.house, node.ahead.cgroup);
+	snprintf(name, sizeof name, "%u/tasks", node.ahead.cgroup);
+	node.ahead.has_tasks = true;
+	for (int i = 0; i < node.house.top_count && node.ahead.has_tasks; i++) {
+		node.ahead.tasks[i] = openat(node.house.tops[i], name, O_WRONLY | O_CLOEXEC);
+		node.ahead.has_tasks = node.ahead.tasks[i] >= 0;
 	}
 }
 
 int64_t ahead_next(void)
 {
 	bool has_parts = node.house.unified || node.cgroups.count;
-	return is_made || node.starting || !has_parts ? INT64_MAX : node.last_run + REST;
+	return node.is_ahead || node.starting || !has_parts ? INT64_MAX : node.last_run + REST;
 }
 
 void ahead_make(void)
 {
-	is_made = true;
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ahead.control))
-		ahead.control[0] = ahead.control[1] = NOBODY;
+	node.is_ahead = true;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, node.ahead.control))
+		node.ahead.control[0] = node.ahead.control[1] = NOBODY;
 	open_tasks();
 	make_spaces();
 }
 
 const struct ahead *ahead_made(void)
 {
-	return &ahead;
+	return &node.ahead;
 }
 
 int ahead_control(int ends[2])
 {
-	if (ahead.control[0] < 0)
+	if (node.ahead.control[0] < 0)
 		return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) ? -errno : 0;
 	for (int i = 0; i < 2; i++) {
-		ends[i] = ahead.control[i];
-		ahead.control[i] = NOBODY;
+		ends[i] = node.ahead.control[i];
+		node.ahead.control[i] = NOBODY;
 	}
 	return 0;
 }
@@ -106,12 +105,12 @@ int ahead_control(int ends[2])
 void ahead_drop(bool entered)
 {
 	for (int i = 0; i < 2; i++)
-		descriptor_close(&ahead.control[i]);
+		descriptor_close(&node.ahead.control[i]);
 	for (int i = 0; i < TOPS_MAX; i++)
-		descriptor_close(&ahead.tasks[i]);
+		descriptor_close(&node.ahead.tasks[i]);
 	if (entered) {
-		descriptor_close(&ahead.mounts);
-		descriptor_close(&ahead.ipc);
+		descriptor_close(&node.ahead.mounts);
+		descriptor_close(&node.ahead.ipc);
 	}
-	ahead.has_tasks = is_made = false;
+	node.ahead.has_tasks = node.is_ahead = false;
 }

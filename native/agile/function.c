@@ -5,6 +5,17 @@
 #include <errno.h>
 #include <string.h>
 
+static char resolvers[RESOLVERS_MAX]; /* resolv.conf of functions that reach out */
+
+int function_set_resolvers(const char *text, size_t size)
+{
+	if (size >= sizeof resolvers || memchr(text, 0, size))
+		return -EPROTO;
+	memcpy(resolvers, text, size);
+	resolvers[size] = 0;
+	return 0;
+}
+
 int function_set(const struct definition *definition, int tree, int words)
 {
 	if (definition->number >= FUNCTIONS || definition->profile >= PROFILES ||
@@ -15,7 +26,7 @@ int function_set(const struct definition *definition, int tree, int words)
 	if (function->known && function->definition.version >= definition->version)
 		return -ESTALE;
 	struct root_text text = {definition->host_name,
-				 definition->reach == REACH_OUTBOUND ? node.resolvers : ""};
+				 definition->reach == REACH_OUTBOUND ? resolvers : ""};
 	int failed = root_attach(definition->number, definition->version, tree,
 				 definition->flags & DEFINITION_VOLUMES, &text);
 	if (failed)

@@ -118,11 +118,7 @@ static int set_profile(const struct order *asked, const struct sock_filter *prog
 
 static int set_resolvers(const struct order *asked, const void *text, size_t size)
 {
-	if (asked->length != size || size >= sizeof node.resolvers || memchr(text, 0, size))
-		return -EPROTO;
-	memcpy(node.resolvers, text, size);
-	node.resolvers[size] = 0;
-	return 0;
+	return asked->length == size ? function_set_resolvers(text, size) : -EPROTO;
 }
 
 static int set_function(const struct order *asked, struct rights *rights)

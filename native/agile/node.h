@@ -140,6 +140,8 @@ struct pending {
 	enum step step;
 };
 
+/* One page, with all that is written between two starts: after each clone a page is copied when it is
+ * first written. */
 struct node {
 	int epoll, children, clients_listener, managers_listener, manager, log;
 	bool stays, manager_blocked, holds, waiting_changed, has_done;
@@ -148,7 +150,8 @@ struct node {
 	int64_t owes_since; /* it is owed events that can wait; 0: none */
 	bool owes_now; /* one of them cannot */
 	struct house house;
-	char resolvers[RESOLVERS_MAX]; /* resolv.conf of functions that reach out */
+	struct ahead ahead;
+	bool is_ahead; /* made, since the last start */
 	struct function *functions; /* these tables have no child */
 	struct part *parts;
 	int function_count, part_count; /* that were ever used */
@@ -217,6 +220,7 @@ void part_acknowledge(int index);
 void part_want(enum part_kind kind, uint32_t reach);
 
 /* function.c */
+int function_set_resolvers(const char *text, size_t size);
 int function_set(const struct definition *definition, int tree, int words);
 int function_forget(uint32_t number);
 

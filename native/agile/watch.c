@@ -11,7 +11,8 @@
 
 enum { ACCEPT_PAUSE = 100000000 }; /* ns */
 
-struct node node;
+struct node node __attribute__((aligned(4096)));
+_Static_assert(sizeof node <= 4096, "a page");
 
 _Noreturn void node_die(const char *what, int failed)
 {

@@ -272,6 +272,7 @@ int main(void)
 	size_t size = fread(input, 1, sizeof input, stdin);
 	node.manager = node.log = node.free_client = NOBODY;
 	instances_open(INSTANCES);
+	ahead_open();
 	node.clients[0].descriptor = NOBODY;
 	node.epoll = epoll_create1(EPOLL_CLOEXEC);
 	int before = open_files();
