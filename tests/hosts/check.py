@@ -184,6 +184,7 @@ def up(ended: list[int | None]) -> Iterator[Callable[..., subprocess.CompletedPr
             if server.poll() is not None:
                 assert server.stderr is not None
                 words = server.stderr.read()
+                words = " ".join(words.split())  # it is a line of a document
                 raise NotUp("failed" if "Traceback" in words else "refused", words[-300:])
             if time.monotonic() > end:
                 raise NotUp("failed", "the runtime does not answer")
