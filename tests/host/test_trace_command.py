@@ -57,6 +57,30 @@ def test_traced_command_gets_only_given_descriptors(tmp_path: Path) -> None:
             os.close(number)
 
 
+@pytest.mark.parametrize(
+    ("text", "mode", "message", "hint"),
+    [
+        ("echo x\n", 0o755, "cannot be executed", "begin a script with #!"),
+        ("#!/nonexistent/sh\n", 0o755, "cannot be executed", "begin a script with #!"),
+        ("#!/bin/sh\n", 0o644, "is not executable", "chmod +x"),
+    ],
+)
+def test_a_script_that_cannot_be_executed_is_an_error(
+    tmp_path: Path, text: str, mode: int, message: str, hint: str
+) -> None:
+    """It has no phases to show, and no run to keep."""
+    script, out = tmp_path / "script", tmp_path / "out"
+    script.write_text(text)
+    script.chmod(mode)
+    done = subprocess.run(
+        [FIRSTLIGHT, "trace", "--out", out, "--", script], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert f"{str(script)!r} {message}" in done.stderr
+    assert f"Hint: {hint}" in done.stderr
+    assert not out.exists()
+
+
 def trace_with_copies(out: Path, *words: str, before: str = "", programs: str = "") -> Run:
     """A trace as on a kernel that preempts programs, with the eBPF ``programs`` if given."""
     code = (

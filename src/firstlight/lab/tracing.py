@@ -54,7 +54,12 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
     """
     program = shutil.which(argv[0])
     if not program and Path(argv[0]).exists():
-        raise Unsupported(f"{argv[0]!r} is not executable", "give the path of a program")
+        raise Unsupported(
+            f"{argv[0]!r} is not executable",
+            "chmod +x it, or run it by its interpreter, such as sh"
+            if Path(argv[0]).is_file()
+            else "give the path of a program",
+        )
     if not program:
         raise Unsupported(f"command {argv[0]!r} is not found", "give its path, or install it")
     try:
@@ -73,6 +78,11 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
         with store.Writer(directory, header) as writer:  # before the command does its work
             try:
                 outcome, lost, losses, spans = _run(command)
+                if not lost and spans.filter(pl.col("kind") == "exec").is_empty():
+                    raise Failed(
+                        f"{argv[0]!r} cannot be executed",
+                        "begin a script with #! and a program that exists, or run it by sh",
+                    )
                 ready = _executed(spans, until) if until else outcome.exited
             except KeyboardInterrupt:
                 writer.discard()
