@@ -40,7 +40,7 @@ static void make_spaces(void)
 {
 	if (node.ahead.mounts >= 0)
 		return;
-	if (!sandbox_enter_blank(&node.house, CLONE_NEWIPC)) {
+	if (!sandbox_enter_blank(&node.house) && !unshare(CLONE_NEWIPC)) {
 		node.ahead.mounts = openat(own, "mnt", O_RDONLY | O_CLOEXEC);
 		node.ahead.ipc = openat(own, "ipc", O_RDONLY | O_CLOEXEC);
 	}

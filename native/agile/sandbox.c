@@ -160,17 +160,15 @@ static int mask_proc(const struct house *house)
 	return 0;
 }
 
-int sandbox_enter_blank(const struct house *house, int spaces)
+int sandbox_enter_blank(const struct house *house)
 {
-	return failure(setns(house->blank, CLONE_NEWNS) || unshare(CLONE_NEWNS | spaces) ? -1 : 0);
+	return failure(setns(house->blank, CLONE_NEWNS) || unshare(CLONE_NEWNS) ? -1 : 0);
 }
 
 static int enter_ahead(const struct ahead *ahead)
 {
-	return failure(setns(ahead->mounts, CLONE_NEWNS) || setns(ahead->ipc, CLONE_NEWIPC) ||
-				       unshare(CLONE_NEWCGROUP)
-			       ? -1
-			       : 0);
+	return failure(setns(ahead->mounts, CLONE_NEWNS) || setns(ahead->ipc, CLONE_NEWIPC) ? -1
+											    : 0);
 }
 
 static int mount_proc(void)
@@ -236,7 +234,10 @@ static int enter_tree(const struct place *place)
 	    fchdir(tree) || syscall(SYS_move_mount, AT_FDCWD, "/proc", AT_FDCWD, "proc", 0) ||
 	    syscall(SYS_move_mount, AT_FDCWD, "/tmp", AT_FDCWD, "tmp", 0) || chroot("."))
 		return -errno;
-	return mount_hosts(place);
+	failed = mount_hosts(place);
+	/* After the limits: where cgroups are delegated (nsdelegate) none are set from within a
+	 * namespace of which the cgroup is the root. */
+	return failed ? failed : failure(unshare(CLONE_NEWCGROUP));
 }
 
 /* Of a socket in the directory where the node listens: by it an instance could command the runtime. */
@@ -678,8 +679,7 @@ int sandbox_make(const struct house *house, const struct ahead *ahead, bool in_a
 		 uint32_t cgroup, struct progress *progress)
 {
 	DO(STEP_CGROUP, join_cgroup_ahead(house, ahead, cgroup, progress));
-	DO(STEP_MOUNT_NAMESPACE,
-	   in_ahead ? enter_ahead(ahead) : sandbox_enter_blank(house, CLONE_NEWCGROUP));
+	DO(STEP_MOUNT_NAMESPACE, in_ahead ? enter_ahead(ahead) : sandbox_enter_blank(house));
 	DO(STEP_PROC, mount_proc());
 	DO(STEP_MASK, mask_proc(house));
 	DO(STEP_TMPFS, mount_tmpfs());

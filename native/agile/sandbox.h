@@ -82,7 +82,7 @@ int sandbox_open_self(void);
  * or in the namespaces that were made ahead. Returns 0 or a negative errno; progress says where. */
 int sandbox_make(const struct house *house, const struct ahead *ahead, bool in_ahead,
 		 uint32_t cgroup, struct progress *progress);
-int sandbox_enter_blank(const struct house *house, int spaces); /* and these new ones: CLONE_… */
+int sandbox_enter_blank(const struct house *house);
 
 /* Leads a session, if it does not yet. A sandbox that waits does already: the kernel gives each session a
  * scheduling group, and who makes one goes behind all others who wait for a CPU. Returns 0 or a negative
