@@ -17,6 +17,9 @@ from firstlight.lab.watch.programs import (
 _LOOPBACK = "loopback"
 """The plugin that every pod has; another one gives it its network."""
 
+_OF_POD = ("pod", "namespace", "sandbox", "engine")
+"""The labels that a pod's sandbox and its containers have in common."""
+
 
 @dataclass
 class Start:
@@ -124,7 +127,10 @@ def _is_same_file(executed: str, asked: str) -> bool:
 
 def _take(start: Start, program: Program, role_: Role) -> None:
     start.programs.append(program)
-    start.labels |= role_.labels | labels_of(role_.bundle, program.config)
+    labels = labels_of(role_.bundle, program.config)
+    if role_.starts_only:  # a shim executes it in the bundle of the pod's sandbox
+        labels = {name: labels[name] for name in _OF_POD if name in labels} | start.labels
+    start.labels |= role_.labels | labels
     if role_.kind == "runtime":
         kept = records.labels(start.container, role_.bundle, program.record)
         start.labels = kept | start.labels

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,22 +79,29 @@ def test_the_parts_of_a_pod_and_its_container_are_distinguished(tmp_path: Path) 
         "io.kubernetes.cri.sandbox-name": "shop-1",
         "io.kubernetes.cri.sandbox-namespace": "web",
         "io.kubernetes.cri.container-name": "nginx",
+        "io.kubernetes.cri.container-type": "container",
     }
     (tmp_path / "config.json").write_text(json.dumps({"annotations": annotations}))
+    of_sandbox = {"annotations": {
+        "io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-name": "shop-1",
+    }}  # fmt: skip
     seen = [
         program("bridge", CNI_COMMAND="ADD", CNI_CONTAINERID="sandbox", pid=1, root=1, at=5),
         program("containerd-shim-runc-v2", "-id", "sandbox", "start", pid=2, root=2, at=20),
         program("runc", "create", "--bundle", "/none", "sandbox", pid=3, root=2, at=30),
         program("runc", "start", "sandbox", pid=5, root=2, at=50),
         program("runc", "create", "--bundle", str(tmp_path), "app", pid=6, root=2, at=60),
-        program("runc", "start", "app", pid=8, root=2, at=80),
+        replace(program("runc", "start", "app", pid=8, root=2, at=80), config=of_sandbox),
+        program("runc", "create", "--bundle", "/none", "gone", pid=9, root=2, at=90),
+        replace(program("runc", "start", "gone", pid=11, root=2, at=95), config=of_sandbox),
     ]
     executed = [Executed((4, 3, 2), 55), Executed((7, 6, 2), 85), Executed((99,), 90)]
-    sandbox, app = join(seen, executed)
+    sandbox, app, gone = join(seen, executed)
     assert (sandbox.container, sandbox.began, sandbox.ready) == ("sandbox", 5, 55)
     assert (app.container, app.began, app.ready, app.root) == ("app", 60, 85, 2)
     assert sandbox.roots == {1, 2}
-    assert app.labels["container"] == "nginx"
+    assert (app.labels["container"], app.labels["kind"]) == ("nginx", "container")
+    assert (gone.labels["pod"], gone.labels.get("kind")) == ("shop-1", None)
     assert app.labels["runtime"] == "runc"
     assert sandbox.labels["engine"] == "containerd"
 
