@@ -1,10 +1,14 @@
 """What archives are unpacked to, without the confinement."""
 
 import bz2
+import fcntl
 import io
 import lzma
 import os
+import resource
+import signal
 import struct
+import subprocess
 import tarfile
 import warnings
 import zipfile
@@ -12,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from firstlight.agile.functions import unpack_main
+from firstlight.agile.functions import unpack, unpack_main
 
 
 def test_a_zip_file_may_name_its_files_oddly(
@@ -138,3 +142,18 @@ def test_a_damaged_zip_file_is_refused_as_such(
         "it cannot be read: Invalid data stream",
         "it cannot be read: Invalid argument",
     )
+
+
+def test_process_is_ended_by_a_descriptor_of_any_number() -> None:
+    """A manager of some 30 functions with their pools has more than 1,024 descriptors."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    try:
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+            low = os.pidfd_open(process.pid)
+            high = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 1024)
+            os.close(low)
+            unpack._end(high)
+            assert process.wait(10) == -signal.SIGKILL
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

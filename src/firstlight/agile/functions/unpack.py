@@ -7,7 +7,6 @@ Everything here blocks.
 
 import json
 import os
-import select
 import signal
 import socket
 import sys
@@ -23,6 +22,7 @@ from msgspec import Struct
 from firstlight.agile import seccomp, verify
 from firstlight.agile.functions.child import Child, Excess
 from firstlight.agile.functions.errors import BY_KIND, BadCode
+from firstlight.agile.link import is_readable
 from firstlight.errors import Failed
 
 ENTRIES_MOST = 500_000
@@ -171,7 +171,7 @@ def _end(process: int) -> None:
     try:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(process, signal.SIGKILL)
-        select.select([process], [], [], _END_SECONDS)  # not for ever: the kernel may hold it
+        is_readable(process, _END_SECONDS)  # not for ever: the kernel may hold it
     finally:
         os.close(process)
 
