@@ -1,12 +1,14 @@
 """Functions of images: from a real registry, from layouts and archives, and what is not taken."""
 
 import asyncio
+import errno
 import gzip
 import hashlib
 import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -26,6 +28,7 @@ from firstlight.agile.functions.child import Child
 from firstlight.agile.functions.errors import BadCode
 from firstlight.agile.functions.records import DirectorySource, ImageSource, Settings, ZipSource
 from firstlight.agile.link import is_readable
+from firstlight.errors import Failed
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 REGISTRY = Path(sys.executable).parent.parent / "libexec/registry/usr/bin/docker-registry"
@@ -362,6 +365,21 @@ def test_unpacking_process_that_hangs_is_ended(
     assert not Path(f"/proc/{pids[0]}").exists()
     os.close(never)
     os.close(writer)
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EPIPE])
+def test_archive_that_cannot_be_sent_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(socket, "send_fds", fail)
+    job = unpack.Job(
+        directory=str(tmp_path), upper="upper", target="target", work="work", uid=65534, kind="tar"
+    )
+    with unpack.Unpacker() as unpacker, pytest.raises(Failed, match="cannot start the process"):
+        unpacker.unpack(job, 0, "it")
 
 
 def small(*more: Member) -> bytes:

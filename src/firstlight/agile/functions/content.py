@@ -84,7 +84,7 @@ class Content:
 
     def add_zip(self, source: str, archive: bytes | Path) -> Code:
         """Unpack a zip file into /var/task, over the host's /usr. Raises BadCode."""
-        descriptor = _load_store(archive)
+        descriptor = _open_archive(archive)
         try:
             digest, size = _digest(descriptor)
             with Unpacker() as unpacker:
@@ -131,7 +131,7 @@ class Content:
 
     def add_module(self, path: Path) -> Code:
         """Copy a WebAssembly module. Raises BadCode."""
-        descriptor = _load_store(path)
+        descriptor = _open_archive(path)
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise NotAnArchive(
@@ -270,7 +270,7 @@ def _remove(path: Path) -> None:
         raise Failed(f"cannot remove {path}: {done.stderr.decode(errors='replace').strip()}")
 
 
-def _load_store(archive: bytes | Path) -> int:
+def _open_archive(archive: bytes | Path) -> int:
     """Open a file, or make a memory file with these bytes; returns a descriptor. Raises
     NotAnArchive.
     """

@@ -26,7 +26,7 @@ from firstlight.agile.link import is_readable
 from firstlight.errors import Failed
 
 ENTRIES_MOST = 500_000
-_SECONDS, _END_SECONDS = 900.0, 10.0
+_SECONDS, _START_SECONDS, _END_SECONDS = 900.0, 60.0, 10.0
 _ANSWER_MOST, _WORDS_MOST, _PART = 1 << 16, 500, 4096
 _REMEDIES = {
     "climbs": "leave that path out, or build the archive again from within its directory",
@@ -89,8 +89,8 @@ class Unpacker:
         ``what`` names it in errors. After an error the caller removes what was written.
         """
         with ExitStack() as ending:
-            pid, talk = self._fork(job, archive, what, ending)
             try:
+                pid, talk = self._fork(job, archive, what, ending)
                 return _converse(pid, talk, job, what)
             except TimeoutError:
                 raise BadCode(f"{what}: unpacking takes more than {_SECONDS:.0f} s") from None
@@ -104,13 +104,16 @@ class Unpacker:
         child, maker = self._maker = self._maker or self._start_maker()
         talk, theirs = socket.socketpair()
         ending.enter_context(talk)
-        with theirs, suppress(OSError):
-            words = msgspec.json.encode(job)
-            socket.send_fds(maker, [words], [archive, theirs.fileno()])
         pid, descriptors = b"", list[int]()
-        with suppress(ConnectionResetError):
-            pid, descriptors, _, _ = socket.recv_fds(maker, _PART, 1)
+        try:
+            with theirs, suppress(ConnectionError):  # it has ended: its last words say why
+                words = msgspec.json.encode(job)
+                socket.send_fds(maker, [words], [archive, theirs.fileno()])
+                pid, descriptors, _, _ = socket.recv_fds(maker, _PART, 1)
+        except OSError as error:
+            raise Failed(f"cannot start the process that unpacks {what}: {error}") from error
         if not descriptors:
+            child.process.kill()
             child.finish()
             reason = child.errors.decode(errors="replace").strip()
             raise Failed(f"cannot start the process that unpacks {what}: {reason}")
@@ -125,6 +128,7 @@ class Unpacker:
                 [sys.executable, "-I", script, seccomp.program().hex()], _SECONDS, _WORDS_MOST,
                 env={}, stdin=theirs.fileno(),
             )  # fmt: skip
+        ours.settimeout(_START_SECONDS)
         self._open.enter_context(ours)
         return self._open.enter_context(child), ours
 
