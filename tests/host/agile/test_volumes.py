@@ -105,6 +105,7 @@ def test_a_volume_that_cannot_be_is_refused_by_name(root: Path, shared: Path) ->
         (str(shared / "led"), "/data"): f"{shared}/led is a link of user {OWNER}, who can",
         (str(shared / "led/shared"), "/data"): f"{shared}/led is a link of user",
         (str(shared.parent / "by root"), "/data"): f"{shared}/led is a link of user",
+        (f"/proc/{os.getpid()}/root{shared}", "/data"): "leads to a process's files",
         (str(of_root), "/data"): "belongs to root",
         (str(shared), "/none"): "no /none to mount at",
         (str(shared), "/link"): "or a link leads there",

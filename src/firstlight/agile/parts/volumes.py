@@ -87,7 +87,7 @@ def _opened(what: str, path: str, flags: int) -> int:
     """
     for _ in range(_LINKS_MOST):
         try:
-            return _open_without_links(path, flags)
+            return _open(path, flags, _NO_LINKS)
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
@@ -95,8 +95,8 @@ def _opened(what: str, path: str, flags: int) -> int:
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
-def _open_without_links(path: str, flags: int) -> int:
-    how = _HOW.pack(flags | os.O_CLOEXEC, 0, _NO_LINKS)
+def _open(path: str, flags: int, resolve: int) -> int:
+    how = _HOW.pack(flags | os.O_CLOEXEC, 0, resolve)
     words = (_OPENAT2, _HERE, os.fsencode(path), how, _HOW.size)
     opened = int(_libc.syscall(*(ctypes.c_long(w) if isinstance(w, int) else w for w in words)))
     if opened < 0:
@@ -109,7 +109,7 @@ def _followed(what: str, path: str) -> str:
     parts = path.split("/")
     for count in range(2, len(parts) + 1):
         link = "/".join(parts[:count])
-        opened = _open_without_links(link, os.O_PATH | os.O_NOFOLLOW)
+        opened = _open(link, os.O_PATH | os.O_NOFOLLOW, _NO_LINKS)
         try:
             status = os.fstat(opened)
             if not stat.S_ISLNK(status.st_mode):
@@ -120,6 +120,16 @@ def _followed(what: str, path: str) -> str:
                     "lead it anywhere",
                     "name what it leads to (realpath), or give the link to root",
                 )
+            try:
+                os.close(_open(link, os.O_PATH, _NO_MAGIC_LINKS))
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    raise Failed(
+                        f"{what} cannot be opened: {link} leads to a process's files, or in a "
+                        "circle",
+                        "name the file itself",
+                    ) from error
+                raise
             target = os.readlink("", dir_fd=opened)
         finally:
             os.close(opened)
