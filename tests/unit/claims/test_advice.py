@@ -57,10 +57,10 @@ MET: dict[str, tuple[Piece, str]] = {
 
 def starts(
     *pieces: Piece, count: str = "", number: int = 6, held: tuple[tuple[str, str, int], ...] = (),
-    cloned: int = 0,
+    cloned: int = 0, idle: int = 0,
 ) -> Analysis:  # fmt: skip
     """Traced starts with these pieces, in this order, as an Analysis has them. The last ``cloned``
-    are of a child of the thread of those before.
+    are of a child of the thread of those before, made ``idle`` ns before the first of them.
 
     ``held`` are the locks that each waited for, what the holder did, and for how long.
     """
@@ -87,8 +87,10 @@ def starts(
                   for at, path in enumerate(programs)]  # fmt: skip
     if kind == "netlink":
         spans.append((0, "call", "sendto", f"socket:netlink.route {name}", "", 1, 2, 1, 1, 0, None))
+    ends = [sum(piece[3] for piece in pieces[: place + 1]) for place in range(len(pieces))]
     if cloned:
-        spans.append((0, "fork", "clone", "", "", 1, 1, 1, 1, None, 2))
+        moment = ends[-cloned - 1] - idle
+        spans.append((0, "fork", "clone", "", "", moment, moment, 1, 1, None, 2))
     frame = pl.DataFrame(spans, schema=SPAN_SCHEMA, orient="row")
     point = SimpleNamespace(
         point={"instances": 1},
@@ -97,7 +99,6 @@ def starts(
         traced_samples=tuple(samples),
         untraced_samples=(),
     )
-    ends = [sum(piece[3] for piece in pieces[: place + 1]) for place in range(len(pieces))]
     threads = [1] * (len(pieces) - cloned) + [2] * cloned
     path = [
         (end - wall, end, phase, shade, cause, tid, tid)
@@ -195,6 +196,8 @@ def test_advice_divides_first_cpu_wait_by_creators_work() -> None:
     pause = ("sleep", "around", sleep, MS)
     [paused] = advise(starts(copy, pause, other, QUEUE, last, cloned=2), STORMS)
     assert paused.gain.value == pytest.approx(alone.gain.value, rel=0.01)
+    [woken] = advise(starts(copy, other, QUEUE, last, cloned=2, idle=MS), STORMS)
+    assert woken.gain.value == pytest.approx(alone.gain.value, rel=0.01)
 
 
 MOVING = "RCU: rcu_barrier (__dev_change_net_namespace)"

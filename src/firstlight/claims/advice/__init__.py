@@ -119,13 +119,14 @@ class _Starts:
 
     def _path(self, sample: Sample) -> pl.DataFrame:
         spans = self.analysis.run.spans_of(sample)
-        children = spans.filter(pl.col("kind") == "fork")["peer"].to_list()
+        forks = spans.filter(pl.col("kind") == "fork").select("start", tid="peer", by="tid")
         is_queued = pl.col("cause") == causes.QUEUED
         is_work = is_queued | (pl.col("cause") == causes.ON_CPU)
         is_next = (pl.col("start") == pl.col("end").shift()).fill_null(value=False)
         is_same = is_next & (pl.col("tid") == pl.col("tid").shift())
-        is_new = is_next & pl.col("tid").is_first_distinct() & pl.col("tid").is_in(children)
-        return self.analysis.timeline(sample).select(
+        is_new = (pl.col("by") == pl.col("tid").shift()).fill_null(value=False)
+        path = self.analysis.timeline(sample)
+        return path.join(forks, on=["start", "tid"], how="left", maintain_order="left").select(
             "phase", "shade", "cause",
             length=pl.col("end") - pl.col("start"),
             sample=pl.lit(sample.index),
