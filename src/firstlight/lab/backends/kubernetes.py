@@ -72,7 +72,7 @@ class Kubernetes:
 
     @property
     def note(self) -> str | None:
-        """What is special info these figures."""
+        """What is special about these figures."""
         if isinstance(self.cluster, Users):
             return "pods on the user's cluster, without its components' spans"
         return (
