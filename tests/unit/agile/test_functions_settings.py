@@ -271,6 +271,18 @@ def test_an_instance_can_work_where_the_node_mounts_something(tmp_path: Path) ->
             roots.check_command(tmp_path, "found-when-it-starts", directory=directory)
 
 
+def test_circle_of_links_and_long_names_are_left_to_the_kernel(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    script = tmp_path / "script"
+    script.write_text("#!/circle\n")
+    script.chmod(0o755)
+    roots.check_command(tmp_path, "/script")
+    for path in ("/circle/x", "/" + "x" * 300, "/" + "x/" * 3000):
+        assert roots.inside(tmp_path, path) is None
+        roots.check_command(tmp_path, path)
+        roots.check_command(tmp_path, "found-when-it-starts", directory=path)
+
+
 def test_only_names_within_a_root_are_shown(tmp_path: Path) -> None:
     root = tmp_path / "host/root"
     (root / "code").mkdir(parents=True)

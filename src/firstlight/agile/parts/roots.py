@@ -149,7 +149,16 @@ def names(rootfs: Path, directory: str) -> list[str]:
 
 
 def inside(rootfs: Path, command: str) -> Path | None:
-    """The host's path of a path in the root file system; None if it leads out of it."""
+    """The host's path of a path in the root file system; None if it leads out of it, or cannot be
+    followed, for a circle of links or a long name.
+    """
+    try:
+        return _inside(rootfs, command)
+    except (OSError, RuntimeError):  # RuntimeError: a circle, before Python 3.13
+        return None
+
+
+def _inside(rootfs: Path, command: str) -> Path | None:
     path, inside = rootfs, rootfs.resolve()
     for part in Path(command).parts[1:]:
         path = path / part
