@@ -28,6 +28,7 @@ NEEDED = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_SYSLOG", "CAP_DAC_REA
 """For the tracer, for other users' bundles, and for the kernel's own names of its functions."""
 
 _STOP_SECONDS, _REST_SECONDS = 30, 15
+_TOO_BUSY = "the last starts are not shown: this machine is too busy to analyse them"
 _GENTLE = 5
 """How nice the analysis of starts is to the node's own work."""
 
@@ -135,7 +136,7 @@ def watch(
             for window in follower.rest(time.monotonic() + _REST_SECONDS):
                 report(window)
         except TimeoutError:
-            say("the last starts are not shown: this machine is too busy to analyse them")
+            say(_TOO_BUSY)
     if out:
         say(f"runs: {out}\nfull report: firstlight report {out}/watch-* --html report.html")
 
@@ -193,7 +194,14 @@ def _stop_signals() -> "Iterator[int]":
 
     def stop(number: int, _: "FrameType | None") -> None:
         signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGALRM, give_up)
         signal.alarm(_STOP_SECONDS)
+
+    def give_up(number: int, _: "FrameType | None") -> None:
+        signal.signal(number, signal.SIG_DFL)
+        signal.alarm(1)
+        say(_TOO_BUSY)
+        os.kill(os.getpid(), number)
 
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

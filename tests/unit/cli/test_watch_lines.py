@@ -1,5 +1,8 @@
 """The line of ``firstlight watch`` for a start."""
 
+import signal
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -38,3 +41,17 @@ def test_the_time_of_a_start_is_when_it_began() -> None:
     )  # fmt: skip
     shown = datetime.fromisoformat(seen(sample, pl.DataFrame(schema=SPAN_SCHEMA)).time)
     assert abs(datetime.now(UTC) - timedelta(hours=1) - shown) < timedelta(minutes=1)
+
+
+def test_an_end_that_takes_too_long_is_said() -> None:
+    program = (
+        "import os, signal\n"
+        "from firstlight.cli.watch import _stop_signals\n"
+        "with _stop_signals():\n"
+        "    for number in (signal.SIGINT, signal.SIGALRM):\n"
+        "        os.kill(os.getpid(), number)\n"
+        "    print('went on')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGALRM, "")
+    assert done.stderr.startswith("the last starts are not shown: ")
