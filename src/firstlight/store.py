@@ -263,9 +263,16 @@ def read(path: Path) -> Run:
 def _spans(file: Path) -> pl.DataFrame:
     try:
         with _panics_unprinted():
-            return pl.read_ipc(file.read_bytes()).match_to_schema(SPAN_SCHEMA)
+            spans = pl.read_ipc(file.read_bytes()).match_to_schema(SPAN_SCHEMA)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise BadRun(f"cannot read {file}: {error}", "delete this file to read the rest") from error
+    is_sound = (
+        pl.all_horizontal(pl.col("pid", "tid") >= 0)
+        & pl.all_horizontal(pl.col("sample", "start", "end").is_not_null())
+    ).fill_null(value=False)
+    if not spans.select(is_sound.all()).item():
+        raise BadRun(f"{file} has a span of no thread or time", "delete this file to read the rest")
+    return spans
 
 
 @contextmanager

@@ -195,6 +195,19 @@ def test_damaged_spans_name_the_file(tmp_path: Path, content: bytes | None) -> N
         list(read(path).span_batches())
 
 
+@pytest.mark.parametrize(("column", "wrong"), [("tid", -1), ("pid", None), ("start", None)])
+def test_spans_of_no_thread_or_time_name_the_file(
+    tmp_path: Path, column: str, wrong: int | None
+) -> None:
+    path = written(tmp_path / "run", sample())
+    file = path / "spans" / "0.arrow"
+    spans = pl.read_ipc(file.read_bytes())
+    kind = spans.schema[column]
+    spans.with_columns(pl.lit(wrong, kind).alias(column)).write_ipc(file)
+    with pytest.raises(BadRun, match=r"0\.arrow has a span of no thread or time"):
+        list(read(path).span_batches())
+
+
 def test_a_panic_of_the_reader_is_an_error_and_not_printed(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

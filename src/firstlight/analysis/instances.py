@@ -109,12 +109,12 @@ class Instances:
         traced, as behind a call over HTTP, it is the last thread that was.
         """
         columns, root = self.columns, self.samples[sample].pid
-        if self._end_point == EndPoint.EXIT:
+        numbers = {int(self.tid[thread]): thread for thread in self._members[sample]}
+        if self._end_point == EndPoint.EXIT and root in numbers:
             return root
         end = self.begun(sample)
         execs = self._rows(sample, columns.rows["exec"])
         execs = execs[columns.start[execs] <= end]
-        numbers = {int(self.tid[thread]): thread for thread in self._members[sample]}
         for row in execs[np.argsort(columns.start[execs], kind="stable")[::-1]].tolist():
             thread = numbers.get(int(columns.tid[row]))
             if thread is not None and self._has_exec[thread]:

@@ -537,9 +537,12 @@ def test_two_samples_of_a_batch_do_not_share_their_time() -> None:
     assert replace(held, samples=held.samples[:1]).samples == held.samples[:1]
 
 
-def test_a_traced_start_of_an_unknown_process_is_divided_all_the_same() -> None:
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_a_traced_start_of_an_unknown_process_is_divided_all_the_same(threads: int) -> None:
     unknown = msgspec.structs.replace(sample(90, index=1), pid=0)
-    table = breakdown(run(start_of_root(), sample(100), unknown))
+    rows = [call("unshare", "net", 20, 90, ROOT + number) | {"sample": 1}
+            for number in range(1, threads + 1)]  # fmt: skip
+    table = breakdown(run([*start_of_root(), *rows], sample(100), unknown))
     assert table.filter(pl.col("sample") == 1)["wall"].sum() == 90
 
 
