@@ -96,6 +96,22 @@ def test_layer_that_cannot_be_is_named(
 
 
 @pytest.mark.parametrize(
+    ("blob", "refused"),
+    [
+        (layer(entry("a"), entry("b"))[: 1024 + 188], "format"),
+        (layer(entry("a"))[:1024] + b"x" * 512 + layer(entry("b")), "format"),
+        (layer(entry("a", size=1000))[: 512 + 999], "truncated"),
+        (layer(entry("a", size=1000))[: 512 + 1000], None),  # without its padding and its end
+    ],
+)
+def test_layer_that_ends_early_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blob: bytes, refused: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert outcome(blob).get("refused") == refused
+
+
+@pytest.mark.parametrize(
     ("extra", "when"),
     [
         (b"", 315532800), (struct.pack("<HHBi", 0x5455, 5, 1, 1700000001), 1700000001),

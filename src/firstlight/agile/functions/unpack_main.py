@@ -71,16 +71,16 @@ class Counted:
 
     def __init__(self, stream: Reader) -> None:
         self._stream, self._digest = stream, hashlib.sha256()
-        self._size, self._ended = 0, False
+        self.size, self._ended = 0, False
 
     def read(self, size: int = -1) -> bytes:
         """Read like a file."""
         data = self._stream.read(size)
         self._digest.update(data)
-        self._size += len(data)
+        self.size += len(data)
         if not data and not self._ended:
             self._ended = True
-            return bytes(-self._size % _BLOCK + 2 * _BLOCK)
+            return bytes(-self.size % _BLOCK + 2 * _BLOCK)
         return data
 
     def end(self) -> str:
@@ -88,6 +88,18 @@ class Counted:
         while self.read(_PART):
             pass
         return f"sha256:{self._digest.hexdigest()}"
+
+
+class Header(tarfile.TarInfo):
+    """A member of a tar file. A block that is no header is an error, and not the archive's end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Header":
+        """Read a header. Raises tarfile.ReadError, or what says that the archive ends there."""
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined,unused-ignore]
+            raise tarfile.ReadError(str(error)) from None
 
 
 class Gunzip:
@@ -240,14 +252,22 @@ def _open_blob(blob: BinaryIO) -> Reader:
 def _tar(tree: Tree, blob: BinaryIO, layer: bool, into: str) -> str:
     """Unpack a tar file; returns its digest, uncompressed."""
     stream = Counted(_open_blob(blob))
-    with tarfile.open(fileobj=stream, mode="r|", errorlevel=2) as archive:  # type: ignore[call-overload]
+    end = 0
+    with tarfile.open(  # type: ignore[call-overload]
+        fileobj=stream, mode="r|", errorlevel=2, tarinfo=Header
+    ) as archive:
         for member in archive:
+            if member.isreg() and not member.issparse():
+                end = member.offset_data + member.size
             path = tree.path(member.name)
             if layer and tree.white_out(path):
                 continue
             tree.count(0)
             _member(tree, archive, member, os.path.join(into, path) if path else into)
-    return stream.end()
+    digest = stream.end()
+    if end > stream.size:
+        raise Refused("truncated", "it ends within its last file")
+    return digest
 
 
 def _member(tree: Tree, archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
