@@ -472,7 +472,12 @@ def _function(
         raise UnknownName("network", network, _NETWORKS)
     if reuse not in _REUSES:
         raise UnknownName("reuse", reuse, _REUSES)
-    ports = pairs(port, ":", "--port", "HOST:INSTANCE")
+    ports = [(int(h), int(i)) for h, i in pairs(port, ":", "--port", "HOST:INSTANCE")]
+    hosts = [host for host, _ in ports]
+    for host in hosts:
+        if hosts.count(host) > 1:
+            raise FirstlightError(f"--port publishes the host's port {host} twice",
+                                  "give it once, or another port of the host")  # fmt: skip
     fields = {
         "command": command,
         "rootfs": str(Path(rootfs).absolute()) if rootfs else "",
@@ -482,7 +487,7 @@ def _function(
         "memory": _bytes(memory),
         "network": network,
         "reuse": reuse,
-        "ports": {int(host): int(instance) for host, instance in ports},
+        "ports": dict(ports),
     }
     converted = msgspec.convert(fields | limits, function.Function)
     converted.check()

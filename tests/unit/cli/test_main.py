@@ -427,12 +427,17 @@ def test_a_command_needs_no_dashes_before_its_own_options(monkeypatch: pytest.Mo
         (("--network", "mars"), "unknown network 'mars'", "valid: outbound, internal, none"),
         (("--reuse", "all"), "unknown reuse 'all'", "valid: none, network, sandbox"),
         (("--port", "80"), "--port '80' is malformed", "write it as HOST:INSTANCE"),
+        (
+            ("--port", "80:1", "--port", "080:2"),
+            "--port publishes the host's port 80 twice",
+            "give it once, or another port of the host",
+        ),
         (("--env", "X"), "--env 'X' is malformed", "write it as NAME=VALUE"),
         (("--memory", "1Q"), "--memory '1Q' is not a size", "such as 64M or 1G"),
     ],
 )
 def test_a_start_with_a_malformed_option_names_the_form(
-    option: tuple[str, str], fact: str, hint: str
+    option: tuple[str, ...], fact: str, hint: str
 ) -> None:
     error = refusal("agile", "start", "--rootfs", "/", *option, "--", "/bin/true")
     assert (error.message, error.hint) == (fact, hint)
