@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 def encode(value: object) -> bytes:
-    """Encode a record as JSON."""
+    """Encode a record as JSON. Raises ValueError for an infinite number beside a lone surrogate."""
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:
-        return json.dumps(msgspec.to_builtins(value, str_keys=True)).encode()
+        return json.dumps(msgspec.to_builtins(value, str_keys=True), allow_nan=False).encode()
 
 
 def decode(text: bytes, decoder: msgspec.json.Decoder[T]) -> T:
@@ -32,6 +32,11 @@ def decode(text: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         if rb"\ud" not in text.lower():
             raise
         try:
-            return msgspec.convert(json.loads(text), decoder.type, str_keys=True)
+            plain = json.loads(text, parse_constant=_refuse)
+            return msgspec.convert(plain, decoder.type, str_keys=True)
         except (ValueError, RecursionError) as error:
             raise msgspec.DecodeError(str(error)) from error
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")

@@ -23,6 +23,7 @@ def echo(event): return event
 def boom(event): raise ValueError(f"no {event}")
 def odd(_): raise Odd
 def surrogate(_): return "\ud800"
+def long_surrogate(_): return "x" * (1 << 16) + "\ud800"
 def surrogate_in_exception(_): raise ValueError("\ud800")
 def nan(_): return float("nan")
 def infinity(_): return {"a": [float("inf")]}
@@ -73,6 +74,7 @@ FAILS = [
     ("boom", "more", "ValueError: no more"),
     ("odd", None, "odd raised:"),
     ("surrogate_in_exception", None, r"ValueError: \\ud800"),
+    ("long_surrogate", None, "returned something that is not JSON: UnicodeEncodeError"),
     ("nan", None, "returned something that is not JSON: ValueError"),
     ("infinity", None, "returned something that is not JSON: ValueError"),
     ("octets", None, "returned something that is not JSON: TypeError: Object of type bytes"),

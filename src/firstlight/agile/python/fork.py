@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ANSWER_MOST = 8 << 20
 _OUTPUT_MOST = 1 << 16
+_SHORT = 1 << 16  # bytes of an answer with half a surrogate pair: Python's parser takes its time
 _END_SECONDS = 1.0
 _PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 8  # Linux 6.15
 
@@ -191,7 +192,7 @@ class Fork:
     def parsed(self, line: bytes) -> Line:
         """Parse a line from it. Raises Failed."""
         try:
-            return coding.decode(line, _lines)
+            return coding.decode(line, _lines) if len(line) <= _SHORT else _lines.decode(line)
         except (ValueError, RecursionError, msgspec.MsgspecError) as error:
             raise HandlerFailed(
                 HANDLER_ERROR, f"{self.name} wrote something other than an answer: {error}",

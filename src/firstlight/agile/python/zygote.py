@@ -202,10 +202,10 @@ class Zygote:
             raise HandlerFailed(HANDLER_ERROR, f"{handler} failed: {answer.failed}")
         try:
             return msgspec.Raw(coding.encode(answer.result))
-        except RecursionError as error:
+        except (RecursionError, ValueError) as error:
             raise HandlerFailed(
                 "Runtime.MarshalError", f"{handler} returned something that is not JSON: {error}",
-                "return fewer lists in lists",
+                "return fewer lists in lists, and finite numbers",
             ) from None  # fmt: skip
 
     async def _take_fork(self) -> tuple[Fork, bool]:

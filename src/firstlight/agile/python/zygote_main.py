@@ -30,6 +30,7 @@ Handler = Callable[[Any], Any]
 _EVENTS = 3  # of a fork; before that, the control socket
 _PART = 1 << 16
 _TEXT_MOST = 32 << 10
+_SHORT = 1 << 16
 _FILES_AT_ONCE = 100
 _ASYNCHRONOUS = 0x280  # coroutines and asynchronous generators; see inspect's CO_COROUTINE
 _OWN_FILES = {"<string>", importlib.__file__, "<frozen importlib._bootstrap>",
@@ -112,7 +113,9 @@ def _answer(handler: Handler, line: bytes) -> bytes:
     else:
         try:
             text = json.dumps({**answer, "result": result}, allow_nan=False, ensure_ascii=False)
-            return text.encode(errors="backslashreplace") + b"\n"  # of half a surrogate pair
+            # Half a surrogate pair is its escape; the manager takes that in short answers alone.
+            encoded = text.encode(errors="backslashreplace")
+            return (encoded if len(encoded) < _SHORT else text.encode()) + b"\n"
         except BaseException as error:
             answer["unfit"] = _plain(f"{type(error).__name__}: {error}"[:_TEXT_MOST])
     return json.dumps(answer).encode() + b"\n"
