@@ -257,9 +257,9 @@ def _warnings(pair: tuple[list[Sample], list[Sample]], points: int, alpha: float
         )
         return
     for (ns, order), name in zip(ready, "AB", strict=True):
-        trouble = is_unstable(ns, order)
+        trouble = is_unstable(np.array(ns) / 1e6, order)
         if trouble:
-            yield f"{words}, {name}: {trouble}"
+            yield f"{words}, {name}: {trouble.rstrip('.')}{' (ms).' if 'near' in trouble else '.'}"
 
 
 def _words(point: Point) -> str:

@@ -129,8 +129,7 @@ def _of_point(point: PointFigures) -> Iterable[str]:
     for part in point.parts:
         if part.phase == "unattributed" and part.share.value > figures.UNEXPLAINED:
             yield f"{percent_interval(part.share)} of the time belongs to no phase"
-    if point.untraced_samples:
-        samples = point.untraced_samples
+    if samples := point.headline_samples:
         unstable = stats.is_unstable(latencies(samples) / 1e6, batches(samples))
         if unstable:
             yield unstable.rstrip(".") + (" (ms)" if "near" in unstable else "")

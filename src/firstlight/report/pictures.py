@@ -91,13 +91,13 @@ def bars(analysis: Analysis, *, legend: bool) -> Iterator[Picture]:
 def curves(analysis: Analysis, *, legend: bool) -> Iterator[Picture]:
     """The pictures of the run's view, the distribution of latencies, and their growth."""
     yield from views.of(analysis.header).pictures(analysis)
-    if not any(point.untraced_samples for point in analysis.lead):
+    if not any(point.headline_samples for point in analysis.lead):
         return
     grows = len({point.instances for point in analysis.points if point.latency}) > 1
     yield Picture(
         "cdf",
         "Distribution of latency",
-        "Untraced starts, from the intended arrival.",
+        f"{analysis.header.presentation.headline.capitalize()} starts, from the intended arrival.",
         {"": cdf(analysis, legend=legend)},
         tuple(
             (f"{name} at once" if grows else name, colour)

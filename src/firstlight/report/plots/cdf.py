@@ -20,7 +20,7 @@ MOST = 200
 
 
 def cdf(analysis: Analysis, *, legend: bool = True) -> alt.FacetChart:
-    """The share of untraced starts that were ready by a time after their intended arrival."""
+    """The share of the headline's starts that were ready by a time after their intended arrival."""
     rows = values(analysis)
     scale, ticks = theme.log_scale(*_ends(row["ms"] for row in rows))
     facets = list(dict.fromkeys(row["facet"] for row in rows))
@@ -84,7 +84,7 @@ def curves(analysis: Analysis) -> dict[str, str]:
 
 def _places(analysis: Analysis) -> list[tuple[PointFigures, str, str]]:
     """Each measured point with its facet and its curve."""
-    measured = [point for point in analysis.points if point.untraced_samples]
+    measured = [point for point in analysis.points if point.headline_samples]
     counts = {point.instances for point in measured}
     if len(counts) > 1:
         return [(point, point.series, str(point.instances)) for point in measured]
@@ -106,7 +106,7 @@ def values(analysis: Analysis) -> list[dict[str, Any]]:
     """``facet``, ``curve``, ``ms``, ``share`` and labels, thinned to ``MOST`` rows per curve."""
     rows = []
     for point, facet, name in _places(analysis):
-        ordered = np.sort(latencies(point.untraced_samples))
+        ordered = np.sort(latencies(point.headline_samples))
         places = np.unique(
             np.linspace(0, len(ordered) - 1, min(len(ordered), MOST)).round().astype(int)
         )
