@@ -47,3 +47,6 @@ def test_local_failure_does_not_speak_of_a_registry() -> None:
     assert "registry" not in (error.hint or "")
     broken = images._failure(SOURCE, f'msg="writing blob: {SOURCE}: unexpected EOF"')
     assert isinstance(broken, errors.Truncated)
+    words = "Download config.json digest sha256:51 does not match expected sha256:00"
+    wrong = images._failure(SOURCE, f'msg="copying: {words}"')
+    assert isinstance(wrong, errors.WrongDigest)

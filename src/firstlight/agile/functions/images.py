@@ -58,8 +58,8 @@ _REGISTRY = (
 )  # fmt: skip
 _WORDS = (
     (r"no space left on device", Full, "free space there, or configure another store"),
-    (r"[Dd]igest did not match|does not match digest|digest mismatch|invalid checksum", WrongDigest,
-     "push it again: its content is not what its digest names"),
+    (r"[Dd]igest did not match|does not match (digest|expected)|digest mismatch|invalid checksum",
+     WrongDigest, "push it again: its content is not what its digest names"),
     (r"unexpected EOF|truncated|size mismatch|[Ss]ize does not match|EOF", Truncated,
      "push it again: a blob ends too early"),
     (r"no image found in .* for architecture|no image found in manifest list", WrongArchitecture,
