@@ -195,8 +195,10 @@ def test_damaged_spans_name_the_file(tmp_path: Path, content: bytes | None) -> N
         list(read(path).span_batches())
 
 
-@pytest.mark.parametrize(("column", "wrong"), [("tid", -1), ("pid", None), ("start", None)])
-def test_spans_of_no_thread_or_time_name_the_file(
+@pytest.mark.parametrize(
+    ("column", "wrong"), [("tid", -1), ("pid", None), ("start", None), ("name", None)]
+)
+def test_damaged_spans_of_a_readable_file_name_it(
     tmp_path: Path, column: str, wrong: int | None
 ) -> None:
     path = written(tmp_path / "run", sample())
@@ -204,7 +206,7 @@ def test_spans_of_no_thread_or_time_name_the_file(
     spans = pl.read_ipc(file.read_bytes())
     kind = spans.schema[column]
     spans.with_columns(pl.lit(wrong, kind).alias(column)).write_ipc(file)
-    with pytest.raises(BadRun, match=r"0\.arrow has a span of no thread or time"):
+    with pytest.raises(BadRun, match=r"0\.arrow has a damaged span"):
         list(read(path).span_batches())
 
 
