@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import altair as alt
 import pytest
 import vl_convert
+from msgspec.structs import replace as replaced
 from tests.support import synthetic
 
 from firstlight.analysis import Analysis, figures, phases
@@ -40,6 +41,13 @@ def test_phases_of_starts_without_a_latency_give_no_bars(container: Analysis) ->
     alone = Analysis(replace(container.run, samples=traced))
     assert any(point.parts for point in alone.points)
     assert list(pictures.bars(alone, legend=False)) == []
+
+
+def test_steps_of_batches_that_each_had_a_failure_give_no_bars(network: Analysis) -> None:
+    failed = [replaced(sample, stamps=replaced(sample.stamps, ready=None))
+              if sample.instance == 0 else sample for sample in network.run.samples]  # fmt: skip
+    held = Analysis(replace(network.run, samples=failed))
+    assert "steps" not in [picture.name for picture in pictures.bars(held, legend=False)]
 
 
 def test_the_waterfall_covers_the_start_once_and_its_causes_too(container: Analysis) -> None:

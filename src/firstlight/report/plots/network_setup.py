@@ -26,10 +26,11 @@ def network_setup(analysis: Analysis, measure: Measure, *, legend: bool = True) 
 
 
 def steps(analysis: Analysis) -> list[str]:
-    """The names of the steps in order, and of the time between them."""
+    """The names of the steps in order, and of the time between them, in the bars."""
     names = dict.fromkeys(
         step.name
         for point in analysis.points
+        if point.all_ready
         for sample in point.untraced_samples
         for step in sample.steps
     )
