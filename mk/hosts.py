@@ -48,12 +48,12 @@ MARKS = {"ok": "✓", "refused": "refused", "failed": "✗", "partial": "in part
 EMULATOR = "trixie"
 """The root whose QEMU boots all: Debian 12's emulates an AVX2 instruction wrongly."""
 SETUP = {
-    "v2": "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+    "v2": "mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup",
     "v1": "mount -t tmpfs tmpfs /sys/fs/cgroup\n"
     "for c in cpu,cpuacct cpuset memory pids devices freezer blkio; do\n"
     "  mkdir /sys/fs/cgroup/$c; mount -t cgroup -o $c cgroup /sys/fs/cgroup/$c\ndone",
     "hybrid": "mount -t tmpfs tmpfs /sys/fs/cgroup; mkdir /sys/fs/cgroup/unified\n"
-    "mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified\n"
+    "mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup/unified\n"
     "for c in cpu,cpuacct cpuset memory pids devices freezer blkio; do\n"
     "  mkdir /sys/fs/cgroup/$c; mount -t cgroup -o $c cgroup /sys/fs/cgroup/$c\ndone",
 }

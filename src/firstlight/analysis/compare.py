@@ -117,7 +117,7 @@ def compare(
     settings_a, settings_b = sides.settings(a), sides.settings(b)
     a, b = sides.of_runs(a, b)
     starts_a, starts_b = _by_point(a), _by_point(b)
-    pairs = [(starts_a[point], starts_b[point]) for point in starts_a if point in starts_b]
+    pairs = [_alike(starts_a[point], starts_b[point]) for point in starts_a if point in starts_b]
     if not pairs:
         raise FirstlightError(
             f"{a.path} and {b.path} have no point in common",
@@ -162,6 +162,18 @@ def _by_point(run: Run) -> dict[frozenset[tuple[str, Setting]], list[Sample]]:
         if headline == "all" or sample.traced == (headline == "traced"):
             starts.setdefault(frozenset(sample.point.items()), []).append(sample)
     return starts
+
+
+def _alike(a: list[Sample], b: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """The starts of both that are traced, or those that are not: whichever has more. A run that
+    watch kept has both, and tracing makes a start longer. All, where neither is in both.
+    """
+    kinds = [
+        tuple([each for each in side if each.traced == is_traced] for side in (a, b))
+        for is_traced in (False, True)
+    ]
+    alike = max(kinds, key=lambda pair: min(map(len, pair)))
+    return (alike[0], alike[1]) if all(alike) else (a, b)
 
 
 def _ready(starts: Sequence[Sample]) -> tuple[list[int], list[int]]:
@@ -248,6 +260,8 @@ def _side(starts: list[Sample], seed: int) -> Side:
 
 def _warnings(pair: tuple[list[Sample], list[Sample]], points: int, alpha: float) -> Iterator[str]:
     words = _words(pair[0][0].point)
+    if pair[0][0].traced != pair[1][0].traced:
+        yield f"{words}: only one run has traced starts, and tracing makes a start longer."
     ready = [_ready(starts) for starts in pair]
     batches = [len(set(order)) for _, order in ready]
     if least_p(*batches) * points >= alpha:

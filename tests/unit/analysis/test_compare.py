@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from firstlight.analysis.compare import _holm, compare
 from firstlight.errors import FirstlightError
-from firstlight.model import Ending, EndPoint, Header, Sample, Stamps
+from firstlight.model import Ending, EndPoint, Header, Presentation, Sample, Stamps
 from firstlight.store import Run
 
 MS = 1_000_000
@@ -171,6 +171,21 @@ def test_traced_starts_do_not_count() -> None:
     (differences,) = compare(a, Run(b.path, b.header, b.samples + slow, None)).differences
     assert not differences.regression
     assert differences.b.starts == 12
+
+
+def test_kept_starts_are_compared_with_their_like() -> None:
+    """Watch keeps starts that are traced and that are not, in shares that the load decides."""
+    a, b = run_of({1: 30}, seed=1), run_of({1: 30}, seed=2)
+    header = replace(a.header, presentation=Presentation(headline="all"))
+    slow = [replace(each, traced=True, stamps=Stamps(0, 0, 60 * MS)) for each in b.samples]
+    without, having, traced = (
+        Run(b.path, header, samples, None) for samples in (a.samples, b.samples[:6] + slow, slow)
+    )
+    for pair in ((without, having), (having, without)):
+        (differences,) = compare(*pair).differences
+        assert not differences.regression
+        assert {differences.a.starts, differences.b.starts} == {12, 6}
+    assert any("only one run has traced starts" in each for each in compare(a, traced).warnings)
 
 
 @pytest.mark.parametrize(
