@@ -417,6 +417,16 @@ def test_it_keeps_no_right_but_those_that_it_needs() -> None:
             assert int(status["CapAmb"], 16) == 0
 
 
+def test_it_gives_up_nothing_where_it_has_nothing_else() -> None:
+    """As in a container with these rights alone, which lacks CAP_SETPCAP."""
+    held = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in NEEDED)
+    keep = f"from firstlight.host import capabilities as c; c.keep_only({NEEDED!r})"
+    subprocess.run(
+        ["setpriv", f"--bounding-set=-all,{held}", "--inh-caps=-all", sys.executable, "-c", keep],
+        check=True, timeout=60,
+    )  # fmt: skip
+
+
 def test_a_container_that_fails_is_a_failed_start(bundle: Path, tmp_path: Path) -> None:
     config = bundle / "config.json"
     document = json.loads(config.read_text())

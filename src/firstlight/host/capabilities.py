@@ -32,8 +32,8 @@ def keep_only(names: Collection[str]) -> None:
         return
     kept = {NUMBERS[name] for name in names}
     number = 0
-    while _libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) >= 0:
-        if number not in kept:
+    while (bounded := _libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0)) >= 0:
+        if bounded and number not in kept:  # in a container, CAP_SETPCAP may be gone too
             _check(_libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0))
         number += 1
     _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
