@@ -10,6 +10,7 @@
 # make functions-image   build the image of the runtime of functions for deploy/kubernetes
 # make chart             make a Helm chart of deploy/kubernetes
 # make lab-image         build the image that measures on the nodes of a cluster
+# make watch-image       build the image of firstlight watch for deploy/kubernetes
 # make aws-cli           install the AWS CLI for its test
 # make test-hosts        try firstlight on other kernels and cgroups under QEMU; some 10 minutes each
 # make wheel             build dist/firstlight-….whl: for any Python from 3.11, libraries included
@@ -32,7 +33,8 @@ BIN := .venv/bin
 PYTHON_HEADERS = -I$(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 NATIVE := $(shell find native contrib conf subprojects meson.build -type f)
 C_FILES := $(shell find native contrib -name '*.[ch]')
-SOURCES := $(shell find src -name '*.py' -o -name '*.j2' -o -name '*.css' -o -name '*.js')
+SOURCES := $(shell find src -name '*.py' -o -name '*.j2' -o -name '*.css' -o -name '*.js') \
+  $(shell find deploy -type f)
 
 setup: .venv/packages .venv/etcd .venv/prometheus .venv/linux .venv/registry .venv/aws .venv/installed
 

@@ -12,8 +12,11 @@ import firstlight
 
 HERE = Path(firstlight.__file__).parent / "deploy"
 RULES = HERE / "prometheus/firstlight.rules.yml"
-DASHBOARD = HERE / "grafana/functions.json"
-METRICS = (Path(firstlight.__file__).parent / "agile/http/metrics.py").read_text()
+DASHBOARDS = sorted((HERE / "grafana").iterdir())
+METRICS = "".join(
+    (Path(firstlight.__file__).parent / module).read_text()
+    for module in ("agile/http/metrics.py", "report/live/metrics.py")
+)
 
 
 def promtool() -> str:
@@ -46,6 +49,16 @@ def test_each_alert_fires_for_what_it_names_alone(tmp_path: Path) -> None:
         starts % "1": "0+9x60", starts % "2": "0+10x60", starts % "+Inf": "0+10x60",
         f'firstlight_function_waiting{{{of},function="f"}}': "11x60",
         f'firstlight_function_waiting{{{of},function="good"}}': "10x60",
+        'up{job="firstlight-watch",instance="n"}': "1x30 0x30",
+        'firstlight_lost_events_total{instance="n"}': "0+1x60",
+        'firstlight_lost_events_total{instance="good"}': "3x60",
+        **{
+            f'firstlight_start_seconds_bucket{{instance="n",runtime="{which}",le="{end}"}}': value
+            for which, quick in (("slow", 9), ("good", 10))
+            for end, value in (("5", f"0+{quick}x60"), ("10", "0+10x60"), ("+Inf", "0+10x60"))
+        },
+        'firstlight_start_failures_total{instance="n",runtime="runc"}': "0+1x60",
+        'firstlight_start_failures_total{instance="n",runtime="good"}': "0x30 1x30",
         **{
             f"firstlight_pool_{name}{pool % which}": value
             for which, high, misses in (("dry", 8, 5), ("unused", 0, 9), ("good", 8, 1))
@@ -59,13 +72,15 @@ def test_each_alert_fires_for_what_it_names_alone(tmp_path: Path) -> None:
         "Down": [""], "FunctionFails": ['function: "f"'], "NodeFails": [""],
         "Throttles": ['function: "f"'], "ColdStartsSlow": [""], "PoolDry": ['pool: "dry"'],
         "PoolFails": ['pool: "dry"'], "RequestsWait": ['function: "f"'],
+        "WatchDown": [""], "WatchLosesEvents": [""], "StartsSlow": ['runtime: "slow"'],
+        "StartsFail": ['runtime: "runc"'],
     }  # fmt: skip
     given = [{"series": name, "values": value} for name, value in series.items()]
     (tmp_path / "tests.yml").write_text(json.dumps({
         "rule_files": [str(RULES)],
         "tests": [{"interval": "1m", "input_series": given, "promql_expr_test": [
             {
-                "expr": f'count by (function, pool) (ALERTS{{alertstate="firing",'
+                "expr": f'count by (function, pool, runtime) (ALERTS{{alertstate="firing",'
                         f'alertname="Firstlight{name}"}})',
                 "eval_time": "50m",
                 "exp_samples": [
@@ -82,7 +97,7 @@ def test_each_alert_fires_for_what_it_names_alone(tmp_path: Path) -> None:
     assert set(re.findall(r"alert: Firstlight(\w+)", RULES.read_text())) == expected.keys()
 
 
-@pytest.mark.parametrize("path", [RULES, DASHBOARD])
+@pytest.mark.parametrize("path", [RULES, *DASHBOARDS])
 def test_each_metric_that_is_asked_for_is_served(path: Path) -> None:
     text = path.read_text()
     names = set(re.findall(r"\bfirstlight_[a-z_]+", text))
@@ -99,8 +114,9 @@ def test_each_metric_that_is_asked_for_is_served(path: Path) -> None:
         assert known or base.startswith("firstlight_process_"), name
 
 
-def test_each_panel_of_the_dashboard_has_a_query_of_its_own() -> None:
-    panels = json.loads(DASHBOARD.read_text())["panels"]
+@pytest.mark.parametrize("path", DASHBOARDS)
+def test_each_panel_of_the_dashboard_has_a_query_of_its_own(path: Path) -> None:
+    panels = json.loads(path.read_text())["panels"]
     queries = [target["expr"] for panel in panels for target in panel["targets"]]
     assert len(set(queries)) == len(queries) >= len(panels)
     assert len({panel["id"] for panel in panels}) == len(panels)
