@@ -24,10 +24,12 @@ FOLDERS = {
     "remove": ".Values.remove",
     "functions": "and .Values.functions (not .Values.remove)",
     "runtimeclass": "and .Values.runtimeclass (not .Values.remove)",
+    "watch": "and .Values.watch (not .Values.remove)",
 }
 CHOICES = {
     "functions": "Whether the nodes serve objects of kind Function.",
     "runtimeclass": "Whether there is the RuntimeClass firstlight.",
+    "watch": "Whether the nodes serve metrics of the container starts on them.",
     "remove": "Whether what is on the nodes is taken away, before the chart is uninstalled.",
 }
 

@@ -3,6 +3,7 @@
     .venv/bin/python mk/image.py agent    the node's agent, for deploy/kubernetes
     .venv/bin/python mk/image.py functions the runtime of functions, for deploy/kubernetes/functions
     .venv/bin/python mk/image.py lab      what measures on nodes, for firstlight run --nodes
+    .venv/bin/python mk/image.py watch    firstlight watch, for deploy/kubernetes/watch
 
 It needs no network. An image has this Python, a part of firstlight with what that imports and
 executes, and the shared libraries that these are linked with.
@@ -62,6 +63,23 @@ IMAGES = {
         ("msgspec", "numpy", "polars", "prometheus-client", "pyroute2", "rich", "typer"),
         ("report", "claims"),
         programs=("runc", "crun", "mount", "umount", "ip", "nft", "unshare"),
+    ),
+    "watch": Image(
+        (
+            "httptools",
+            "msgspec",
+            "numpy",
+            "opentelemetry-exporter-otlp-proto-http",
+            "polars",
+            "prometheus-client",
+            "pyroute2",
+            "rich",
+            "starlette",
+            "typer",
+            "uvicorn",
+        ),
+        ("claims",),
+        native=("trace", "trace.bpf.o"),
     ),
 }
 STDLIB_LEFT_OUT = ("__pycache__", "test", "tests", "idlelib", "tkinter", "ensurepip", "turtledemo",

@@ -44,6 +44,12 @@ def lab_image() -> Path:
     return _image("lab")
 
 
+@pytest.fixture(scope="session")
+def watch_image() -> Path:
+    """The archive that ``make watch-image`` makes."""
+    return _image("watch")
+
+
 def _image(name: str) -> Path:
     script = str(ROOT / "mk" / "image.py")
     subprocess.run([sys.executable, script, name], check=True, cwd=ROOT, timeout=300)

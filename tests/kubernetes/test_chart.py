@@ -76,7 +76,8 @@ def rendered(renderer: Path, chart: Path, given: dict[str, Any]) -> Objects:
 @pytest.mark.parametrize(
     ("folders", "choices"),
     [(("base",), ()), (("remove",), ("remove",)),
-     (("base", "functions", "runtimeclass"), ("functions", "runtimeclass"))],
+     (("base", "functions", "runtimeclass"), ("functions", "runtimeclass")),
+     (("base", "watch"), ("watch",))],
 )  # fmt: skip
 @pytest.mark.parametrize("values", [{}, OTHER], ids=["values.env", "others"])
 def test_the_chart_has_the_objects_of_the_folders(

@@ -180,6 +180,26 @@ def test_the_agent_is_installed_upgraded_and_removed(cluster: Cluster) -> None:
     assert cluster.addresses()["last"].startswith("10.90.")
 
 
+def test_watch_serves_the_starts_of_its_node(cluster: Cluster, watch_image: Path) -> None:
+    kubectl, folder, own = cluster.kubectl, str(DEPLOY / "watch"), ("-n", "firstlight-watch")
+    standing.load(watch_image)
+    kubectl("apply", "-k", folder)
+    patch = {"spec": {"template": {"spec": {"runtimeClassName": "runc-bridge"}}}}
+    kubectl(*own, "patch", "daemonset", "watch", "-p", json.dumps(patch))
+    kubectl(*own, "rollout", "status", "daemonset/watch", "--timeout=120s")
+    [name] = kubectl(*own, "get", "pods", "-o", "name", "--field-selector=status.phase=Running",
+                     "-l", "app.kubernetes.io/component=watch").split()  # fmt: skip
+    until(lambda: "watching" in kubectl(*own, "logs", name))
+    kubectl("apply", "-f", "-", text=json.dumps(pod("one")))
+    served = f"pods/{name.removeprefix('pod/')}:9101/proxy/metrics"
+    path = f"/api/v1/namespaces/firstlight-watch/{served}"
+    start = 'firstlight_start_seconds_count{cni="bridge",namespace="default",runtime="runc"} 1.0'
+    until(lambda: start in kubectl("get", "--raw", path))
+    assert 'phase="' in kubectl("get", "--raw", path)
+    kubectl("delete", "pod", "one")
+    kubectl("delete", "-k", folder)
+
+
 def inside(cluster: Cluster, *words: str) -> str:
     return in_network(
         cluster.record.first,
