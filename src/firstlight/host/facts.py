@@ -34,7 +34,7 @@ def collect() -> dict[str, Fact]:
         "kernel": platform.release(),
         "kernel build": platform.version(),
         "architecture": platform.machine(),
-        "distribution": platform.freedesktop_os_release().get("PRETTY_NAME", "unknown"),
+        "distribution": _distribution(),
         "cgroups": cgroup_mode(),
         "clock source": read_line(SYS / CLOCK_SOURCE),
         "frequency governor": ", ".join(governors()) or "not visible",
@@ -64,6 +64,14 @@ def _machine() -> str:
 def _cpu() -> str:
     model = re.search(r"model name\s*: (.*)", (PROC / "cpuinfo").read_text())
     return model[1] if model else platform.processor() or platform.machine()
+
+
+def _distribution() -> str:
+    """Its name, or "unknown" where no os-release(5) is, as in an image without a distribution."""
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "unknown")
+    except OSError:
+        return "unknown"
 
 
 def cores() -> int:

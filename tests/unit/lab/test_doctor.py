@@ -34,6 +34,14 @@ def test_the_machine_is_named_but_its_id_is_not_shown(monkeypatch: pytest.Monkey
         assert facts._machine() not in {named, secret}
 
 
+def test_a_distribution_without_its_file_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read() -> dict[str, str]:
+        raise FileNotFoundError("/etc/os-release")
+
+    monkeypatch.setattr("platform.freedesktop_os_release", read)
+    assert facts.collect()["distribution"] == "unknown"
+
+
 @pytest.mark.parametrize(
     ("output", "version"),
     [
