@@ -86,11 +86,6 @@ void ahead_make(void)
 	make_spaces();
 }
 
-const struct ahead *ahead_made(void)
-{
-	return &node.ahead;
-}
-
 int ahead_control(int ends[2])
 {
 	if (node.ahead.control[0] < 0)

@@ -40,7 +40,7 @@ _Noreturn static void be_waiting(int index, int control, uint32_t cgroup)
 	char ready = 1;
 	instance_be_child();
 	int failed = sandbox_find_pid(progress), self = failed ? failed : sandbox_open_self();
-	if (self < 0 || sandbox_make(&node.house, ahead_made(), false, cgroup, progress) ||
+	if (self < 0 || sandbox_make(&node.house, &node.ahead, false, cgroup, progress) ||
 	    sandbox_lead_session() || keep_own(control, self))
 		_exit(127);
 	progress->stamps[STEP_WAIT] = clock_now();
@@ -91,7 +91,7 @@ _Noreturn static void be_instance(int index, struct place *place, int root, bool
 	if (failed) {
 		progress->step = STEP_ROOT;
 		progress->error = -failed;
-	} else if (!sandbox_make(&node.house, ahead_made(), in_ahead, place->cgroup, progress)) {
+	} else if (!sandbox_make(&node.house, &node.ahead, in_ahead, place->cgroup, progress)) {
 		sandbox_enter(&node.house, place, self, progress);
 	}
 	_exit(127);
@@ -161,7 +161,7 @@ int instance_clone_waiting(int index)
 
 int instance_clone_into(int index, struct place *place, int root)
 {
-	bool in_ahead = ahead_made()->mounts >= 0;
+	bool in_ahead = node.ahead.mounts >= 0;
 	pid_t pid = clone_child(index, place->cgroup, in_ahead, &place->control);
 	if (pid == 0)
 		be_instance(index, place, root, in_ahead);

@@ -202,7 +202,6 @@ int64_t ahead_next(void); /* when to make it, or INT64_MAX */
 void ahead_open(void);
 void ahead_make(void);
 /* A clone has it. The node drops it then, but for namespaces that this clone does not enter. */
-const struct ahead *ahead_made(void);
 int ahead_control(int ends[2]);
 void ahead_drop(bool entered);
 
