@@ -335,7 +335,7 @@ unpack._rights = lambda pid, uid: print(pid, flush=True)
 job = unpack.Job(directory={str(tmp_path)!r}, upper="upper", target="target", work="work",
                  uid=65534, kind="tar")
 endless = os.open("/dev/zero", os.O_RDONLY)
-with unpack.Unpacker() as unpacker:
+with unpack.unpacking() as unpacker:
     unpacker.unpack(job, endless, "it")
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as manager:
@@ -359,7 +359,7 @@ def test_unpacking_process_that_hangs_is_ended(
     )
     never, writer = os.pipe()
     before = len(list(Path("/proc/self/fd").iterdir()))
-    with unpack.Unpacker() as unpacker, pytest.raises(BadCode, match="takes more than 1 s"):
+    with unpack.unpacking() as unpacker, pytest.raises(BadCode, match="takes more than 1 s"):
         unpacker.unpack(job, never, "it")
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert not Path(f"/proc/{pids[0]}").exists()
@@ -378,7 +378,7 @@ def test_archive_that_cannot_be_sent_is_an_error(
     job = unpack.Job(
         directory=str(tmp_path), upper="upper", target="target", work="work", uid=65534, kind="tar"
     )
-    with unpack.Unpacker() as unpacker, pytest.raises(Failed, match="cannot start the process"):
+    with unpack.unpacking() as unpacker, pytest.raises(Failed, match="cannot start the process"):
         unpacker.unpack(job, 0, "it")
 
 

@@ -28,13 +28,13 @@ class Child:
     def __init__(
         self, words: Sequence[str | Path], seconds: float, most: int, *, env: dict[str, str],
         stdin: int = subprocess.DEVNULL, stdout: int | IO[bytes] = subprocess.PIPE,
-        cwd: Path | None = None, pass_fds: Sequence[int] = (),
+        cwd: Path | None = None,
     ) -> None:  # fmt: skip
         self._until, self._most = time.monotonic() + seconds, most
         self.output, self.errors = b"", b""
         self.process = subprocess.Popen(
             words, bufsize=0, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE,
-            env=env, cwd=cwd, pass_fds=pass_fds,
+            env=env, cwd=cwd,
         )  # fmt: skip
         self._open = [file for file in (self.process.stdout, self.process.stderr) if file]
 
@@ -48,7 +48,7 @@ class Child:
         trace: TracebackType | None,
     ) -> None:
         self.process.kill()
-        for file in (self.process.stdin, self.process.stdout, self.process.stderr):
+        for file in (self.process.stdout, self.process.stderr):
             if file:
                 file.close()
         with suppress(subprocess.TimeoutExpired):  # the kernel holds it

@@ -29,7 +29,7 @@ from firstlight.agile.functions.errors import (
 from firstlight.agile.functions.images import Image
 from firstlight.agile.functions.records import Code
 from firstlight.agile.functions.store import Store
-from firstlight.agile.functions.unpack import Job, Unpacker
+from firstlight.agile.functions.unpack import Job, Unpacker, unpacking
 from firstlight.errors import Failed
 
 ZIP_MOST = 250 << 20
@@ -68,7 +68,7 @@ class Content:
         with self._stage() as stage:
             image = images.fetch(source, stage, self._blobs, self.uid)
         chain, trees = "", list[int]()
-        with Unpacker() as unpacker:
+        with unpacking() as unpacker:
             for layer, difference in zip(
                 image.manifest.layers, image.configuration.rootfs.diff_ids, strict=True
             ):
@@ -87,7 +87,7 @@ class Content:
         descriptor = _open_archive(archive)
         try:
             digest, size = _digest(descriptor)
-            with Unpacker() as unpacker:
+            with unpacking() as unpacker:
                 number = self._tree(unpacker, f"zip:{digest}", source, descriptor, kind="zip",
                                     into=_TASK, bytes=ZIP_MOST)  # fmt: skip
         finally:
@@ -121,7 +121,7 @@ class Content:
                 raise BadCode(f"cannot copy {path}: {words}")
             digest, size = _digest(archive.fileno())
             into = "" if root else _TASK
-            with Unpacker() as unpacker:
+            with unpacking() as unpacker:
                 number = self._tree(
                     unpacker, f"directory:{into}:{digest}", str(path), archive.fileno(),
                     kind="tar", into=into, bytes=IMAGE_MOST,

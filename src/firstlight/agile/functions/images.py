@@ -266,12 +266,12 @@ def _failure(source: str, words: str) -> BadCode:
     messages = re.findall(r'msg="((?:[^"\\]|\\.)*)"', words)
     reason = (messages[-1].replace('\\"', '"') if messages else words.strip())[-500:]
     name = re.sub(r"(:[^/]*)?(@.*)?$", "", source.removeprefix("docker://"))
-    said = reason.replace(source, "").replace(name, "")  # which may be any word
+    text = reason.replace(source, "").replace(name, "")  # which may be any word
     for pattern, remedy in _REGISTRY if source.startswith("docker://") else ():
-        if re.search(pattern, said):
+        if re.search(pattern, text):
             return NoImage(f"{source}: {reason}", remedy)
     for pattern, kind, remedy in _WORDS:
-        if re.search(pattern, said):
+        if re.search(pattern, text):
             return kind(f"{source}: {reason}", remedy)
     return NoImage(f"{source}: {reason}", "is its name right?")
 

@@ -11,9 +11,9 @@ import signal
 import socket
 import sys
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.resources import files
-from types import TracebackType
 from typing import Literal
 
 import msgspec
@@ -65,23 +65,19 @@ class Unpacked(Struct, frozen=True):
     entries: int
 
 
+@contextmanager
+def unpacking() -> Iterator["Unpacker"]:
+    """Unpack archives by one process, which starts when needed and ends with the context."""
+    with ExitStack() as ending:
+        yield Unpacker(ending)
+
+
 class Unpacker:
-    """Unpacks archives, one after the other. A context manager; its process starts when needed."""
+    """Unpacks archives, one after the other."""
 
-    def __init__(self) -> None:
-        self._open = ExitStack()
+    def __init__(self, ending: ExitStack) -> None:
+        self._ending = ending
         self._maker: tuple[Child, socket.socket] | None = None
-
-    def __enter__(self) -> "Unpacker":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._open.close()
 
     def unpack(self, job: Job, archive: int, what: str) -> Unpacked:
         """Unpack an archive, a descriptor of a file. Raises BadCode, Failed.
@@ -129,8 +125,8 @@ class Unpacker:
                 env={}, stdin=theirs.fileno(),
             )  # fmt: skip
         ours.settimeout(_START_SECONDS)
-        self._open.enter_context(ours)
-        return self._open.enter_context(child), ours
+        self._ending.enter_context(ours)
+        return self._ending.enter_context(child), ours
 
 
 def _converse(pid: int, talk: socket.socket, job: Job, what: str) -> Unpacked:
@@ -143,14 +139,14 @@ def _converse(pid: int, talk: socket.socket, job: Job, what: str) -> Unpacked:
         raise Failed(f"the process that unpacks {what} is not confined: {', '.join(rights)}")
     with suppress(OSError):
         talk.sendall(b"\n")
-    said = _receive(talk, until)
+    text = _receive(talk, until)
     try:
-        answer = json.loads(said)
+        answer = json.loads(text)
         if "refused" not in answer:
             return msgspec.convert(answer, Unpacked)
         kind, why = BY_KIND.get(answer["refused"], BadCode), str(answer["why"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        last = said[-_WORDS_MOST:].decode(errors="replace").strip() or "killed"
+        last = text[-_WORDS_MOST:].decode(errors="replace").strip() or "killed"
         raise BadCode(f"{what}: the process that unpacks it ended: {last}") from None
     raise kind(f"{what}: {why}", _REMEDIES.get(answer["refused"]))
 
