@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 from firstlight.agile.function import FILES, FILES_MOST
+from firstlight.agile.parts.roots import mount_id
 from firstlight.errors import WITH_SUDO, Unsupported
 
 _CAPABILITIES = {
@@ -63,16 +64,10 @@ def _is_chrooted() -> bool:
     thread = threading.Thread(target=work, name="chrooted")  # whose root is changed, and that ends
     thread.start()
     thread.join()
-    places = {(os.fstat(each).st_ino, _mount(each)) for each in found}
+    places = {(os.fstat(each).st_ino, mount_id(each)) for each in found}
     for each in found:
         os.close(each)
     return len(places) > 1
-
-
-def _mount(descriptor: int) -> str:
-    """What /proc says of a descriptor's mount."""
-    words = Path(f"/proc/self/fdinfo/{descriptor}").read_text().split()
-    return words[words.index("mnt_id:") + 1]
 
 
 def raise_open_files() -> None:

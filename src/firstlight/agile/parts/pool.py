@@ -136,10 +136,10 @@ class Pool(Generic[Part]):
         self._waiting.append(waiter)
         building = asyncio.ensure_future(self._make())
         self._building.add(building)
-        building.add_done_callback(self._build_for)
+        building.add_done_callback(self._deliver)
         return await self._got(waiter)
 
-    def _build_for(self, building: asyncio.Future[Part]) -> None:
+    def _deliver(self, building: asyncio.Future[Part]) -> None:
         self._building.discard(building)
         if building.cancelled():
             return

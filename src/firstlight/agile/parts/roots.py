@@ -3,7 +3,6 @@
 import ctypes
 import os
 import platform
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,11 +80,17 @@ def _unbindable(path: Path) -> str:
     """Where the mount of a path is mounted, if nothing of it may be mounted elsewhere."""
     opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        mount = re.findall(r"mnt_id:\s*(\d+)", Path(f"/proc/self/fdinfo/{opened}").read_text())
+        mount = mount_id(opened)
     finally:
         os.close(opened)
     lines = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    return next((each[4] for each in lines if each[:1] == mount and "unbindable" in each), "")
+    return next((each[4] for each in lines if each[0] == mount and "unbindable" in each), "")
+
+
+def mount_id(descriptor: int) -> str:
+    """The number of the mount that a descriptor is in, as in mountinfo; see proc_pid_fdinfo(5)."""
+    words = Path(f"/proc/self/fdinfo/{descriptor}").read_text().split()
+    return words[words.index("mnt_id:") + 1]
 
 
 def is_mountable(point: Path) -> bool:

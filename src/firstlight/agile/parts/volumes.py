@@ -59,7 +59,7 @@ def _volume(volume: Volume, uid: int, gid: int) -> int:
     """Make a detached mount of a file or directory of the host."""
     what = f"the volume {volume.source}"
     try:
-        source = _opened(what, volume.source, os.O_PATH)
+        source = _open_source(what, volume.source, os.O_PATH)
     except OSError as error:
         raise Failed(f"{what} cannot be opened: {error.strerror}",
                      "name a file or directory of the host") from error  # fmt: skip
@@ -81,7 +81,7 @@ def _volume(volume: Volume, uid: int, gid: int) -> int:
     return mount
 
 
-def _opened(what: str, path: str, flags: int) -> int:
+def _open_source(what: str, path: str, flags: int) -> int:
     """Open a path of the host, on which only root's links are followed: an instance can make others
     in a volume that it may write to. Raises OSError, Failed.
     """
@@ -91,7 +91,7 @@ def _opened(what: str, path: str, flags: int) -> int:
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-        path = _followed(what, path)
+        path = _follow_link(what, path)
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
@@ -104,7 +104,7 @@ def _open(path: str, flags: int, resolve: int) -> int:
     return opened
 
 
-def _followed(what: str, path: str) -> str:
+def _follow_link(what: str, path: str) -> str:
     """The path with its first link replaced. Raises OSError, Failed."""
     parts = path.split("/")
     for count in range(2, len(parts) + 1):
@@ -208,7 +208,7 @@ def _secrets(secrets: dict[str, str], uid: int, gid: int) -> int:
 
 def _read(name: str, path: str) -> bytes:
     try:
-        descriptor = _opened(f"the secret {name}", path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = _open_source(f"the secret {name}", path, os.O_RDONLY | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # opening a FIFO would block
                 raise Failed(f"the secret {name} cannot be read from {path}: it is not a file",
