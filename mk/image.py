@@ -35,24 +35,21 @@ class Image:
     programs: tuple[str, ...] = ()
 
 
+IN_ALL = ("msgspec", "prometheus-client", "pyroute2", "rich", "typer")
 IMAGES = {
     "agent": Image(
-        ("kubernetes", "msgspec", "prometheus-client", "pyroute2", "rich", "typer"),
+        (*IN_ALL, "kubernetes"),
         ("lab", "report", "analysis", "claims", "trace"),
         native=("net-helper", "cni"),
     ),
     "functions": Image(
         (
+            *IN_ALL,
             "awslambdaric",
             "h11",
             "httptools",
             "kubernetes",
-            "msgspec",
-            "prometheus-client",
-            "pyroute2",
-            "rich",
             "starlette",
-            "typer",
             "uvicorn",
             "zstandard",
         ),
@@ -60,22 +57,18 @@ IMAGES = {
         programs=("skopeo", "mount", "umount", "nft", "rm", "tar"),
     ),
     "lab": Image(
-        ("msgspec", "numpy", "polars", "prometheus-client", "pyroute2", "rich", "typer"),
+        (*IN_ALL, "numpy", "polars"),
         ("report", "claims"),
         programs=("runc", "crun", "mount", "umount", "ip", "nft", "unshare"),
     ),
     "watch": Image(
         (
+            *IN_ALL,
             "httptools",
-            "msgspec",
             "numpy",
             "opentelemetry-exporter-otlp-proto-http",
             "polars",
-            "prometheus-client",
-            "pyroute2",
-            "rich",
             "starlette",
-            "typer",
             "uvicorn",
         ),
         ("claims",),
