@@ -29,10 +29,9 @@ from firstlight.host.mounts import mount_points
 from firstlight.host.workspace import DISK, Workspace
 from firstlight.lab.backends import Execute, Prepared
 from firstlight.lab.backends.network import private_names
-from firstlight.lab.cni import known, needs, services
+from firstlight.lab.cni import known, needs, plugin, services
 from firstlight.lab.cni.attachment import Attachment, request
 from firstlight.lab.cni.conf import NetworkList
-from firstlight.lab.cni.plugin import find
 from firstlight.model import EndPoint
 from firstlight.native import native
 
@@ -79,8 +78,7 @@ class Cni:
         if os.geteuid() != 0:
             raise Unsupported("setting up networks needs root", WITH_SUDO)
         network, info = known.find(self.conf)
-        for kind in _kinds(network):
-            find(kind, known.path(info))
+        plugin.probe(network, known.path(info))
         needs.check(network)
         if info.service:
             services.probe(info.service)
@@ -194,15 +192,6 @@ class Pods:
         file.write_text(request(self.network, attachment, path, kept, environment, (packet, *more)))
         kept.touch()  # from now on there may be something to DEL
         return file
-
-
-def _kinds(network: NetworkList) -> Iterator[str]:
-    """The plugins that a network names: its own, and those that they delegate to."""
-    for plugin in network.plugins:
-        yield plugin["type"]
-        ipam = plugin.get("ipam")
-        if isinstance(ipam, dict) and isinstance(ipam.get("type"), str):
-            yield ipam["type"]
 
 
 def _each(

@@ -31,7 +31,7 @@ from firstlight.lab.cluster.settings import (
     service_name,
 )
 from firstlight.lab.cluster.threads import Result, in_network
-from firstlight.lab.cni import known, services
+from firstlight.lab.cni import known, plugin, services
 from firstlight.lab.cni.conf import NetworkList
 from firstlight.native import native
 
@@ -96,6 +96,7 @@ def handlers(
             text, info = "", known.NetworkInfo()
             if name != NONE:
                 network, info = known.find(name)
+                plugin.probe(network, known.path(info))
                 _check(name, info, control_plane=control_plane)
                 text = _list(network)
             installed = () if text else (INSTALLED[1],)

@@ -1,11 +1,12 @@
 """Where a plugin's program is."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from firstlight.errors import Unsupported
 from firstlight.lab.cni import known
+from firstlight.lab.cni.conf import NetworkList
 from firstlight.native import make
 
 _PACKAGED = frozenset(
@@ -28,3 +29,18 @@ def find(kind: str, path: Sequence[Path]) -> Path:
         f"CNI plugin {kind!r} is not installed",
         f"{packaged}{built}set CNI_PATH to its directory",
     )
+
+
+def probe(network: NetworkList, path: Sequence[Path]) -> None:
+    """Raise Unsupported if one of a network's plugins is in none of the directories."""
+    for kind in _kinds(network):
+        find(kind, path)
+
+
+def _kinds(network: NetworkList) -> Iterator[str]:
+    """The plugins that a network names: its own, and those that they delegate to."""
+    for plugin in network.plugins:
+        yield plugin["type"]
+        ipam = plugin.get("ipam")
+        if isinstance(ipam, dict) and isinstance(ipam.get("type"), str):
+            yield ipam["type"]

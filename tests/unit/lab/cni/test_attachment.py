@@ -11,6 +11,7 @@ from tests.support.cni_bench import Bench
 from tests.support.laboratory import sanitized
 
 from firstlight.errors import Unsupported
+from firstlight.lab.cluster.running import handlers
 from firstlight.lab.cni.attachment import Attachment, BadAttachment
 from firstlight.lab.cni.known import BUILT
 from firstlight.lab.cni.plugin import find
@@ -197,6 +198,13 @@ def test_missing_plugin_hints_at_build() -> None:
         find("flannel", [BUILT / "no-such-set"])
     assert raised.value.hint
     assert raised.value.hint.startswith("make cni-plugins, or set CNI_PATH")
+
+
+def test_a_cluster_refuses_a_network_whose_plugin_is_missing(tmp_path: Path) -> None:
+    network = tmp_path / "net.conflist"
+    network.write_text('{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "none"}]}')
+    with pytest.raises(Unsupported, match="CNI plugin 'none' is not installed"):
+        handlers(("true",), (str(network),))
 
 
 @pytest.mark.parametrize("interface", ["", ".", "..", "a/b", "a:b", "a b", "x" * 16])
