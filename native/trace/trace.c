@@ -23,8 +23,9 @@
  *                                   -> "watching", then "window AT LOST WHOLE LAST" for each, with the
  *                                   descriptors of its events, their text, the stacks, and the
  *                                   config.json of the bundles (u32 pid, u32 size, and its bytes).
- *                                   WHOLE is 1 if the other programs were attached; LAST is 1 if
- *                                   nothing is going on, 2 if created containers wait for their start
+ *                                   WHOLE is 1 if the other programs were attached, 2 if they were not
+ *                                   though the window was one in ONE_IN, as the reader was behind; LAST is
+ *                                   1 if nothing is going on, 2 if created containers wait for their start
  *       follow PID     follow this process too while a window is open
  *       forget PID     stop following it
  *       spent NS       a window was read, which took NS of CPU time; while 8 are unread, the next one

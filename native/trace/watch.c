@@ -7,7 +7,8 @@
  *
  * A number or a budget decides which windows are traced whole. The budget is CPU time: it grows by a
  * share of the node's, and by a larger share of the idle time. It pays for each call and switch that the
- * programs met while attached, and for the CPU time of this process and of the reader.
+ * programs met while attached, and for the CPU time of this process and of the reader. However that is,
+ * nothing more is traced while the reader is behind, and what it has not read takes HELD_MOST at most.
  *
  * It is one long file because one loop owns what it keeps: what has begun decides when a window opens and
  * ends, and both what is traced and what is paid.
@@ -42,7 +43,9 @@ enum {
 	STRAYS = 64,
 	FORKED = 1024,
 	UNREAD = 8,
-	DOCUMENT_MAX = 1 << 20
+	DOCUMENT_MAX = 1 << 20,
+	TRACED_MOST = 1 << 24,
+	HELD_MOST = 1 << 26
 };
 enum last { GOES_ON, LAST, WAITS };
 /* The bundle's config.json, and Docker's own record of the container. */
@@ -70,11 +73,15 @@ static struct {
 static size_t forked_count;
 /* Of each that has one: u32 pid, u32 enum document, u32 size, and the text. */
 static FILE *documents;
-static int unread; /* windows that were sent, and not answered */
+/* Of the windows that were sent and not answered, and of the current one, in bytes. */
+static unsigned long long held, sizes[UNREAD + 1], current;
+static unsigned int windows_sent, windows_read;
+static unsigned long long dropped; /* events */
 
 static struct {
 	unsigned long one_in, millionths; /* one_in 0: by the budget */
 	unsigned long windows;
+	int is_due; /* by one_in */
 	long long credit, at, idle, own, call_cost;
 	/* What can be saved: of the time since "second", when the cores had been idle for "second_idle". */
 	long long most, second, second_idle;
@@ -139,11 +146,26 @@ static void earn(long long at)
 	budget.met = seen;
 }
 
-/* Opens a window. A reader that is behind gets nothing more to analyse. */
+static unsigned int unread(void)
+{
+	return windows_sent - windows_read;
+}
+
+static int is_reader_behind(void)
+{
+	return held + current > TRACED_MOST;
+}
+
+static int is_sample_whole(void)
+{
+	return budget.is_due && held + current <= TRACED_MOST / 2;
+}
+
+/* Opens a window. */
 static int is_first_whole(void)
 {
-	unsigned long number = budget.windows++;
-	return budget.one_in ? number % budget.one_in == 0 : budget.credit >= 0 && !unread;
+	budget.is_due = budget.one_in && budget.windows++ % budget.one_in == 0;
+	return budget.one_in ? is_sample_whole() : budget.credit >= 0 && !unread();
 }
 
 static int is_overdrawn(void)
@@ -154,9 +176,11 @@ static int is_overdrawn(void)
 /* One that follows a cut: what goes on stays whole up to a debt. */
 static int is_next_whole(int whole)
 {
-	if (budget.one_in || whole)
-		return whole && !is_overdrawn();
-	return budget.credit >= 0 && unread <= 1; /* the one that was sent just now */
+	if (whole)
+		return !is_overdrawn() && !is_reader_behind();
+	if (budget.one_in)
+		return is_sample_whole();
+	return budget.credit >= 0 && unread() <= 1; /* the one that was sent just now */
 }
 
 static long long time_calls(void)
@@ -280,6 +304,7 @@ static char *take_document(const struct event *event, enum document kind, const 
 	unsigned int head[] = {event->tid, kind, (unsigned int)size};
 	fwrite_unlocked(head, sizeof head, 1, documents);
 	fwrite_unlocked(text, 1, (size_t)size, documents);
+	current += sizeof head + (size_t)size;
 	return text;
 }
 
@@ -360,7 +385,8 @@ static void forget_forked(void)
 
 static void begin(const struct event *event)
 {
-	take_documents(event);
+	if (held + current <= HELD_MOST)
+		take_documents(event);
 	clear_stray(event->root);
 	if (beginning_count == BEGINNINGS)
 		return;
@@ -408,6 +434,11 @@ int tracer_take(void *context, void *data, size_t size)
 					   : beginnings[i].pid == event->tid)
 				end(i, (long long)event->start);
 	is_news |= is_own_program;
+	if (held + current > HELD_MOST) {
+		dropped++;
+		return 0;
+	}
+	current += size;
 	return tracer_write(context, data, size);
 }
 
@@ -493,6 +524,7 @@ static int open_window(void)
 {
 	tracer_out = (struct tracer_out){.events = memory("events"), .texts = memory("texts")};
 	documents = memory("documents");
+	current = 0;
 	return tracer_out.events && tracer_out.texts && documents ? 0 : -tracer_failure.code;
 }
 
@@ -512,8 +544,9 @@ static int send_window(long long at, int whole, enum last last)
 		descriptors[i] = fileno(files[i]);
 	}
 	if (!error) {
-		int length = snprintf(line, sizeof line, "window %lld %llu %d %d", at,
-				      tracer_take_lost(), whole, last);
+		int length =
+			snprintf(line, sizeof line, "window %lld %llu %d %d", at,
+				 tracer_take_lost() + dropped, whole ? 1 : 2 * budget.is_due, last);
 		int sent = socket_send(STDOUT_FILENO, line, (size_t)length, descriptors, FILES);
 		if (sent < 0) {
 			errno = -sent;
@@ -523,7 +556,9 @@ static int send_window(long long at, int whole, enum last last)
 	for (int i = 0; i < FILES; i++)
 		if (files[i])
 			fclose(files[i]);
-	unread++;
+	sizes[windows_sent++ % (UNREAD + 1)] = current;
+	held += current;
+	dropped = 0;
 	return error ? -tracer_failure.code : open_window();
 }
 
@@ -586,7 +621,8 @@ static int take_request(int whole)
 		return 1;
 	if (sscanf(line, "spent %lld", &spent) == 1) {
 		budget.credit -= spent;
-		unread--;
+		if (unread())
+			held -= sizes[windows_read++ % (UNREAD + 1)];
 		return 0;
 	}
 	if (sscanf(line, "follow %u", &pid) == 1) {
@@ -629,7 +665,7 @@ static int cut(long long at, int whole, int last)
 		return -tracer_failure.code;
 	earn(at);
 	if (last) {
-		is_news = 0;
+		is_news = budget.is_due = 0;
 		return 0;
 	}
 	int next = is_next_whole(whole);
@@ -704,17 +740,17 @@ int tracer_watch(unsigned long one_in, unsigned long millionths, char **names, i
 		}
 		if (is_last && going_on)
 			continue;
-		int over = 0;
+		int over = attached && is_reader_behind();
 		if (attached && at - budget.at > CHECK_NS) {
 			earn(at);
-			over = is_overdrawn();
+			over |= is_overdrawn();
 		}
-		if (over && unread >= UNREAD) {
+		if (over && unread() >= UNREAD) {
 			attached = whole = 0;
 			if (disarm())
 				return -tracer_failure.code;
 		}
-		if ((!is_last && !over && at - opened < CUT_NS) || unread >= UNREAD)
+		if ((!is_last && !over && at - opened < CUT_NS) || unread() >= UNREAD)
 			continue;
 		int next = cut(at, whole, is_last);
 		if (next < 0)

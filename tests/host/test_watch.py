@@ -364,6 +364,28 @@ def test_unseen_forks_are_no_part_of_later_starts(bundle: Path, tmp_path: Path, 
     assert {record["error"] for record in seen} == {None}
 
 
+def test_what_watch_cannot_hand_on_is_bounded(bundle: Path, tmp_path: Path) -> None:
+    prefix = f"w{uuid.uuid4().hex[:8]}-"
+    large = tmp_path / "large" / "config.json"
+    large.parent.mkdir()
+    large.write_text(json.dumps({"annotations": {"large": "x" * 1_000_000}}))
+    ends_at_once = tmp_path / "runc"
+    shutil.copy("/bin/true", ends_at_once)
+    with watching() as watch:
+        tracer = Path(f"/proc/{loader_of(watch.process.pid)}/fd")
+        watch.process.send_signal(signal.SIGSTOP)
+        for index in range(100):
+            subprocess.run(
+                [ends_at_once, "run", "--bundle", large.parent, f"{prefix}{index}"], check=True
+            )
+        held = {file.stat().st_ino: file.stat().st_blocks for file in tracer.iterdir()}
+        watch.process.send_signal(signal.SIGCONT)
+        run(bundle, tmp_path / "state", f"{prefix}real")
+        [seen] = watch.starts(f"{prefix}real", 1)
+    assert sum(held.values()) * 512 < 70 << 20
+    assert seen["error"] is None
+
+
 IDLE = 6 if is_preemptible() else 3  # forks, executions and exits, with copies if there are any
 
 

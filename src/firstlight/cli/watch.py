@@ -29,6 +29,7 @@ NEEDED = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_SYSLOG", "CAP_DAC_REA
 
 _STOP_SECONDS, _REST_SECONDS = 30, 15
 _TOO_BUSY = "the last starts are not shown: this machine is too busy to analyse them"
+_LATE = "{} starts have a total alone: those before them were not analysed yet"
 _GENTLE = 5
 """How nice the analysis of starts is to the node's own work."""
 
@@ -122,11 +123,17 @@ def watch(
         samples = stack.enter_context(Keeper(out, limits)) if out else Samples()
         say(f"watching {', '.join((*programs.RUNTIMES, *others))}: {len(names)} program names")
 
+        late = 0
+
         def report(window: "Window") -> None:
+            nonlocal late
             for start, spans in samples.add(window):
                 shown = seen(start, spans)
                 for take in takers:
                     take(shown)
+            if late and not window.late:
+                say(_LATE.format(late))
+            late = late + window.late if window.late else 0
 
         while _wait(follower.descriptor, stop, until):
             began = time.process_time_ns()
@@ -137,6 +144,8 @@ def watch(
                 report(window)
         except TimeoutError:
             say(_TOO_BUSY)
+        if late:
+            say(_LATE.format(late))
     if out:
         say(f"runs: {out}\nfull report: firstlight report {out}/watch-* --html report.html")
 

@@ -44,7 +44,8 @@ class Window:
     """The starts that ended in one window, and their spans.
 
     ``lost`` is the number of events that the tracer lost. Only a start that is ``traced`` has
-    spans: for the others, only forks, executions and exits were followed.
+    spans: for the others, only forks, executions and exits were followed. That was so of ``late``
+    of them although they were to be traced, because the windows before were not analysed yet.
     """
 
     starts: list[Start]
@@ -52,11 +53,19 @@ class Window:
     spans: pl.DataFrame
     """The spans of all process trees, with the root's pid in the column ``sample``."""
     daemons: tuple[int, ...]
+    late: int = 0
 
     def spans_of(self, start: Start, sample: int) -> pl.DataFrame:
-        """The spans of a start, including its daemons', as those of the sample with this index."""
-        roots = [*start.roots, *self.daemons]
-        own = self.spans.filter(pl.col("sample").is_in(roots))
+        """The spans of a start, as those of the sample with this index: all of its own programs,
+        and what daemons did meanwhile.
+        """
+        is_meanwhile = pl.col("end") >= start.began
+        if start.ready is not None:
+            is_meanwhile &= pl.col("start") <= start.ready
+        own = self.spans.filter(
+            pl.col("sample").is_in(list(start.roots))
+            | (pl.col("sample").is_in(self.daemons) & is_meanwhile)
+        )
         return own.with_columns(pl.lit(sample, dtype=self.spans.schema["sample"]).alias("sample"))
 
 
@@ -84,6 +93,7 @@ class Follower:
         self._looked = -math.inf  # for daemons, at this time
         self._carried = _Part()
         self._blind_until = 0  # the end of the last window that was not whole
+        self._late_until = 0  # likewise, of those that were to be whole
 
     def __enter__(self) -> "Follower":
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -159,12 +169,15 @@ class Follower:
             daemons = tuple(self._daemons)
             self._follow_daemons()
             at, lost = int(words[1]), int(words[2])
-            whole, last, waits = words[3] == "1", words[4] == "1", words[4] == "2"
+            whole, late = words[3] == "1", words[3] == "2"
+            last, waits = words[4] == "1", words[4] == "2"
             known = {program.root for program in self._carried.programs}
             part = _read(descriptors, {*known, *daemons}, lost, self._names, whole=whole)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+        if late:
+            self._late_until = at
         window = self._join(part, at, daemons, whole=whole, last=last)
         if waits or not whole:
             self._blind_until = at
@@ -198,7 +211,8 @@ class Follower:
             start.traced = whole and start.began >= self._blind_until
         if not last:
             self._carry(programs, executed, parents, spans, ended, at, lost, daemons)
-        return Window(ended, lost, spans, daemons)
+        late = sum(not start.traced and start.began < self._late_until for start in ended)
+        return Window(ended, lost, spans, daemons, late)
 
     def _carry(
         self, programs: list[Program], executed: list[Executed], parents: dict[int, int],
@@ -210,17 +224,25 @@ class Follower:
             for program in programs
             if id(program) not in of_ended and at - program.at <= _LONGEST_NS
         ]
+        if not kept:
+            return
+        earliest = min(program.at for program in kept)
         roots = [*{program.root for program in kept}, *daemons]
+        runtimes = {program.pid for program in kept}
         finished = {start.ready for start in ended}
         self._carried = _Part(
             kept,
-            [each for each in executed if each.at not in finished and at - each.at <= _LONGEST_NS],
-            parents,
+            [each for each in executed if each.at >= earliest and each.at not in finished],
+            {
+                pid: parent
+                for pid, parent in parents.items()
+                if not runtimes.isdisjoint(_ancestors(pid, parents))
+            },
             # what had not ended at the cut is reported again when it has
-            spans.filter(pl.col("sample").is_in(roots) & (pl.col("end") != at))
-            if kept
-            else spans.clear(),
-            lost if kept else 0,
+            spans.filter(
+                pl.col("sample").is_in(roots) & (pl.col("end") >= earliest) & (pl.col("end") != at)
+            ),
+            lost,
         )
 
     def _receive(self) -> tuple[list[str], list[int]]:

@@ -54,8 +54,15 @@ def execute(root: int, pid: int, at: int) -> tuple[np.ndarray, bytes]:
     return event, b""
 
 
+def wait(root: int, at: int) -> tuple[np.ndarray, bytes]:
+    event = np.zeros(1, bpf.EVENT)
+    event["kind"], event["root"], event["pid"], event["tid"] = 5, root, root, root
+    event["start"], event["end"], event["result"], event["stack"] = at, at + 1, 1, -1
+    return event, b""
+
+
 def window(
-    *events: tuple[np.ndarray, bytes], lost: int = 0, whole: bool = True, last: int = 1
+    *events: tuple[np.ndarray, bytes], lost: int = 0, whole: int = True, last: int = 1
 ) -> str:
     heads = b"".join(event.tobytes() for event, _ in events)
     text = b"".join(text for _, text in events)
@@ -106,6 +113,44 @@ def test_a_start_is_traced_only_if_all_its_windows_were(follower: Follower, tmp_
     assert [(start.container, start.traced) for start in starts] == [
         ("a", False), ("b", True), ("c", False)
     ]  # fmt: skip
+
+
+def test_starts_that_are_not_traced_as_the_analysis_is_behind_are_counted(
+    follower: Follower, tmp_path: Path
+) -> None:
+    (tmp_path / "windows").write_text(
+        window(begin(10, 500, "runc", "run", "a"), fork(10, 11, 600), last=0, whole=2)
+        + window(execute(10, 11, 1500), begin(20, 1600, "runc", "run", "b"), execute(20, 20, 1700))
+        + window(begin(30, 2500, "runc", "run", "c"), execute(30, 30, 2600), whole=False)
+    )
+    with follower:
+        windows = [follower.read() for _ in range(3)]
+    assert [each.late for each in windows] == [0, 1, 0]
+
+
+def test_of_daemons_no_more_is_kept_than_the_starts_under_way_need(
+    follower: Follower, tmp_path: Path
+) -> None:
+    (tmp_path / "windows").write_text(
+        "".join(
+            window(
+                wait(1, at + 100),
+                *([execute(at, at + 1, at + 200)] if at else []),  # of the start begun below
+                begin(at + 1000, at + 500, "runc", "run", f"c{at}"),
+                fork(at + 1000, at + 1001, at + 600),
+                wait(1, at + 700),
+                last=0,
+            )
+            for at in range(0, 9000, 1000)
+        )
+    )
+    with follower:
+        windows = [follower.read() for _ in range(9)]
+    assert [each.spans.filter(sample=1).height for each in windows] == [2, *[3] * 8]
+    last = windows[-1]
+    [start] = last.starts
+    assert (start.began, start.ready) == (7500, 8200)
+    assert last.spans_of(start, 0).filter(pid=1)["start"].to_list() == [7700, 8100]
 
 
 def test_a_container_that_waits_for_its_start_has_a_total_alone(
