@@ -1,7 +1,7 @@
-/* What the next start needs and no function decides, made while the node has nothing to do: its control
- * socket; on cgroups of version 1 the files by which it joins the cgroup that is taken next; and of its
- * namespaces those that a process can enter by a descriptor, where it need not show in them whether they
- * were used before. A clone that finds nothing ahead makes its own.
+/* Prepares, while the node is idle, what the next start needs whatever its function: its control
+ * socket; with cgroups of version 1, the files by which it joins the next cgroup; and those of its
+ * namespaces that can be entered by a descriptor and do not show an earlier use. A clone that finds
+ * nothing prepared makes its own.
  */
 #include "node.h"
 
@@ -33,9 +33,8 @@ static int return_to_own(void)
 	return setns(mounts, CLONE_NEWNS) || setns(ipc, CLONE_NEWIPC) ? -errno : 0;
 }
 
-/* The node goes there and comes back. Nothing is mounted yet: the times of a /tmp would tell an instance
- * when the start before its own was, which may be another function's.
- */
+/* The node enters it and comes back. Nothing is mounted yet: the times of a /tmp would tell an
+ * instance when the previous start was, perhaps of another function. */
 static void make_spaces(void)
 {
 	if (node.ahead.mounts >= 0)
@@ -55,7 +54,7 @@ static void make_spaces(void)
 	}
 }
 
-/* Nothing is killed in the cgroup until it is taken. */
+/* Nothing is killed in a cgroup before it is taken. */
 static void open_tasks(void)
 {
 	char name[32];

@@ -1,4 +1,4 @@
-/* The connections of clients, and what they are told. */
+/* Clients' connections, and the answers to them. */
 #include "common/clock.h"
 #include "node.h"
 
@@ -6,8 +6,8 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-/* After this time, in ns, a client without instances may lose its place to another: one that has not
- * asked for anything, and one whose starts have been answered, as those that wait for parts are. */
+/* After this time, in ns, a client without instances may lose its place to a new one: SILENT if
+ * it has never sent a request, IDLE if its starts have been answered. */
 static const int64_t SILENT = 1000000000, IDLE = 90000000000;
 
 static int reserve(void)
@@ -32,8 +32,8 @@ void client_leave(int index)
 	node_watch_again(node.clients_listener, ON_CLIENTS, 0, EPOLLIN);
 }
 
-/* Of all places, which are taken, that of the client that has been silent longest. A client that is held
- * has asked. */
+/* All places are taken: that of the client that has been silent longest. A client that is held
+ * has a request under way. */
 static int take_place(void)
 {
 	int64_t now = clock_now(), longest = 0;
@@ -79,7 +79,7 @@ void clients_accept(void)
 	}
 }
 
-/* The client has gone: so do its instances, but for those that it detached. */
+/* The client is gone, and so are its instances, except those that it detached. */
 void client_end(int index)
 {
 	struct client *client = &node.clients[index];
@@ -98,7 +98,7 @@ void client_end(int index)
 	client_leave(index);
 }
 
-/* 0 or a negative errno; after -EAGAIN the client is not read from until it has read. */
+/* 0 or a negative errno. After -EAGAIN, nothing is read from the client until it has read. */
 int client_answer(int index, const struct answer *answer)
 {
 	struct client *client = &node.clients[index];
@@ -108,7 +108,8 @@ int client_answer(int index, const struct answer *answer)
 	if (!failed)
 		return 0;
 	if (failed != -EAGAIN && failed != -ENOBUFS && failed != -ENOMEM) {
-		shutdown(client->descriptor, SHUT_RDWR); /* or it would wait for what is lost */
+		shutdown(client->descriptor,
+			 SHUT_RDWR); /* or it would wait for an answer that is lost */
 		return failed;
 	}
 	client->blocked = true;
@@ -116,8 +117,8 @@ int client_answer(int index, const struct answer *answer)
 	return -EAGAIN;
 }
 
-/* What is owed is made from the instances' own records: a client that does not read costs no
- * memory, and is not read from either until it does. */
+/* Pending answers are made from the instances' own records, so a client that does not read costs
+ * no memory. Nothing is read from it either, until it does. */
 void client_tell(int index)
 {
 	struct client *client = &node.clients[index];
@@ -142,7 +143,7 @@ void client_tell(int index)
 	}
 }
 
-/* Of what is no instance yet. -EAGAIN: the client does not read. */
+/* The answer about something that is no instance yet. -EAGAIN: the client does not read. */
 int client_refuse(int index, const struct ask *ask, int error, enum step step)
 {
 	struct answer answer = {.magic = ASK_MAGIC,

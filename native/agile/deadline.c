@@ -1,5 +1,5 @@
-/* How long the loop may wait. Only sandboxes are made to the moment: for the rest the loop would come
- * round once for each of them.
+/* How long the event loop may wait. Only sandboxes are made at an exact time: waking up for every
+ * other deadline would cost one round of the loop each.
  */
 #include "common/clock.h"
 #include "node.h"

@@ -1,11 +1,11 @@
-/* Functions, by their numbers: set and forgotten on the manager's orders. */
+/* Functions by number, set and forgotten as the manager orders. */
 #include "node.h"
 #include "root.h"
 
 #include <errno.h>
 #include <string.h>
 
-static char resolvers[RESOLVERS_MAX]; /* resolv.conf of functions that reach out */
+static char resolvers[RESOLVERS_MAX]; /* resolv.conf of functions with an outbound network */
 
 int function_set_resolvers(const char *text, size_t size)
 {

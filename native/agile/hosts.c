@@ -1,5 +1,5 @@
-/* /etc/hosts as it is in a network: one small file for each, prepared with the network, so that a
- * start has only to mount it. */
+/* Each network's /etc/hosts: a small file that is prepared with the network, so that a start only
+ * mounts it. */
 #include "node.h"
 #include "root.h"
 

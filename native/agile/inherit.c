@@ -1,6 +1,6 @@
-/* What is the same for all instances, set once in the node and inherited: whatever a process gets
- * from its parent is in this file or in sandbox.c, and tests/host/agile/test_inherited.py compares
- * each with what an instance reads of itself. */
+/* Sets, once and in the node itself, what all instances inherit. All that a process gets from its
+ * parent is set here or in sandbox.c; tests/host/agile/test_inherited.py compares each of it with
+ * what an instance reads of itself. */
 #include "sandbox.h"
 
 #include <errno.h>
@@ -32,7 +32,8 @@ static const struct {
 	int resource;
 	struct rlimit limit;
 } limits[] = {
-	{RLIMIT_CORE, {1, 1}}, /* 0 does not stop a core_pattern that is a pipe: 1 does */
+	{RLIMIT_CORE,
+	 {1, 1}}, /* with 0, a core_pattern that is a pipe is still started; with 1 it is not */
 	{RLIMIT_MEMLOCK, {65536, 65536}},
 	{RLIMIT_STACK, {8 << 20, 8 << 20}},
 	{RLIMIT_NICE, {0, 0}},
@@ -46,11 +47,12 @@ static const struct {
 	{RLIMIT_RTTIME, {RLIM_INFINITY, RLIM_INFINITY}},
 	{RLIMIT_RSS, {RLIM_INFINITY, RLIM_INFINITY}},
 	{RLIMIT_LOCKS, {RLIM_INFINITY, RLIM_INFINITY}},
-	/* A cgroup counts them; this would count those of a function together. */
+	/* A cgroup counts them; this limit would count those of all instances of a function
+	 * together. */
 	{RLIMIT_NPROC, {RLIM_INFINITY, RLIM_INFINITY}},
 };
 
-/* A hard limit that is lower already stays: it cannot be raised without the privilege. */
+/* A lower hard limit stays: it cannot be raised without the privilege. */
 static int set_limit(int resource, struct rlimit wanted)
 {
 	struct rlimit now;
@@ -72,8 +74,8 @@ static int write_own(const char *path, const char *text)
 	return failed == -ENOENT ? 0 : failed;
 }
 
-/* Pages of instances that are merged with others' tell by the time of a write what those hold; the
- * rest is of speed. What a kernel does not know, it does not hand down either. */
+/* The time of a write to a merged page tells what other instances' pages hold; the other settings
+ * affect speed. What a kernel does not know it does not hand down either. */
 static int set_memory(void)
 {
 	if (prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0) && errno != EINVAL)
@@ -89,8 +91,8 @@ static int set_memory(void)
 	return failed ? failed : write_own("/proc/self/oom_score_adj", "0");
 }
 
-/* Children begin as ordinary processes, whatever the node's own haste is. By the kernel's own call, which
- * not every C library has. */
+/* Children begin as ordinary processes, whatever the node's own priority. By the system call,
+ * which some C libraries lack. */
 static int set_scheduling(void)
 {
 	cpu_set_t all;
@@ -118,7 +120,7 @@ static int drop_bounding(void)
 	return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) ? -errno : 0;
 }
 
-/* What is permitted stays the node's own: nothing of it survives an exec or a change of user. */
+/* The permitted set stays the node's own: none of it survives an exec or a change of user. */
 static int clear_inheritable(void)
 {
 	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
@@ -133,8 +135,8 @@ static int clear_inheritable(void)
 	return 0;
 }
 
-/* By the kernel's own call: the C library keeps two signals to itself, and who started us may have
- * ignored them all the same. All zeros are the default, whatever the order of the fields. */
+/* By the system call: the C library reserves two signals, which the caller may have ignored all
+ * the same. All zeros are the default, whatever the order of the fields. */
 static void set_dispositions(void)
 {
 	unsigned long usual[8] = {0};
@@ -162,7 +164,7 @@ int inherit_set(void)
 	if (setgroups(0, NULL) || prctl(PR_SET_TIMERSLACK, 50000, 0, 0, 0) ||
 	    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		return -errno;
-	/* An empty one; an instance may not call keyctl. A kernel without keys has none to inherit. */
+	/* An empty one; instances may not call keyctl. A kernel without keys has none to inherit. */
 	if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) < 0 && errno != ENOSYS)
 		return -errno;
 	failed = drop_bounding();

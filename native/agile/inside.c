@@ -1,8 +1,8 @@
-/* What a fork of a Python zygote does to itself by system calls that Python has no names for: it
- * enters a sandbox, and gives up all rights. A module of the stable ABI that is linked to nothing,
- * so that any interpreter of 3.8 or later loads it, of whatever C library, by a descriptor.
+/* System calls for a fork of a Python zygote that Python has no names for: it enters a sandbox and
+ * gives up all rights. This is a module of the stable ABI that is linked to nothing, so any
+ * interpreter from 3.8 on, with any C library, can load it from a descriptor.
  *
- * Nothing depends on its being called: the runtime looks from outside whether it was.
+ * Nothing relies on these calls being made: the runtime verifies the result from outside.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x03080000
@@ -24,7 +24,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Functions of the interpreter's C library, which may lack some. */
+/* Functions of the interpreter's C library; it may lack some. */
 #pragma weak dlopen
 #pragma weak dlsym
 #pragma weak srand
@@ -33,7 +33,7 @@
 
 enum { EVENTS = 3 };
 
-/* What a zygote has. */
+/* The descriptors of a zygote. */
 static const long zygotes[] = {CAP_SYS_CHROOT, CAP_SYS_ADMIN, CAP_SETPCAP};
 
 /* As the runtime sends them. */
@@ -71,7 +71,7 @@ static long on_child(uintptr_t handler)
 	return syscall(SYS_rt_sigaction, SIGCHLD, &action, NULL, sizeof action.mask);
 }
 
-/* Children of this process are reaped as they end, which its own signal module does not know. */
+/* Children of this process are reaped as they end, unknown to its signal module. */
 static PyObject *forget_children(PyObject *module, PyObject *arguments)
 {
 	(void)module, (void)arguments;
@@ -90,7 +90,7 @@ static PyObject *bear_in(PyObject *module, PyObject *arguments)
 
 static const char *take_descriptors(const int *streams, const char *directory)
 {
-	if (syscall(SYS_setsid) < 0) /* or it could signal its siblings as of one group */
+	if (syscall(SYS_setsid) < 0) /* else it could signal its siblings, which share its group */
 		return "session";
 	if (syscall(SYS_chdir, directory))
 		return directory;
@@ -145,7 +145,7 @@ static PyObject *become_instance(PyObject *module, PyObject *arguments)
 	return step ? fail(step) : nothing();
 }
 
-/* SQLite draws from a generator of its own, which forgets its state when it is asked for nothing. */
+/* SQLite has a random generator of its own, which forgets its state when asked for no bytes. */
 static void reseed_sqlite(const char *library)
 {
 	void *loaded = dlopen && dlsym ? dlopen(library, RTLD_LAZY | RTLD_NOLOAD) : NULL;
@@ -156,7 +156,7 @@ static void reseed_sqlite(const char *library)
 		draw(0, NULL);
 }
 
-/* Gives the generators in C libraries that keep their state over a fork another. */
+/* Reseeds C libraries' generators that keep their state over a fork. */
 static PyObject *reseed(PyObject *module, PyObject *arguments)
 {
 	const char *random, *sqlite;

@@ -1,4 +1,4 @@
-/* Records of instances: by pid, by client, and of those that the manager is owed news of. */
+/* Records of instances: by pid, by client, and those that the manager has yet to be told of. */
 #include "node.h"
 
 #include <errno.h>
@@ -15,7 +15,8 @@ static void *reserve_memory(size_t count, size_t size, int flags)
 	return at;
 }
 
-/* What no child reads: a clone would copy its page tables, and each of us every page that we write. */
+/* Memory that no child reads: a clone would copy its page tables, and each write would copy a
+ * page. */
 static void *reserve_table(size_t count, size_t size)
 {
 	void *at = reserve_memory(count, size, MAP_PRIVATE);
@@ -191,7 +192,7 @@ int instance_reserve(void)
 	return index;
 }
 
-/* A reservation that came to nothing. */
+/* A reservation that was not used. */
 void instance_release(int index)
 {
 	struct instance *instance = &node.instances[index];

@@ -1,4 +1,4 @@
-/* The process of an instance, and what it does until it is in its sandbox. */
+/* Clones an instance's process, which then runs this code until it is in its sandbox. */
 #include "common/clock.h"
 #include "node.h"
 #include "root.h"
@@ -17,7 +17,7 @@
 
 enum { CONTROL = FIRST_RESERVED, SELF, FIRST_TOP };
 
-/* Keeps its own few of the node's descriptors: a namespace that it held would not end. */
+/* It keeps only a few of the node's descriptors: a namespace that it held would not end. */
 static int keep_own(int control, int self)
 {
 	if (dup3(control, CONTROL, O_CLOEXEC) < 0 || dup3(self, SELF, O_CLOEXEC) < 0)
@@ -30,7 +30,7 @@ static int keep_own(int control, int self)
 	return (int)syscall(SYS_close_range, FIRST_TOP + (unsigned)node.house.top_count, ~0U, 0);
 }
 
-/* A generic sandbox: waits for its function. Its end of the socket closes with the exec. */
+/* A generic sandbox: it waits for its function. Its end of the socket closes with the exec. */
 _Noreturn static void be_waiting(int index, int control, uint32_t cgroup)
 {
 	struct progress *progress = &node.progress[index];
@@ -69,7 +69,7 @@ _Noreturn static void be_waiting(int index, int control, uint32_t cgroup)
 	_exit(127);
 }
 
-/* What is mounted in it of ours. A function whose root has no /etc/hosts gets none. */
+/* Our files that are mounted in the root. A function whose root has no /etc/hosts gets none. */
 static int clone_mounts(struct place *place, int root)
 {
 	place->tree = root_clone(root);
@@ -105,7 +105,7 @@ void instance_cloned(int index)
 	if (!failed)
 		return;
 	node.progress[index].error = -failed;
-	kill(instance->pid, SIGKILL); /* its end is told as any */
+	kill(instance->pid, SIGKILL); /* its end is reported like any other */
 }
 
 pid_t instance_clone(uint64_t spaces, uint32_t cgroup)
@@ -125,8 +125,8 @@ pid_t instance_clone(uint64_t spaces, uint32_t cgroup)
 	return pid < 0 ? -errno : pid;
 }
 
-/* The process of an instance, whose number and socket it gets: 0 in the child. in_ahead: it enters the
- * namespaces that were made ahead. */
+/* Clones an instance's process, with its number and socket; returns 0 in the child. in_ahead: it
+ * enters the namespaces that were made ahead. */
 static pid_t clone_child(int index, uint32_t cgroup, bool in_ahead, int *theirs)
 {
 	struct instance *instance = &node.instances[index];

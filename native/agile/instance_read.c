@@ -1,4 +1,4 @@
-/* What instances and their sandboxes say, and their ends: the parts of one that ended are left here. */
+/* Reads what instances and their sandboxes report, and their ends, which leave their parts behind. */
 #include "common/clock.h"
 #include "node.h"
 
@@ -7,12 +7,12 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
-/* Of memory in a cgroup that serves again, in bytes: half of the least limit. The kernel keeps that much for
- * some CPUs at hand. */
+/* The memory, in bytes, that may still be charged to a cgroup that serves again: half of the
+ * lowest limit. The kernel keeps this much in reserve on some CPUs. */
 enum { LEFT_MOST = 1 << 20 };
 
-/* A sandbox is ready or tells of its instance, or a start's control socket has ended: by its exec, or
- * with the child. True if more may be unread. */
+/* A sandbox is ready or reports on its instance; or a start's control socket has ended, by its
+ * exec or with the child. True if more may be unread. */
 bool instance_read(int index)
 {
 	struct instance *instance = &node.instances[index];
@@ -40,13 +40,13 @@ bool instance_read(int index)
 	node_unwatch(&instance->control);
 	if (instance->state != INSTANCE_STARTING || node.progress[index].error ||
 	    node.progress[index].step != STEP_EXEC)
-		return false; /* its end says what failed */
+		return false; /* its end tells what failed */
 	instance_runs(index);
 	return false;
 }
 
-/* What an instance wrote to files in memory, of a volume, stays charged to its cgroup: the next would
- * have the less. Nothing else of it stays. */
+/* What an instance wrote to memory files, or to a volume in memory, stays charged to its cgroup
+ * and would be missing for the next. Nothing else of it stays. */
 static bool is_almost_empty(const struct instance *instance)
 {
 	return !(instance->identity.flags & DEFINITION_VOLUMES) ||
@@ -54,8 +54,8 @@ static bool is_almost_empty(const struct instance *instance)
 		       LEFT_MOST;
 }
 
-/* The cgroup of an instance that ended as it should has no process, and no instance can read of its
- * cgroup what another left there. */
+/* The cgroup of an instance that ended normally has no process, and no instance can read there
+ * what another one left. */
 static void leave_parts(struct instance *instance, bool clean)
 {
 	if (instance->cgroup != NOBODY && clean && is_almost_empty(instance)) {
@@ -93,7 +93,7 @@ void instances_reap(void)
 	int status;
 	pid_t pid;
 	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
-		/* Its exec, or what it said last, may be unread. */
+		/* Its exec or its last report may be unread. */
 		while (instance_hashed(pid) != NOBODY && instance_read(instance_hashed(pid)))
 			;
 		int index = instance_unhash(pid);

@@ -1,5 +1,5 @@
-/* The start of an instance: the parts that it takes, and what its sandbox is told. One file, because
- * each step undoes another's when a start fails.
+/* Starts an instance: takes its parts and instructs its sandbox. It is one file because each step
+ * undoes those before it when a start fails.
  */
 #include "common/clock.h"
 #include "node.h"
@@ -18,14 +18,14 @@ static int refusal(enum step *step, int error, enum step failed)
 	return error;
 }
 
-/* The parts of a start. A sandbox of its function, renewed, has a cgroup, and may have a network. */
+/* The parts of a start. A renewed sandbox of its function has a cgroup, and may have a network. */
 struct parts {
 	int network, cgroup;
-	bool again, warm; /* again: in such a sandbox; warm: in that or one that waits */
+	bool again, warm; /* again: in a renewed sandbox; warm: in that or in a generic one */
 	bool other_network; /* than the sandbox has */
 };
 
-/* -EAGAIN: they have to be waited for. */
+/* -EAGAIN: the start has to wait for them. */
 static int take_parts(const struct ask *ask, struct parts *parts, enum step *step)
 {
 	struct function *function = &node.functions[ask->function];
@@ -54,7 +54,7 @@ static int take_parts(const struct ask *ask, struct parts *parts, enum step *ste
 	return -EAGAIN;
 }
 
-/* The record of a start, with its parts; NOBODY if all are of instances whose ends nobody has read. */
+/* The record of a start, with its parts. NOBODY if all records are of ends that nobody has read. */
 static int begin(const struct ask *ask, const struct parts *parts, int client)
 {
 	struct function *function = &node.functions[ask->function];
@@ -87,7 +87,7 @@ static int begin(const struct ask *ask, const struct parts *parts, int client)
 	return index;
 }
 
-/* What the sandbox of a start needs to know. */
+/* What the start's sandbox has to know. */
 static struct place place_of(const struct ask *ask, const struct rights *rights, int index,
 			     bool reuses)
 {
@@ -110,8 +110,8 @@ static struct place place_of(const struct ask *ask, const struct rights *rights,
 		.own_words = words ? rights->descriptors[3] : NOBODY,
 		.streams = {rights->descriptors[0], rights->descriptors[1], rights->descriptors[2]},
 	};
-	place.limits.pids += reuses; /* PID 1 is not the function's */
-	/* Its cgroup may have those of another function. */
+	place.limits.pids += reuses; /* PID 1 is ours, not the function's */
+	/* Its cgroup may have another function's limits. */
 	place.set_limits = !same_limits(&node.parts[instance->cgroup].order.limits, &place.limits);
 	if (!reuses && place.function.reuse == REUSE_SANDBOX)
 		place.function.reuse = REUSE_NETWORK;
@@ -123,7 +123,7 @@ static struct place place_of(const struct ask *ask, const struct rights *rights,
 	return place;
 }
 
-/* ``has_sandbox`` is set when there is one, whose end will be told. */
+/* ``has_sandbox`` is set if there is one; its end is then reported. */
 static int enter_or_clone(int index, struct place *place, const struct parts *parts, bool reuses,
 			  bool *has_sandbox)
 {
@@ -166,7 +166,7 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 	instance->identity = place.function;
 	failed = logged ? logged : enter_or_clone(index, &place, &parts, reuses, &has_sandbox);
 	if (!failed) {
-		/* A process is there to set them; where it fails, the cgroup is not used again. */
+		/* A process exists that sets the limits; if it fails, the cgroup is not used again. */
 		node.parts[instance->cgroup].order.limits = place.limits;
 		return 0;
 	}
@@ -174,7 +174,7 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 		instance_release(index);
 		return refusal(step, -failed, logged ? STEP_STREAMS : STEP_CLONE);
 	}
-	kill(instance->pid, SIGKILL); /* its end is told as that of any start that failed */
+	kill(instance->pid, SIGKILL); /* its end is reported like that of any failed start */
 	node.progress[index].step = logged ? STEP_STREAMS : STEP_ROOT;
 	node.progress[index].error = -failed;
 	return 0;

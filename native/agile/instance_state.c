@@ -1,4 +1,4 @@
-/* An instance runs, and it has ended: what changes, and who is told. */
+/* The changes when an instance begins to run and when it has ended, and who is told. */
 #include "common/clock.h"
 #include "node.h"
 
@@ -31,7 +31,7 @@ static bool ran_out_of_memory(int index)
 	return sandbox_out_of_memory(&node.house, cgroup) != node.progress[index].out_of_memory;
 }
 
-/* The end of an instance; its parts are its caller's to settle, before the manager is owed it. */
+/* The end of an instance. The caller settles its parts before the manager is told. */
 void instance_finish(int index, int status, int64_t user, int64_t system)
 {
 	struct instance *instance = &node.instances[index];

@@ -1,14 +1,14 @@
-/* PID 1 of a sandbox that its function uses again and again, for one instance at a time.
+/* PID 1 of a sandbox that serves its function again and again, one instance at a time.
  *
- * The instance is a child, confined as any other. When it has ended, all processes are killed, and what
- * an instance could have changed is replaced or compared with what it was: /tmp, the IPC namespace,
- * pids, mounts, the host name. What is not as it was ends the sandbox; a network that is not is given
- * up, and another comes with the next start. See docs/security.md, and tests/host/agile/test_reuse.py,
- * where each is left.
+ * The instance is a child, confined like any other. When it has ended, all processes are killed, and
+ * everything that it could have changed is replaced, or compared with its earlier state: /tmp, the
+ * IPC namespace, pids, mounts, the host name. A difference ends the sandbox, but a changed network is
+ * only given up, and the next start brings another. See docs/security.md, and
+ * tests/host/agile/test_reuse.py, which leaves each of these traces.
  *
- * PID 1 is root in the host's user namespace, with the few capabilities that this takes: so it touches
- * nothing of the instance's but by calls that take no path of it. No instance sees it in /proc, nor
- * can it signal it.
+ * PID 1 is root in the host's user namespace, with the few capabilities that this takes. So it
+ * touches the instance's things only by calls that follow none of the instance's paths. No instance
+ * sees it in /proc or can send it a signal.
  */
 #include "common/clock.h"
 #include "common/socket.h"
@@ -35,9 +35,9 @@
 
 enum { STACK = 64 * 1024, TEXT = 8192, PAUSE = 10 /* ms */ };
 
-/* What differs after any packet, and after most calls that failed; what a listening socket may make; and
- * of what only root can change, what is quick to read. Links, addresses, routes, rules and neighbours
- * have a socket that tells of any change. */
+/* What changes with any packet and with most failed calls; what a listening socket may create;
+ * and, of what only root can change, what is quick to read. A socket reports changes of links,
+ * addresses, routes, rules and neighbours. */
 static const char *const counters[] = {
 	"/proc/self/net/dev",
 	"/proc/self/net/snmp",
@@ -47,11 +47,12 @@ static const char *const counters[] = {
 };
 enum { COUNTERS = sizeof counters / sizeof *counters };
 
-/* To enter networks, mount /tmp, end processes, and give an instance its streams, limits and user. */
-static const uint64_t rights_kept = 1ULL << CAP_SYS_ADMIN | 1ULL << CAP_KILL | 1ULL << CAP_CHOWN |
-				    1ULL << CAP_SYS_RESOURCE | 1ULL << CAP_SETUID |
-				    1ULL << CAP_SETGID |
-				    1ULL << CAP_DAC_READ_SEARCH; /* to /tmp, whoever has the root */
+/* For entering networks, mounting /tmp, killing processes, and setting an instance's streams,
+ * limits and user. */
+static const uint64_t rights_kept =
+	1ULL << CAP_SYS_ADMIN | 1ULL << CAP_KILL | 1ULL << CAP_CHOWN | 1ULL << CAP_SYS_RESOURCE |
+	1ULL << CAP_SETUID | 1ULL << CAP_SETGID |
+	1ULL << CAP_DAC_READ_SEARCH; /* to /tmp, whoever owns the root */
 
 struct text {
 	int file;
@@ -87,7 +88,7 @@ static ssize_t read_text(int file, char *bytes)
 	return file < 0 ? -1 : pread(file, bytes, TEXT, 0);
 }
 
-/* A socket that hears of all changes but those of multicast routing, which takes a capability. */
+/* A socket that reports all changes except those of multicast routing, which take a capability. */
 static int open_changes(void)
 {
 	struct sockaddr_nl all = {
@@ -95,8 +96,8 @@ static int open_changes(void)
 		.nl_groups =
 			~(1U << (RTNLGRP_IPV4_MROUTE_R - 1) | 1U << (RTNLGRP_IPV6_MROUTE_R - 1)),
 	};
-	/* Of groups that a socket joined, which the kernel reports to the network for a while after the
-	 * socket is gone: from Linux 6.14 on. */
+	/* From Linux 6.14 on: multicast groups that a socket joined, which the kernel announces on
+	 * the network for a while after the socket is gone. */
 	static const int later[] = {37 /* RTNLGRP_IPV4_MCADDR */, 38 /* RTNLGRP_IPV6_MCADDR */};
 	int opened = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
 	if (opened >= 0 && bind(opened, (struct sockaddr *)&all, sizeof all))
@@ -134,7 +135,7 @@ static bool happened(int file, short event)
 	return poll(&events, 1, 0) != 0;
 }
 
-/* Nothing came or went, nothing was changed, and the only socket is ours. */
+/* No packet came or went, nothing changed, and the only socket is ours. */
 static bool network_is_clean(void)
 {
 	static char now[TEXT];
@@ -153,7 +154,7 @@ static bool network_is_clean(void)
 	return true;
 }
 
-/* Until the next start brings another, it stands where sandboxes that wait do. */
+/* Until the next start brings another network, it is in the one where waiting sandboxes are. */
 static uint32_t leave_network(void)
 {
 	if (network_is_clean())
@@ -198,16 +199,16 @@ static bool reads(int file, const char *text)
 	return size == (ssize_t)strlen(text) && !memcmp(now, text, (size_t)size);
 }
 
-/* True if the instance started no process: its own pid is the last that was given here, and its cgroup,
- * which it cannot leave, holds no process but ours. */
+/* True if the instance started no process: its own pid is the last that was assigned here, and
+ * its cgroup, which it cannot leave, holds no process but ours. */
 static bool nobody_came(void)
 {
 	return reads(keeper.last_pid, "2\n") && reads(keeper.processes, "1\n");
 }
 
-/* Everything that ends with its process ends here: sockets, locks, watches, timers, keys. kill(-1) is
- * expensive even where there is no process, and so is the second one, which verifies: the kernel walks
- * the processes of the whole host. */
+/* Whatever ends with its process ends here: sockets, locks, watches, timers, keys. kill(-1) is
+ * expensive even if there is no process, and so is the second one, which verifies: the kernel
+ * walks all processes of the host. */
 static bool processes_are_gone(void)
 {
 	if (nobody_came())
@@ -242,8 +243,8 @@ static void send_news(const struct news *news, const int *descriptor)
 		_exit(0); /* the node is gone */
 }
 
-/* Runs in our memory, with our descriptors unless it opens some, on a stack of its own, while we wait:
- * until it has executed or ended. */
+/* Runs in our memory, with our descriptors unless it opens some, on a stack of its own, while we
+ * wait for its exec or end. */
 static int be_instance(void *unused)
 {
 	char pid[16];
@@ -374,7 +375,7 @@ static void settle(int self)
 		fail(STEP_CAPABILITIES, failed);
 }
 
-/* Those of the function stay, until a start brings its own. */
+/* The function's own files stay until a start brings others. */
 static void read_words(void)
 {
 	keeper.progress->stamps[STEP_FUNCTION] = clock_now();

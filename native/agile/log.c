@@ -1,19 +1,19 @@
-/* firstlight-log: keeps what instances write.
+/* firstlight-log: stores the output of instances.
  *
  *   firstlight-log DIRECTORY SIZE TOTAL 3<SOCKET
  *
- * The node sends a message for each instance on descriptor 3: its id, and the reading ends of its
- * output and error. They are read until their end into DIRECTORY/ID.log, in the format of CRI's logs:
+ * For each instance, the node sends a message on descriptor 3 with its id and the reading ends of its
+ * output and error. They are read to their end and written to DIRECTORY/ID.log, in CRI's log format:
  *
  *   2026-11-29T02:15:00.123456789Z stdout F a whole line
  *   2026-11-29T02:15:00.123456789Z stderr P a part of a line, whose next part follows
  *
- * A file beyond SIZE bytes becomes ID.log.1. When all of them have more than TOTAL bytes, or are
- * many, those of the instances that were started first are removed. A log that is complete is read-only.
+ * A file that exceeds SIZE bytes becomes ID.log.1. If all files together exceed TOTAL bytes, or there
+ * are too many, those of the instances that started first are removed. A complete log is read-only.
  *
- * It outlives the manager, and ends with the node and the last instance. It is C because it is there
- * for as long as the node is, and must be small. What cannot be written is lost: an instance does not
- * wait for a full disk.
+ * It outlives the manager, and ends with the node and the last instance. It is C because it runs as
+ * long as the node does, and must be small. What cannot be written is lost: no instance waits for a
+ * full disk.
  */
 #include "common/socket.h"
 
@@ -55,8 +55,8 @@ struct log {
 	long long size, before; /* bytes of ID.log, and of ID.log.1 */
 };
 
-static struct log *logs; /* in the order of their starts */
-static size_t count, room, written; /* written: that have a pipe */
+static struct log *logs; /* in the order in which they started */
+static size_t count, room, written; /* written: those that have a pipe */
 static int directory, epoll;
 static long long most, most_of_all, all;
 
@@ -102,7 +102,7 @@ static bool is_much(void)
 	return all > most_of_all || count > LOGS_MAX;
 }
 
-/* Removes the logs of ended instances first, then the older halves of the others. */
+/* Removes the logs of ended instances first, then the older files of the others. */
 static void make_room(void)
 {
 	for (size_t i = 0; i < count && is_much();)
@@ -163,7 +163,7 @@ static size_t stamp(char *text, size_t size)
 	return length + (size_t)snprintf(text + length, size - length, ".%09ldZ", now.tv_nsec);
 }
 
-/* Each line with the time when it was read. */
+/* Writes each line with the time at which it was read. */
 static void keep(uint64_t id, int stream, const char *text, size_t size)
 {
 	static char lines[PART + 256];
@@ -187,7 +187,7 @@ static void keep(uint64_t id, int stream, const char *text, size_t size)
 	put(id, lines, used);
 }
 
-/* Whether new logs are read. */
+/* Whether new logs are accepted. */
 static void feed(bool feeds)
 {
 	struct epoll_event event = {.events = feeds ? EPOLLIN : 0, .data.u64 = UINT64_MAX};
@@ -237,7 +237,7 @@ static struct log *append(uint64_t id)
 
 static void add(uint64_t id, struct rights *rights)
 {
-	struct log *old = find(id); /* of a node that was killed */
+	struct log *old = find(id); /* left by a node that was killed */
 	if (old && !is_open(old))
 		drop((size_t)(old - logs));
 	struct log *log = append(id);
@@ -246,7 +246,7 @@ static void add(uint64_t id, struct rights *rights)
 	open_file(log);
 	for (int i = 0; i < STREAMS; i++) {
 		struct epoll_event event = {.events = EPOLLIN, .data.u64 = id << 1 | (uint64_t)i};
-		/* An instance may open its own output, and read what we are about to. */
+		/* An instance may open its own output, and read what we are about to read. */
 		if (fcntl(rights->descriptors[i], F_SETFL, O_NONBLOCK) ||
 		    epoll_ctl(epoll, EPOLL_CTL_ADD, rights->descriptors[i], &event))
 			continue;
@@ -263,14 +263,14 @@ static int by_id(const void *a, const void *b)
 	return (left > right) - (left < right);
 }
 
-/* What one before us has left. */
+/* What an earlier keeper has left. */
 static int find_old(void)
 {
 	int listed FILE_SCOPE = fcntl(directory, F_DUPFD_CLOEXEC, 0);
 	DIR *names_of = listed < 0 ? NULL : fdopendir(listed);
 	if (!names_of)
 		return -errno;
-	(void)descriptor_take(&listed); /* it is the stream's */
+	(void)descriptor_take(&listed); /* it is the stream's own */
 	for (struct dirent *entry; (entry = readdir(names_of));) {
 		char *rest;
 		struct stat status;
@@ -293,7 +293,7 @@ static int find_old(void)
 	return 0;
 }
 
-/* Without a descriptor, pipes that arrive would be lost, and end who writes to them. */
+/* Without a free descriptor, pipes that arrive would be lost, and their writers would be killed. */
 static bool has_descriptors(void)
 {
 	struct rlimit files;
@@ -374,7 +374,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	set_open_files();
-	(void)setsid(); /* the end of the manager's session is not ours */
+	(void)setsid(); /* the end of the manager's session does not concern us */
 	(void)signal(SIGPIPE, SIG_IGN);
 	(void)signal(SIGINT, SIG_IGN); /* Ctrl-C is for the manager to handle */
 	directory = close_range(CONTROL + 1, ~0U, 0)

@@ -1,4 +1,4 @@
-/* The manager: the orders that it gives, and what it is told, at once or when it reads again. */
+/* The manager's orders, and the events that it gets, at once or when it next reads. */
 #include "common/clock.h"
 #include "node.h"
 
@@ -20,7 +20,8 @@ static struct {
 } order;
 static struct sock_filter programs[PROFILES][PROFILE_MAX];
 
-/* What a manager leaves here for the next one: that of its instances which are not ours to know. */
+/* Descriptors that a manager leaves to the next one: of its zygotes, forks and workers, which the
+ * node knows nothing about. */
 static struct rights kept[KEPT];
 static int kept_count; /* that were ever used */
 
@@ -30,7 +31,7 @@ static void lose(void)
 	node.manager_blocked = node.has_done = false;
 	node.telling = TELL_NOTHING;
 	if (!node.stays)
-		exit(0); /* and all that runs here with it */
+		exit(0); /* and everything that runs here with it */
 }
 
 void managers_accept(void)
@@ -46,9 +47,10 @@ void managers_accept(void)
 		lose();
 }
 
-/* 0, or a negative errno: retry when the manager reads. -ETOOMANYREFS: these descriptors cannot be passed
- * on, now or later, as their other ends have sent sockets in sockets (kernels before 6.10). It is also the
- * error of a user's limit of descriptors in flight, which the node's CAP_SYS_ADMIN lifts. */
+/* 0, or a negative errno; retry when the manager reads. -ETOOMANYREFS: these descriptors cannot
+ * be passed on, now or later, as their other ends have sent sockets in sockets (kernels before
+ * 6.10). A user's limit of descriptors in flight has the same error, but the node's CAP_SYS_ADMIN
+ * lifts it. */
 static int send_message(const void *bytes, size_t size, const int *descriptors, int count)
 {
 	if (node.manager < 0 || node.manager_blocked)
@@ -91,8 +93,8 @@ static int hello(const struct order *asked, struct rights *rights)
 	return 0;
 }
 
-/* A long filter is slow to load: the node has it itself, with what it needs to make sandboxes
- * allowed in it, and an instance adds the few lines that deny that. */
+/* A long filter is slow to load. So the node itself has it, with the calls that make sandboxes
+ * allowed, and an instance adds the few lines that deny those. */
 static int confine_node(unsigned short length, const struct sock_filter *program)
 {
 	static bool confined;
@@ -173,7 +175,7 @@ static int obey(const struct order *asked, size_t rest, struct rights *rights)
 	case ORDER_FUNCTION:
 		return set_function(asked, rights);
 	case ORDER_FORGET:
-		manager_tell(true); /* of networks that it gives up, too */
+		manager_tell(true); /* also of networks that it gives up */
 		return function_forget(asked->count);
 	case ORDER_PART:
 		return add_part(asked, rights);
@@ -224,7 +226,7 @@ static void read_one(void)
 		lose();
 		return;
 	}
-	if (size == -EMSGSIZE) { /* its words are whole: no descriptor was left for its own */
+	if (size == -EMSGSIZE) { /* its words are complete: no descriptor was left for its own */
 		done(&order.head, -EMFILE);
 		return;
 	}
@@ -234,7 +236,7 @@ static void read_one(void)
 		return;
 	}
 	int failed = obey(&order.head, (size_t)size - sizeof order.head, &rights);
-	/* What is frequent is not acknowledged unless it failed. */
+	/* Frequent orders are acknowledged only if they fail. */
 	if (failed || order.head.verb == ORDER_FUNCTION || order.head.verb == ORDER_FORGET ||
 	    order.head.verb == ORDER_HELLO || order.head.verb == ORDER_SYNC)
 		done(&order.head, failed);
@@ -323,8 +325,8 @@ static int tell_kept(int index)
 	return failed;
 }
 
-/* To a new manager: what there is. True when it has all of it. Of no table more is read than was ever
- * used: each clone copies the page tables of what we have touched. */
+/* Sends a new manager the node's state. True when it has all of it. Unused parts of tables are
+ * not read: each clone copies the page tables of memory that we have touched. */
 static bool tell_state(void)
 {
 	const struct {
@@ -371,7 +373,7 @@ static void tell_instances(void)
 	struct event events[EVENTS_MAX];
 	while (node.dirty.count) {
 		int count = 0, taken = 0, first = node.dirty.first;
-		struct queue before = node.dirty; /* what is not told is put back whole */
+		struct queue before = node.dirty; /* what is not sent is put back */
 		while (node.dirty.count && count < EVENTS_MAX - 1) {
 			count = add_events(node.dirty.first, events, count);
 			node.dirty.first = node.instances[node.dirty.first].next_dirty;
@@ -392,7 +394,7 @@ static void tell_instances(void)
 	}
 }
 
-/* Before the starts that they are used by. */
+/* Before the starts that use them. */
 static void tell_rested(void)
 {
 	struct event events[EVENTS_MAX];
@@ -413,8 +415,8 @@ static void tell_rested(void)
 	}
 }
 
-/* A start that waited may have been served otherwise meanwhile: one is made all the same, or the manager
- * would answer nothing, and no start ask again. */
+/* A start that waited may have been served otherwise meanwhile. One part is requested all the same:
+ * else the manager would not answer, and no start would ask again. */
 static void tell_wants(void)
 {
 	for (uint32_t kind = PART_NETWORK; kind <= PART_CGROUP; kind++)
@@ -458,8 +460,8 @@ static bool wants_more(void)
 	return false;
 }
 
-/* While something is started, events are told in batches: a manager that woke for each would take the
- * CPU that the start needs. */
+/* While starts are under way, events are sent in batches: a manager that woke for each would take
+ * the CPU from the start. */
 static bool holds_back(void)
 {
 	if (node.owes_now || wants_more())

@@ -1,4 +1,4 @@
-/* What an ordinary container masks below /proc, and a kernel may or may not have. */
+/* Paths below /proc that container runtimes mask by default. A kernel may lack some of them. */
 #ifndef FIRSTLIGHT_MASKED_H
 #define FIRSTLIGHT_MASKED_H
 

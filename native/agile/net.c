@@ -1,10 +1,10 @@
-/* Makes network namespaces, looks into used ones and keeps the host's side of them, away from the
- * process that starts instances: these calls wait for the kernel's network locks and RCU grace
- * periods, milliseconds each.
+/* Makes network namespaces, examines used ones and maintains the host's side of them. It is a process
+ * apart from the one that starts instances, because these calls wait milliseconds for the kernel's
+ * network locks and RCU grace periods.
  *
- * What is asked for is in net.h. Who asks sets a deadline, and kills a helper that does not answer.
+ * net.h has the requests. The requester sets a deadline, and kills a helper that does not answer.
  *
- * It is C because libmnl and libnftables are, and to compare namespaces is to read many dumps.
+ * It is C because libmnl and libnftables are, and because comparing namespaces means parsing many dumps.
  */
 #include "net.h"
 #include "../common/cleanup.h"
@@ -36,8 +36,8 @@ _Noreturn static void die(const char *what, int error)
 	exit(1);
 }
 
-/* A namespace belongs to the user namespace of who makes it, and nobody comes back from there: so a
- * child makes it, and we take it from the child. */
+/* A namespace belongs to the user namespace of its maker, and a process cannot leave a user
+ * namespace again. So a child makes it, and we take it from the child. */
 static int make_owned(int owner)
 {
 	int ready[2], opened = -EPERM;
@@ -46,8 +46,8 @@ static int make_owned(int owner)
 		return -errno;
 	pid_t parent = getpid(), child = fork();
 	if (child == 0) {
-		/* Entering a user namespace clears the signal of the parent's death: so it is set after,
-		 * and the parent may have died before. */
+		/* Entering a user namespace clears the signal for the parent's death. So it is set
+		 * afterwards, and the parent may have died before. */
 		if (setns(owner, CLONE_NEWUSER) == 0 && prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 &&
 		    getppid() == parent && unshare(CLONE_NEWNET) == 0 &&
 		    write(ready[1], &byte, 1) == 1)
@@ -104,7 +104,7 @@ static int serve_make(const struct net_request *request, int owner, int *made,
 	return error ? error : net_quick_digest(&answer->quick);
 }
 
-/* What fails in the middle takes its link with it: the namespace is not ours to end. */
+/* If a step fails, its link goes with it: ending the namespace is not up to us. */
 static int serve_fill(const struct net_request *request, int given, const char **step)
 {
 	*step = "enter the given namespace";
@@ -141,7 +141,7 @@ static int serve_wash(int used, const char **step)
 	return error ? error : net_wash(step);
 }
 
-/* Makes the bridge. The answer is -EEXIST if there is one, which is set up only where it is ours. */
+/* Makes the bridge. If there is one, the answer is -EEXIST, and it is set up only if it is ours. */
 static int serve_host(const struct net_request *request, const char **step)
 {
 	*step = "create a bridge";
@@ -173,7 +173,7 @@ static int serve_localnet(const void *body, size_t size, const char **step)
 	return 0;
 }
 
-/* A server of ours that only the namespace reaches. */
+/* A server of ours that only the namespace can reach. */
 static int serve_listen(const struct net_request *request, int namespace, int *made,
 			const char **step)
 {
@@ -271,7 +271,7 @@ int main(void)
 	sigaddset(&signals, SIGINT); /* Ctrl-C is for the runtime to handle, in order */
 	sigaddset(&signals, SIGTERM);
 	sigprocmask(SIG_BLOCK, &signals, NULL);
-	/* It prepares: the runtime's own haste is not for it. */
+	/* This is preparation, so it does not have the runtime's own priority. */
 	(void)setpriority(PRIO_PROCESS, 0, 0);
 	if (fcntl(CONTROL, F_SETFD, FD_CLOEXEC) || close_range(CONTROL + 1, ~0U, 0))
 		die("set up descriptors", errno);

@@ -1,7 +1,8 @@
-/* What the agile runtime and its network helper say to one another (src/firstlight/agile/network/networks.py).
+/* Messages between the agile runtime and its network helper, in Python:
+ * src/firstlight/agile/network/nethelper.py.
  *
- * Everything goes over a seqpacket socket, descriptor 3 of the helper, one message each, integers in
- * host order, addresses in network order.
+ * They go over a seqpacket socket, the helper's descriptor 3, one record each. Integers are in host
+ * order, addresses in network order.
  */
 #ifndef FIRSTLIGHT_NET_H
 #define FIRSTLIGHT_NET_H
@@ -15,26 +16,25 @@
 enum { NET_LINK = 16, NET_BODY_MAX = 65536, NET_RANGES_MAX = 1024 };
 
 enum net_verb {
-	NET_HOST = 1, /* the gateway's link, and its address */
-	NET_MAKE, /* a network namespace; with a user namespace that is to own it */
+	NET_HOST = 1, /* the gateway's link and its address */
+	NET_MAKE, /* a network namespace; a user namespace may come along, to own it */
 	NET_CHECK, /* comes with a used network namespace */
 	NET_FORGET, /* followed by struct net_range; end their connections */
 	NET_RULES, /* followed by commands in nft's language, ending in NUL */
-	NET_LOCALNET, /* the link takes what the host sends to itself; followed by indices */
-	NET_REMOVE, /* the link of that index and name, if it is there */
-	NET_FILL, /* comes with a namespace that another program made: its link, as of MAKE */
+	NET_LOCALNET, /* the link accepts what the host sends to itself; followed by indices */
+	NET_REMOVE, /* the link of that index and name, if there is one */
+	NET_FILL, /* comes with another program's namespace, which gets a link as with MAKE */
 	NET_WASH, /* comes with a used network namespace */
-	NET_LISTEN, /* at a port, which is the index, of a network namespace's own loopback */
+	NET_LISTEN, /* listen at a port, the index, on the loopback of the namespace that comes along */
 };
 
 enum net_flag {
 	NET_WIRED = 1, /* MAKE: with a link to the host */
 	NET_NEIGHBOURS = 2, /* MAKE: instance and gateway know each other's link address */
 	NET_POD =
-		4, /* MAKE, FILL: sysctls stay as they are, the link's address is the pod's own, and
-		      * nobody asks what can be read there */
+		4, /* MAKE, FILL: sysctls stay as they are, the link's address is the pod's own, and no digests are made */
 	NET_IPV6 = 8, /* HOST, MAKE, FILL: with address6 and gateway6, too */
-	NET_OURS = 16, /* HOST: a link of that name that is there is set up, too */
+	NET_OURS = 16, /* HOST: an existing link of that name is set up, too */
 };
 
 struct net_request {
@@ -47,16 +47,15 @@ struct net_request {
 	struct in6_addr address6, gateway6;
 };
 
-/* Of all that can be read in a namespace. */
+/* Digests of everything that can be read in a namespace. */
 struct net_digests {
-	uint64_t state, counters; /* counters: of packets, and of calls that failed */
+	uint64_t state, counters; /* counters: of packets and failed calls */
 };
 
-/* The digests of MAKE and CHECK are of the namespace. The error of CHECK is EBUSY where somebody holds a
- * socket of it, as we do until a grace period after it was closed. The answer
- * of MAKE comes with the namespace, that of LISTEN with the socket, that of RULES with a memory file
- * of what nft says. That of FORGET is followed by a byte for each range: 1 where its connections are
- * gone, 0 where its link is still there. */
+/* MAKE and CHECK answer with the namespace's digests. CHECK fails with EBUSY if somebody holds
+ * one of its sockets, as we do until a grace period after closing it. The answer to MAKE carries
+ * the namespace, to LISTEN the socket, to RULES a memory file with nft's output. FORGET's is
+ * followed by a byte for each range: 1 if its connections are gone, 0 if its link is still there. */
 struct net_answer {
 	uint64_t id;
 	struct net_digests digests;
@@ -67,7 +66,7 @@ struct net_answer {
 
 struct net_range {
 	struct in_addr first, last;
-	int32_t index; /* of the link that must be gone first; 0 for none */
+	int32_t index; /* of the link that must be gone first, or 0 */
 };
 
 /* Each of these returns 0 or a negative errno, with what failed in *step. */

@@ -1,11 +1,10 @@
-/* What can be read in a network namespace, as two numbers: equal for two readings between which
- * nothing happened there.
+/* Reduces everything that can be read in a network namespace to two numbers, which are equal for two
+ * readings if nothing happened there in between.
  *
- * An instance can change few of these (no capability, a read-only /proc), but each can be left by
- * somebody. Every packet, and many a socket call that failed, leaves a counter that cannot be reset:
- * a used namespace reads as a new one only if no packet came or went there. Counters are a number of
- * their own, for functions that do not mind them. TCP's metrics come of packets alone, and are not
- * listed: see net_wash.c.
+ * An instance can change little of this (it has no capability, and /proc is read-only), but each trace
+ * is possible. Every packet, and many a failed socket call, leaves a counter that cannot be reset, so
+ * a used namespace reads as new only if no packet came or went. Counters are the second number, for
+ * functions that share them. TCP's metrics come from packets alone and are not listed: see net_wash.c.
  */
 #include "../common/cleanup.h"
 #include "net.h"
@@ -24,7 +23,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-/* Ages of neighbours change by themselves, and the carrier of a link comes up a while after it. */
+/* Neighbours' ages change by themselves, and a link's carrier comes up a while after it. */
 static void add_message(const struct nlmsghdr *message, void *data)
 {
 	struct net_digests *digests = data;
@@ -113,7 +112,7 @@ static int dump_route(struct net_digests *digests)
 	return error;
 }
 
-/* How many states and policies IPsec has here. */
+/* IPsec's numbers of states and policies in this namespace. */
 static int dump_xfrm(struct net_digests *digests)
 {
 	static const uint16_t counts[] = {XFRM_MSG_GETSADINFO, XFRM_MSG_GETSPDINFO};
@@ -167,8 +166,8 @@ static int dump_netfilter(struct net_digests *digests)
 	return optional(rtnl_ask(&netlink, sets, add_message, digests));
 }
 
-/* Of "TCP: inuse 0 orphan 0 tw 0 alloc 1 mem 0", what counts one namespace and not all. "used" has
- * our own netlink sockets in it: see net_sockets. */
+/* Of "TCP: inuse 0 orphan 0 tw 0 alloc 1 mem 0", the fields that count one namespace and not all.
+ * "used" includes our own netlink sockets: see net_sockets. */
 static void add_counts(struct net_digests *digests, char *text)
 {
 	for (char *word, *rest = text; (word = strtok_r(rest, " \n", &rest));)
@@ -179,7 +178,7 @@ static void add_counts(struct net_digests *digests, char *text)
 		}
 }
 
-/* Of each protocol, how many bound sockets there are; of netlink they are our own. */
+/* The number of bound sockets of each protocol; netlink's are our own. */
 static void add_protocols(struct net_digests *digests, char *text)
 {
 	char name[32];
@@ -191,8 +190,8 @@ static void add_protocols(struct net_digests *digests, char *text)
 		}
 }
 
-/* Left out: what tells of the whole host, and tables of all namespaces that take long to walk and of
- * which others tell the counts. */
+/* Left out: files about the whole host, and tables of all namespaces that take long to walk, and
+ * whose counts are in others. */
 static bool is_left_out(const char *name)
 {
 	static const char *const names[] = {
@@ -264,8 +263,8 @@ static int add_proc_net(struct net_digests *digests)
 	return add_directory(AT_FDCWD, "/proc/thread-self/net", true, digests);
 }
 
-/* Those that matter to a program, and the key that a listening socket may have made. To read all
- * 600 takes longer than to make a namespace, and no instance can write one. */
+/* Those that matter to a program, and the key that a listening socket may have created. Reading
+ * all 600 takes longer than making a namespace, and no instance can write one. */
 static int add_sysctls(struct net_digests *digests)
 {
 	static const char *const names[] = {

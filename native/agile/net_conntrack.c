@@ -1,7 +1,7 @@
-/* Ends what the host tracks of connections of addresses that are to be used again.
+/* Ends the host's tracked connections of addresses before these are reused.
  *
- * The kernel filters no dump by a set of addresses, so one walk of the whole table serves all that
- * are asked for.
+ * The kernel cannot filter a dump by a set of addresses, so one walk of the whole table serves all
+ * addresses of a request.
  */
 #include "net.h"
 
@@ -11,7 +11,7 @@
 #include <string.h>
 
 struct sweep {
-	struct rtnl *netlink; /* to delete by: the dump has one of its own */
+	struct rtnl *netlink; /* for deleting: the dump has its own socket */
 	const struct net_range *ranges;
 	size_t count;
 	const uint8_t *gone;
@@ -60,7 +60,7 @@ static void end_connection(const struct nlmsghdr *message, void *data)
 	RTNL_ATTRIBUTES(part, message, sizeof(struct nfgenmsg))
 	if (mnl_attr_get_type(part) <= CTA_MAX)
 		parts[mnl_attr_get_type(part)] = part;
-	/* An instance is where one began, or where its answers come from. */
+	/* An instance's: one that it began, or whose answers come from it. */
 	if (sweep->error || (!is_wanted(sweep, parts[CTA_TUPLE_ORIG], CTA_IP_V4_SRC) &&
 			     !is_wanted(sweep, parts[CTA_TUPLE_REPLY], CTA_IP_V4_SRC)))
 		return;
@@ -70,7 +70,7 @@ static void end_connection(const struct nlmsghdr *message, void *data)
 			mnl_attr_put(request, part->nla_type, mnl_attr_get_payload_len(part),
 				     mnl_attr_get_payload(part));
 	int error = rtnl_ask(sweep->netlink, request, NULL, NULL);
-	if (error != -ENOENT) /* it ended by itself meanwhile */
+	if (error != -ENOENT) /* it has ended by itself */
 		sweep->error = error;
 }
 
@@ -86,7 +86,7 @@ int net_forget(struct rtnl *host, const struct net_range *ranges, size_t count, 
 		error = ranges[i].index ? rtnl_link_settle(host, ranges[i].index) : -ENODEV;
 		if (error && error != -ENODEV)
 			return error;
-		gone[i] = error == -ENODEV; /* nothing comes by it any more */
+		gone[i] = error == -ENODEV; /* no more of its packets can come */
 	}
 	*step = "open netfilter";
 	if ((error = rtnl_open(&dump, NETLINK_NETFILTER)) ||

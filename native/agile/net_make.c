@@ -1,4 +1,4 @@
-/* The link of a new network namespace, everything preset. */
+/* Makes the link of a new network namespace, with everything preset. */
 #include "../common/cleanup.h"
 #include "net.h"
 
@@ -13,8 +13,8 @@ enum { LOOPBACK = 1, ETH0 = 2 };
 static const unsigned char HOST_MAC[] = {2, 0x66, 0x6c, 0, 0, 1};
 static const unsigned char INSTANCE_MAC[] = {2, 0x66, 0x6c, 0, 0, 2};
 
-/* Connections in TIME_WAIT, half a KiB each, count in no limit of memory; by default there may be as many
- * as the host may have. */
+/* Connections in TIME_WAIT, half a KiB each, count towards no memory limit, and by default a
+ * namespace may have as many as the host. */
 static const struct {
 	const char *path, *text;
 } SETTINGS[] = {
@@ -43,7 +43,7 @@ static int set(const char *path, const char *text)
 			return error; \
 	} while (0)
 
-/* A pod's link address comes from its own: software takes it for a machine's. */
+/* A pod's link address is made from its own: software takes it for a machine's. */
 static void choose_mac(const struct net_request *request, unsigned char *mac)
 {
 	memcpy(mac, INSTANCE_MAC, sizeof INSTANCE_MAC);

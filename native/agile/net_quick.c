@@ -40,8 +40,8 @@ int net_sockets(uint64_t *sockets)
 	return sscanf(text, "sockets: used %" SCNu64, sockets) == 1 ? 0 : -EPROTO;
 }
 
-/* Counters move with every packet and with most calls that fail; a listening socket may make a key.
- * What takes a capability, which no instance has, is not read. */
+/* Counters change with every packet and with most failed calls; a listening socket may create a
+ * key. What takes a capability to change is not read: no instance has one. */
 int net_quick_digest(uint64_t *digest)
 {
 	static const char *const names[] = {"net/dev", "net/snmp"};

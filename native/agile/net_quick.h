@@ -1,5 +1,5 @@
-/* What an instance can leave in a network namespace, as one number: read by the helper when one is
- * made, and by the node when it was used. Of the namespace that the caller is in. */
+/* Reduces what an instance can leave in a network namespace to one number. The helper reads it of each
+ * new namespace, and the node of each used one; the caller is in the namespace. */
 #ifndef FIRSTLIGHT_NET_QUICK_H
 #define FIRSTLIGHT_NET_QUICK_H
 
@@ -16,8 +16,8 @@ size_t net_read(int directory, const char *name, char *text);
 
 /* These return 0 or a negative errno. */
 int net_quick_digest(uint64_t *digest);
-/* Sockets that anybody still holds. Ours count until a grace period after they were closed: so it is
- * asked before one is open. */
+/* The number of sockets there that anybody still holds. Ours count until a grace period after they
+ * were closed, so this is asked before one is opened. */
 int net_sockets(uint64_t *sockets);
 
 #endif

@@ -1,4 +1,4 @@
-/* Commands in nft's own language, by its library: one transaction each. */
+/* Runs commands in nft's own language by libnftables, each request as one transaction. */
 #include "../common/process.h"
 #include "net.h"
 

@@ -1,5 +1,5 @@
-/* Removes what traffic leaves in a network namespace beside counters: connections that are not over,
- * exceptions of routes, TCP's metrics of addresses with their cookies. Who asks looks afterwards. */
+/* Removes what traffic leaves in a network namespace, except counters: open connections, route
+ * exceptions, and TCP's metrics and cookies of addresses. The caller checks the result. */
 #include "../common/cleanup.h"
 #include "net.h"
 
@@ -13,7 +13,7 @@
 #include <sys/socket.h>
 
 struct ending {
-	struct rtnl *netlink; /* to end by: the dump has one of its own */
+	struct rtnl *netlink; /* for ending: the dump has its own socket */
 	int error;
 };
 
@@ -80,11 +80,11 @@ static void end_one(const struct nlmsghdr *message, void *data)
 	head->idiag_states = ~0U;
 	head->id = socket->id;
 	int error = rtnl_ask(ending->netlink, request, NULL, NULL);
-	if (error != -ENOENT) /* it ended by itself meanwhile */
+	if (error != -ENOENT) /* it has ended by itself */
 		ending->error = error;
 }
 
-/* Those in TIME_WAIT above all, which would stay for a minute. */
+/* Mostly those in TIME_WAIT, which would stay for a minute. */
 static int end_connections(uint8_t family)
 {
 	_Alignas(struct nlmsghdr) char buffer[RTNL_BUFFER];
@@ -110,7 +110,8 @@ int net_wash(const char **step)
 	*step = "end connections";
 	for (size_t i = 0; i < sizeof families && !error; i++)
 		error = end_connections(families[i]);
-	if (error && error != -ENOENT && error != -EOPNOTSUPP) /* a kernel without IPv6, or this */
+	if (error && error != -ENOENT &&
+	    error != -EOPNOTSUPP) /* the kernel has no IPv6, or lacks this */
 		return error;
 	*step = "forget exceptions of routes";
 	if ((error = flush_routes()))

@@ -2,10 +2,10 @@
  *
  *   firstlight-node DIRECTORY INSTANCES 3>PIPE
  *
- * DIRECTORY is where it listens: for clients at "socket", for its manager at "node". A start of a
- * function that the manager has registered is one message of a client, answered here. Instances
- * outlive the manager, and none outlives the node, which is the first process of the PID namespace
- * that they all are in. Descriptor 3 is closed when clients may connect.
+ * It listens in DIRECTORY: for clients at "socket", for its manager at "node". To start a function that
+ * the manager has registered, a client sends one message, which is answered here. Instances outlive the
+ * manager. None outlives the node, which is PID 1 of the PID namespace that holds them all. It closes
+ * descriptor 3 when clients can connect.
  *
  * It is C because all of it lies inside a start, which begins with a clone of it.
  */
@@ -30,8 +30,8 @@
 
 enum { BACKLOG = 4096, MANAGERS = 4, READY_MAX = 64, READY = 3 };
 
-/* Called before anything else is opened, which would get the number of a closed standard stream.
- * READY, the starter's, moves away from the numbers that a waiting sandbox uses. */
+/* Called before anything is opened that would get the number of a closed standard stream. READY,
+ * the starter's, moves away from the numbers that a waiting sandbox uses. */
 static int open_standard(void)
 {
 	int opened, ready = fcntl(READY, F_DUPFD_CLOEXEC, FIRST_RESERVED + RESERVED);
@@ -50,8 +50,8 @@ static int open_standard(void)
 	return ready;
 }
 
-/* We go on as the first process of a PID namespace in which all instances are: whatever they do, none
- * outlives us. /proc, mounted before, shows what pids the host knows them by. */
+/* We continue as PID 1 of a PID namespace that holds all instances: whatever they do, none
+ * outlives us. /proc, mounted before, shows the pids that the host knows them by. */
 static void enter_cage(void)
 {
 	if (unshare(CLONE_NEWPID))
@@ -63,7 +63,7 @@ static void enter_cage(void)
 		_exit(0);
 	if (setsid() < 0)
 		node_die("lead a session", -errno);
-	/* Once more: a client is told the pid of the process that listens. */
+	/* Again, because clients are told the pid of the process that listens. */
 	if (listen(node.clients_listener, BACKLOG) || listen(node.managers_listener, MANAGERS))
 		node_die("listen", -errno);
 }
@@ -95,7 +95,7 @@ static int watch_children(void)
 	return signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
-/* Clients leave most descriptors for instances. */
+/* Clients may take a part of the descriptors; instances need most. */
 static void set_open_files(void)
 {
 	struct rlimit files;

@@ -43,14 +43,15 @@ enum {
 	PENDING = 1024,
 	RICH_HELD = 256,
 	NOBODY = -1,
-	/* Beyond its instances that run, those that have ended and that nobody has asked about yet. */
+	/* Records beyond those of running instances, for ends that nobody has read yet. */
 	ENDED_KEPT = 8192,
 };
 
-/* Places of the event loop: the kind in the upper half of its word, an index in the lower. */
+/* What an event is about: the kind in the upper half of its word, an index in the lower. */
 enum source { ON_CHILDREN, ON_CLIENTS, ON_MANAGERS, ON_MANAGER, ON_CLIENT, ON_INSTANCE };
 
-/* Indices of a table's records, oldest first. Where the index of the next is, of each, a function says. */
+/* Indices of a table's records, oldest first. A function gives the place of each record's next
+ * index. */
 struct queue {
 	int first, last, count;
 };
@@ -65,8 +66,8 @@ struct function {
 	struct queue sandboxes; /* renewed, of this version: instances */
 };
 
-/* LEFT: its instance has ended, and it is the manager's to judge. RESTING: a network that the node
- * will judge itself. */
+/* LEFT: its instance has ended, and the manager judges it. RESTING: a network that the node will
+ * judge itself. */
 enum part_state { PART_FREE, PART_SHELVED, PART_USED, PART_LEFT, PART_RESTING };
 
 struct part {
@@ -88,7 +89,7 @@ enum instance_state {
 	INSTANCE_RUNNING,
 	INSTANCE_RENEWING, /* a sandbox after its instance's end */
 	INSTANCE_RENEWED, /* it waits for the next of its function */
-	INSTANCE_ENDED, /* until all who have to know do */
+	INSTANCE_ENDED, /* until everybody concerned has been told */
 };
 
 /* What is owed to the client and to the manager. */
@@ -99,30 +100,32 @@ struct instance {
 	uint64_t id, tag;
 	pid_t pid; /* in the node's namespace; the host's is in its progress */
 	int control, network, cgroup, client, function;
-	int first_network, first_cgroup; /* that its start took: the manager may hear of it later */
-	int pidfd; /* of an instance in a sandbox that is used again: pid is that of PID 1 */
-	int before; /* of such a sandbox that is renewed: the instance that was in it */
+	int first_network,
+		first_cgroup; /* those that its start took: the manager may be told later */
+	int pidfd; /* of an instance in a reused sandbox: pid is that of PID 1 */
+	int before; /* of a renewed sandbox: the instance that was in it */
 	uint32_t version, client_generation, address;
 	uint16_t flags; /* of its answers */
 	uint8_t owed_client, owed_manager;
 	bool detached, killed, failed, in_dirty, renewing; /* renewing: its sandbox still is */
 	bool awaited; /* by the manager */
-	bool rests; /* its network, which the node judges */
-	bool carried; /* its cgroup stays with its sandbox, which goes on */
+	bool rests; /* its network, which the node will judge */
+	bool carried; /* its cgroup stays with its sandbox */
 	bool session; /* a program beside an instance's own */
 	struct definition identity; /* of its function when it was started */
 	int status, error, step;
 	int64_t requested, running, user, system;
 	int64_t until; /* its sandbox has to be renewed */
-	int next_dirty; /* of those that owe the manager */
-	int next, previous; /* of its client, or of those that wait */
+	int next_dirty; /* of those that the manager has yet to be told of */
+	int next, previous; /* of its client's, or of those that wait */
 	int hash_next; /* of those with the same hash of their pids */
 };
 
 struct client {
 	int descriptor; /* -1: free */
 	uint32_t generation;
-	bool fast, blocked, held; /* blocked: does not read; held: is not read */
+	bool fast, blocked,
+		held; /* blocked: does not read its answers; held: nothing is read from it */
 	bool has_unsent;
 	int first; /* its instances */
 	int next_free;
@@ -136,27 +139,27 @@ struct pending {
 	int client;
 	uint32_t client_generation;
 	int64_t until;
-	int error; /* a refusal that its client does not read, in this step; 0: it waits for parts */
+	int error; /* of a refusal that its client does not read, at this step; 0: it waits for parts */
 	enum step step;
 };
 
-/* One page, with all that is written between two starts: after each clone a page is copied when it is
- * first written. */
+/* One page, with everything that is written between two starts: after each clone, the first write
+ * to a page copies it. */
 struct node {
 	int epoll, children, clients_listener, managers_listener, manager, log;
 	bool stays, manager_blocked, holds, waiting_changed, has_done;
-	struct event done; /* an answer that the manager has not taken yet */
+	struct event done; /* an answer that the manager has not read yet */
 	int telling, telling_at; /* the state, to a new manager */
-	int64_t owes_since; /* it is owed events that can wait; 0: none */
-	bool owes_now; /* one of them cannot */
+	int64_t owes_since; /* when it was first owed events that can wait; 0: none */
+	bool owes_now; /* it is owed an event that cannot wait */
 	struct house house;
 	struct ahead ahead;
 	bool is_ahead; /* made, since the last start */
-	struct function *functions; /* these tables have no child */
+	struct function *functions; /* these tables are not mapped in children */
 	struct part *parts;
 	int function_count, part_count; /* that were ever used */
 	struct queue networks[REACHES], cgroups, resting;
-	struct queue rested; /* parts that are owed */
+	struct queue rested; /* parts that the manager has yet to be told of */
 	struct client *clients;
 	int free_client, client_count, client_most; /* count: that were ever used */
 	struct pending *pending;
@@ -169,8 +172,8 @@ struct node {
 	int free_instance;
 	struct queue waiting, renewing, dirty, ended;
 	int making, low_waiting, high_waiting;
-	bool fills; /* from below the low mark to the high one */
-	int64_t accepts_at; /* no client is accepted before; 0: at any time */
+	bool fills; /* filling from the low mark to the high one */
+	int64_t accepts_at; /* no client is accepted before this time; 0: at any time */
 	int64_t fill_interval, last_made, fills_since, fill_time; /* ns */
 	uint64_t made; /* sandboxes that were ready */
 	int *hash;
@@ -198,10 +201,10 @@ int queue_pop(struct queue *queue, queue_next *next); /* or NOBODY */
 bool queue_cut(struct queue *queue, queue_next *next, int index); /* whether it was there */
 
 /* ahead.c */
-int64_t ahead_next(void); /* when to make it, or INT64_MAX */
+int64_t ahead_next(void); /* when to prepare it, or INT64_MAX */
 void ahead_open(void);
 void ahead_make(void);
-/* A clone has it. The node drops it then, but for namespaces that this clone does not enter. */
+/* After a clone has it, the node drops it, except namespaces that this clone does not enter. */
 int ahead_control(int ends[2]);
 void ahead_drop(bool entered);
 
@@ -225,7 +228,7 @@ int function_forget(uint32_t number);
 
 /* rest.c */
 void rest_open(void);
-bool rest_network(int index, int function, uint32_t version); /* false: it does not */
+bool rest_network(int index, int function, uint32_t version); /* false: it does not rest */
 void rest_judge(void);
 int64_t rest_next(void); /* when to judge the next, or INT64_MAX */
 void rest_leave(int function);
@@ -248,9 +251,9 @@ void hosts_remove(int index);
 int instance_try(const struct ask *ask, struct rights *rights, int client, enum step *step);
 
 /* instance_clone.c */
-int instance_clone_waiting(int index); /* the process of a sandbox that waits, in its cgroup */
+int instance_clone_waiting(int index); /* the process of a waiting sandbox, in its cgroup */
 int instance_enter_waiting(int index, struct place *place, int root);
-int instance_clone_into(int index, struct place *place, int root); /* its own sandbox */
+int instance_clone_into(int index, struct place *place, int root); /* with a sandbox of its own */
 void instance_cloned(int index);
 /* A child in new namespaces (CLONE_…), born in that cgroup if it is of version 2. */
 pid_t instance_clone(uint64_t spaces, uint32_t cgroup);
@@ -283,7 +286,7 @@ void instances_reap(void);
 int pending_start(const struct ask *ask, struct rights *rights, int client, enum step *step);
 void pending_serve(void);
 void pending_refuse(enum part_kind kind, uint32_t reach);
-int64_t pending_next(void); /* when the next has waited too long, or INT64_MAX */
+int64_t pending_next(void); /* when the first has waited too long, or INT64_MAX */
 
 /* waiting.c */
 void waiting_make(void); /* the next, if it is time */
@@ -317,10 +320,10 @@ void client_ready(int index, uint32_t events);
 /* manager.c */
 void managers_accept(void);
 void manager_ready(uint32_t events);
-void manager_tell(bool all); /* all: also what can wait */
-int64_t manager_next(void); /* when it is told at the latest, or INT64_MAX */
+void manager_tell(bool all); /* all: also events that can wait */
+int64_t manager_next(void); /* when it must be told, or INT64_MAX */
 
 /* deadline.c */
-int64_t deadline_timeout(void); /* ns until the next of all, or -1 */
+int64_t deadline_timeout(void); /* ns until the earliest of all deadlines, or -1 */
 
 #endif

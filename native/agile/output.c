@@ -1,4 +1,4 @@
-/* The output of instances that keep a log: pipes to firstlight-log, which outlives the manager. */
+/* The output of instances with a log: pipes to firstlight-log, which outlives the manager. */
 #include "node.h"
 
 #include <errno.h>
@@ -8,7 +8,7 @@
 void output_set(int log)
 {
 	descriptor_close(&node.log);
-	/* The keeper of logs may be slow or stopped: then starts that want a log are refused. */
+	/* The keeper of logs may be slow or stopped; starts with a log are then refused. */
 	if (log >= 0 && fcntl(log, F_SETFL, O_NONBLOCK))
 		descriptor_close(&log);
 	node.log = log;

@@ -1,4 +1,4 @@
-/* Parts, by their indices: taken oldest first for a start, and given back after it. */
+/* Parts by index: a start takes the oldest, and gives it back at its end. */
 #include "node.h"
 
 #include <errno.h>
@@ -22,7 +22,7 @@ static struct function *known(int32_t number)
 		       : NULL;
 }
 
-/* Oldest first: what was used last rests longest before it is used again. */
+/* Oldest first, so that each part rests as long as possible before it is used again. */
 static struct queue *shelf(const struct part_order *order)
 {
 	struct function *owner = known(order->function);
@@ -120,11 +120,11 @@ int part_take(enum part_kind kind, struct function *function)
 	if (index == NOBODY)
 		return NOBODY;
 	node.parts[index].state = PART_USED;
-	node.owes_now |= node.parts[index].owed; /* before what comes of it next */
+	node.owes_now |= node.parts[index].owed; /* or its next use would be told first */
 	return index;
 }
 
-/* A network returns to its function's shelf; a part without a function, to the one for all. */
+/* A network returns to its function's shelf, a part without a function to the common one. */
 void part_give_back(int index, int function)
 {
 	struct part *part = &node.parts[index];
@@ -134,7 +134,7 @@ void part_give_back(int index, int function)
 	node.wants[part->order.kind][part->order.reach] = 0;
 }
 
-/* On the shelf that it was taken from: the manager was told of nothing. */
+/* Back to the shelf that it was taken from: the manager was not told. */
 void part_put_back(int index)
 {
 	part_give_back(index, node.parts[index].order.function);
@@ -144,7 +144,7 @@ void part_give_up(struct queue *queue)
 {
 	int index;
 	while ((index = queue_pop(queue, part_next)) != NOBODY)
-		forget(index); /* the manager removes what was on its shelf when the order is done */
+		forget(index); /* when the order is done, the manager removes what was on its shelf */
 }
 
 void part_want(enum part_kind kind, uint32_t reach)

@@ -1,4 +1,4 @@
-/* Starts that wait for parts, in the order in which they came. */
+/* Starts that wait for parts, in order of arrival. */
 #include "common/clock.h"
 #include "node.h"
 
@@ -47,8 +47,8 @@ static int refuse(struct pending *pending, int error, enum step step, int64_t no
 	return client_refuse(pending->client, &pending->ask, error, step);
 }
 
-/* Who waits for a part that others of its reach wait for already has no turn; who needs none of that
- * kind does not queue behind them. 0 if it needs no more. */
+/* A start that needs a part of a kind and reach for which others wait already has no turn. Others
+ * do not queue behind those. 0 if it needs no more. */
 static int serve(struct pending *pending, bool *dry, int64_t now)
 {
 	const struct function *function = &node.functions[pending->ask.function];
@@ -75,7 +75,7 @@ static int serve(struct pending *pending, bool *dry, int64_t now)
 	return result;
 }
 
-/* What is at place i moves up, over those that were served. */
+/* The start at place i moves up, over those that were served. */
 static void keep(int *kept, int i)
 {
 	if (*kept < i)

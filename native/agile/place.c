@@ -1,12 +1,11 @@
-/* Makes the sandboxes that a zygote's forks are born in: "place", one for each zygote.
+/* Makes the sandboxes for a zygote's forks: one process, "place", for each zygote.
  *
- * A sandbox is a set of namespaces with a PID 1 that is ours, without a right and without a thing
- * to do but to reap. The zygote, which is not trusted, only enters them. They must be owned by its
- * user namespace and its PID namespace must lie below the zygote's, or it could not: so this
- * process enters both. It is the zygote's to kill and not to trace: it has capabilities that the
- * zygote lacks, and cannot be dumped.
+ * A sandbox is a set of namespaces with a PID 1 of ours that has no rights and only reaps. The zygote
+ * is not trusted, and only enters it. For that, the sandbox must belong to the zygote's user namespace,
+ * and its PID namespace must lie below the zygote's, so this process enters both. The zygote can kill
+ * it but not trace it: it has capabilities that the zygote lacks, and is not dumpable.
  *
- * It ends when descriptor 3 does; a sandbox ends with its own socket, and with the zygote.
+ * It ends with descriptor 3; a sandbox ends with its own socket, and with the zygote.
  *
  * It is C because a copy of it stays as PID 1 of each sandbox, and must be small.
  */
@@ -44,8 +43,8 @@ static int mount_proc(void)
 		mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL));
 }
 
-/* As root: a whole /proc, which the kernel wants to see before it lets a user namespace mount one,
- * and an empty directory. */
+/* As root: a whole /proc, without which the kernel lets no user namespace mount one, and an empty
+ * directory. */
 static int enter_mounts(int mounts)
 {
 	if (setns(mounts, CLONE_NEWNS) || unshare(CLONE_NEWNS) ||
@@ -124,7 +123,7 @@ static void tell(int hold, const struct place_report *report)
 		;
 }
 
-/* PID 1 of a sandbox: what loses its parent there is reaped, as SIGCHLD is ignored. */
+/* PID 1 of a sandbox: it reaps orphans, as SIGCHLD is ignored. */
 _Noreturn static void be_first(const struct place_zygote *zygote, const int *parts, int count)
 {
 	struct place_report report = {0};
@@ -138,7 +137,7 @@ _Noreturn static void be_first(const struct place_zygote *zygote, const int *par
 	_exit(0);
 }
 
-/* The C library's clone wants a stack of its own for the child. */
+/* The C library's clone needs a stack for the child. */
 static pid_t clone_first(void)
 {
 	unsigned long flags = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | SIGCHLD;
@@ -155,7 +154,7 @@ static int receive_parts(struct rights *parts)
 	return parts->count < FIRST_DOOR || parts->count > PARTS ? -EPROTO : 1;
 }
 
-/* As receive_parts. */
+/* Returns what receive_parts returns. */
 static int receive_zygote(struct place_zygote *zygote, struct rights *spaces)
 {
 	ssize_t size = socket_receive(CONTROL, zygote, sizeof *zygote, 0, spaces);
@@ -208,7 +207,7 @@ int main(void)
 	pid_t pid = fork();
 	if (pid == 0 && signal(SIGCHLD, SIG_IGN) != SIG_ERR)
 		be_placer(&zygote, spaces.descriptors);
-	/* The runtime learns of the child's end by its socket. */
+	/* The runtime learns of the child's end from its socket. */
 	close(CONTROL);
 	while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
 		;

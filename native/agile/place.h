@@ -1,5 +1,5 @@
-/* What the runtime and native/agile/place.c say to each other: one message each over a seqpacket
- * socket, in host order. The Python side is src/firstlight/agile/python/place.py. */
+/* Messages between the runtime and native/agile/place.c: one record each over a seqpacket socket, in
+ * host order. In Python: src/firstlight/agile/python/place.py. */
 #ifndef FIRSTLIGHT_PLACE_H
 #define FIRSTLIGHT_PLACE_H
 
@@ -13,8 +13,9 @@ struct place_zygote {
 	char host_name[64];
 };
 
-/* Any byte asks for a sandbox; with it come a socket that it lives as long as, its network, and
- * the files by which it joins its cgroups. This is what it says on the socket, once. */
+/* Any byte requests a sandbox. With it come a socket, which the sandbox lives as long as, its
+ * network, and the files by which it joins its cgroups. The sandbox sends this once on the
+ * socket. */
 enum place_step { PLACE_CLONE, PLACE_CGROUP, PLACE_NETWORK, PLACE_MOUNT, PLACE_NAME, PLACE_RIGHTS };
 
 struct place_report {

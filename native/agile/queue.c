@@ -1,4 +1,4 @@
-/* Queues of records that are known by their index, linked through the records themselves. */
+/* Queues of records by index, linked through the records themselves. */
 #include "node.h"
 
 void queue_push(struct queue *queue, queue_next *next, int index)

@@ -1,4 +1,4 @@
-/* What clients ask for: each reads its request in turn. */
+/* Clients' requests, read in turn. */
 #include "common/clock.h"
 #include "node.h"
 
@@ -6,7 +6,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-/* The answer to what was just read: there is room for one that has to wait. */
+/* Answers what was just read: there is room for one answer that has to wait. */
 static void answer_now(int index, const struct ask *ask, int error, enum step step)
 {
 	struct client *client = &node.clients[index];
@@ -74,7 +74,7 @@ static void hand_over(int index)
 	client_leave(index);
 }
 
-/* Reads one request, so that each client has its turn. */
+/* Reads one request, so that clients take turns. */
 static void read_one(int index)
 {
 	struct client *client = &node.clients[index];
@@ -128,7 +128,7 @@ void client_ready(int index, uint32_t events)
 		client_tell(index);
 		return;
 	}
-	/* Requests stay in their socket while no more starts can be held here. */
+	/* While no more starts can be held here, requests stay in their socket. */
 	if (node.pending_count == PENDING) {
 		client->held = node.holds = true;
 		node_watch_again(client->descriptor, ON_CLIENT, index, 0);

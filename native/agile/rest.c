@@ -1,7 +1,7 @@
-/* Used networks: one rests, so that packets in flight arrive, and serves its function again if it
- * reads as when it was made. Every so often, and where it does not, it is the manager's to judge.
+/* Used networks. A network rests until packets in flight have arrived, and serves its function again
+ * if it reads as new. The manager judges those that do not, and every so often one that does.
  *
- * All that is read is of the kernel's own tables, by calls that wait for no lock.
+ * Everything is read from the kernel's tables by calls that wait for no lock.
  */
 #include "common/clock.h"
 #include "net_quick.h"
@@ -11,8 +11,9 @@
 #include <fcntl.h>
 #include <sched.h>
 
-/* A socket goes a grace period after it was closed: then the network rests again, so often at most. The
- * manager's judgement takes a CPU for 3 ms, so that less than one start in a hundred is to meet it. */
+/* A socket is gone a grace period after it was closed; until then the network rests again, this
+ * often at most. The manager's judgement takes 3 ms of a CPU, so fewer than one start in a
+ * hundred should need it. */
 enum { REST = 50000000 /* ns */, RESTS = 10, JUDGED_EVERY = 128 };
 
 static int home = NOBODY;
@@ -32,7 +33,7 @@ static void rest(int index)
 	queue_push(&node.resting, part_next, index);
 }
 
-/* Of what takes a capability to change, which no instance has, the manager looks at all. */
+/* The manager examines what takes a capability to change, which no instance has. */
 bool rest_network(int index, int function, uint32_t version)
 {
 	struct part *part = &node.parts[index];
@@ -63,7 +64,7 @@ static int look(const struct part *part)
 	return failed ? failed : digest == part->order.quick ? 0 : -ESTALE;
 }
 
-/* Their function is forgotten. */
+/* Their function has been forgotten. */
 void rest_leave(int function)
 {
 	int next, at = node.resting.first;

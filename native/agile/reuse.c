@@ -1,7 +1,7 @@
-/* Sandboxes that serve their function again: see keeper.c, which is PID 1 of each.
+/* Sandboxes that serve their function again; keeper.c is PID 1 of each.
  *
- * An instance has the record of its sandbox. At its end the sandbox goes on in another, and the
- * manager is told of the end when the sandbox is renewed: then it is known which parts are left.
+ * An instance has its sandbox's record. When it ends, the sandbox moves to another record, and the
+ * manager is told of the end once the sandbox is renewed, when the remaining parts are known.
  */
 #include "common/clock.h"
 #include "node.h"
@@ -10,7 +10,7 @@
 #include <signal.h>
 #include <sys/epoll.h>
 
-/* Of one function; those beyond it end. */
+/* Of one function; further ones end. */
 enum { KEPT_MOST = 64 };
 
 static const int64_t renewal_most = 10 * CLOCK_SECOND;
@@ -22,7 +22,8 @@ bool reuse_wanted(const struct function *function)
 	return function->definition.reuse == REUSE_SANDBOX && !(function->definition.flags & alone);
 }
 
-/* The sandbox has all but what each start brings along, and another network if it lost its own. */
+/* The sandbox has everything except what each start brings along, and a new network if it lost
+ * its own. */
 int reuse_enter(int index, const struct place *place)
 {
 	struct instance *instance = &node.instances[index];
@@ -49,7 +50,7 @@ int reuse_enter(int index, const struct place *place)
 	return socket_send(instance->control, &enter, sizeof enter, given, count);
 }
 
-/* The instance has ended: its sandbox goes on in a record of its own. */
+/* The instance has ended; its sandbox continues in a record of its own. */
 static void carry_on(int index, const struct news *news)
 {
 	struct instance *instance = &node.instances[index];
@@ -84,7 +85,7 @@ static void carry_on(int index, const struct news *news)
 	instance->carried = true;
 }
 
-/* The manager gets the end of the instance before, with the network if that is to be examined. */
+/* The manager gets the end of the previous instance, with the network if it has to be examined. */
 static void settle_before(struct instance *sandbox, int network)
 {
 	if (sandbox->before == NOBODY)
@@ -144,8 +145,8 @@ void reuse_ended(int index)
 		queue_cut(&node.functions[sandbox->function].sandboxes, instance_next, index);
 }
 
-/* Where a process that cannot be killed holds a renewal up, the manager is told of the instance's end
- * without waiting for it. The sandbox ends when that process does. */
+/* If a process that cannot be killed holds up a renewal, the manager is told of the instance's
+ * end without waiting for it. The sandbox ends when that process does. */
 void reuse_expire(void)
 {
 	while (reuse_next() <= clock_now()) {
@@ -161,7 +162,7 @@ int64_t reuse_next(void)
 	return node.renewing.count ? node.instances[node.renewing.first].until : INT64_MAX;
 }
 
-/* They are of a version that is not served any more. */
+/* They are of a version that is no longer served. */
 void reuse_drop(struct function *function)
 {
 	for (int left = function->sandboxes.count, at = function->sandboxes.first; left; left--) {

@@ -143,8 +143,8 @@ static int fill_own(int own, const struct root_text *text)
 	return failed ? failed : write_etc(etc, text);
 }
 
-/* A tmpfs with what each root has of its own: the devices, and files of /etc. Not shared between
- * functions: a lock on one reaches as far as its inode does. */
+/* A tmpfs with each root's own things: the devices, and files of /etc. Functions do not share it:
+ * a lock on a file would reach whoever has the same inode. */
 static int make_own(const char *path, const struct root_text *text)
 {
 	int context FILE_SCOPE = (int)syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC);
@@ -181,7 +181,7 @@ static int bind(int own, const char *name, int point, uint64_t more)
 static const char *const etc_files[] = {"hosts", "hostname", "resolv.conf"};
 enum { ETC_FILES = sizeof etc_files / sizeof *etc_files };
 
-/* What a root has of that name, even a link: something can be mounted there. */
+/* Opens what a root has of that name, even a link: a file can be mounted there. */
 static int open_file(int etc, const char *name)
 {
 	struct stat status;
@@ -225,8 +225,9 @@ static int lay_over(int own, int etc)
 	return 0;
 }
 
-/* A root without /etc has none of the files. One that lacks some is laid below ours; where the kernel
- * cannot do that, as below two overlays, it has those that it has a place for. */
+/* A root without /etc gets none of the files. An /etc that lacks some becomes the lower layer below
+ * ours; where the kernel cannot do that, as below two overlays, it gets those that it has a place
+ * for. */
 static int give_etc(int own, int tree)
 {
 	struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
@@ -244,7 +245,7 @@ static int give_etc(int own, int tree)
 	return failed;
 }
 
-/* With writable mounts in it, the manager has made the rest of a tree read-only. */
+/* If the tree has writable mounts, the manager has made the rest of it read-only. */
 static int attach(int tree, const char *path, const char *own_path, bool writable,
 		  const struct root_text *text)
 {

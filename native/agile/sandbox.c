@@ -1,6 +1,6 @@
-/* What a new process does to itself until it executes a function's program, in the order of the
- * steps: namespaces, mounts, root, identity, filter. One file, because the order is the isolation,
- * and a reader must see it whole. Nothing is allocated here: the process is a clone.
+/* The steps of a new process before it executes a function's program, in order: namespaces, mounts,
+ * root, identity, filter. It is one file because the order is the isolation, and a reader must see all
+ * of it. Nothing is allocated here: the process is a clone.
  */
 #include "sandbox.h"
 #include "common/clock.h"
@@ -41,7 +41,7 @@ static const uint64_t tmpfs_default = 16 << 20;
 
 enum { FEW_WORDS = 16384 }; /* bytes */
 
-/* Filled by a child only, after its clone: it has no other memory to put its words in. */
+/* Only a child fills it, after its clone: it has no other memory for its words. */
 static char *pointers[2 * ARGUMENTS_MAX + 2];
 static struct few_words {
 	struct words head;
@@ -66,8 +66,8 @@ int sandbox_write(int directory, const char *name, const char *text)
 }
 
 /* A thread that moves itself by the "tasks" file spares the kernel the write side of its
- * thread-group lock, and with it an RCU grace period of 8 ms that "cgroup.procs" costs. On version 2
- * it was born there. */
+ * thread-group lock, and with it an RCU grace period of 8 ms that "cgroup.procs" costs. On
+ * version 2 it was born there. */
 static int join_cgroup(const struct house *house, uint32_t cgroup)
 {
 	char name[32];
@@ -83,7 +83,7 @@ int sandbox_lead_session(void)
 	return getsid(0) == getpid() || setsid() >= 0 ? 0 : -errno;
 }
 
-/* In a sandbox that is used again PID 1 leads the session, and each instance a group of its own. */
+/* In a reused sandbox, PID 1 leads the session, and each instance a group of its own. */
 static int lead(void)
 {
 	return getsid(0) == 1 && getpid() != 1 ? failure(setpgid(0, 0)) : sandbox_lead_session();
@@ -126,7 +126,7 @@ static int set_cgroup_limits(const struct house *house, uint32_t cgroup,
 			failed = set_limit(cpu, cgroup, "cpu.max", quota, true);
 	} else {
 		snprintf(quota, sizeof quota, "%u", limits->quota);
-		/* Memory may not exceed memory with swap: which of them is first depends on what was. */
+		/* Memory may not exceed memory with swap, so the order depends on the old limits. */
 		failed = set_limit(top, cgroup, "memory.limit_in_bytes", memory, true);
 		int swap = set_limit(top, cgroup, "memory.memsw.limit_in_bytes", memory, false);
 		if (failed && !swap)
@@ -214,7 +214,7 @@ static int mount_hosts(const struct place *place)
 					: 0);
 }
 
-/* Of a sandbox that is used again: with another network comes another /etc/hosts. */
+/* In a reused sandbox, another network brings another /etc/hosts. */
 int sandbox_enter_network(const struct place *place)
 {
 	if (setns(place->network, CLONE_NEWNET) ||
@@ -223,8 +223,8 @@ int sandbox_enter_network(const struct place *place)
 	return mount_hosts(place);
 }
 
-/* The tree comes to lie over the blank root, /proc and /tmp below it, and becomes the root. What
- * stays beneath is an empty tmpfs; to be rid of it would wait for a grace period. */
+/* The tree is mounted over the blank root, /proc and /tmp below it, and becomes the root. An
+ * empty tmpfs stays beneath; removing it would wait for a grace period. */
 static int enter_tree(const struct place *place)
 {
 	int tree = place->tree, failed = resize_tmpfs(place->function.scratch);
@@ -235,12 +235,13 @@ static int enter_tree(const struct place *place)
 	    syscall(SYS_move_mount, AT_FDCWD, "/tmp", AT_FDCWD, "tmp", 0) || chroot("."))
 		return -errno;
 	failed = mount_hosts(place);
-	/* After the limits: where cgroups are delegated (nsdelegate) none are set from within a
-	 * namespace of which the cgroup is the root. */
+	/* After the limits: where cgroups are delegated (nsdelegate), none can be set from within
+	 * a namespace whose root is the cgroup. */
 	return failed ? failed : failure(unshare(CLONE_NEWCGROUP));
 }
 
-/* Of a socket in the directory where the node listens: by it an instance could command the runtime. */
+/* Refuses a socket in the directory where the node listens: an instance could command the runtime
+ * by it. */
 static bool is_of_runtime(const struct house *house, int stream,
 			  int (*name_of)(int, struct sockaddr *, socklen_t *))
 {
@@ -277,18 +278,18 @@ static int take_streams(const struct house *house, const struct place *place)
 	return failed ? failed : lead();
 }
 
-/* Only for who wants one: the mount would be a twentieth of a start. The host keeps terminals back for
+/* Only if requested: the mount would be a twentieth of a start. The host reserves terminals for
  * itself, whatever instances take. */
 static int mount_terminals(void)
 {
-	if (!access("/dev/pts/ptmx", F_OK)) /* a session's instance has its own */
+	if (!access("/dev/pts/ptmx", F_OK)) /* a session uses its instance's */
 		return 0;
 	return failure(mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
 			     "ptmxmode=0666,mode=0620,max=16"));
 }
 
-/* The slave is the three streams and the session's terminal; the master goes to the client, who may
- * have sent its size. */
+/* The slave is the three streams and the session's terminal; the master goes to the client, which
+ * may have sent its size. */
 static int take_terminal(const struct place *place)
 {
 	struct winsize size;
@@ -318,7 +319,7 @@ static int take(const struct house *house, const struct place *place)
 	return place->terminal ? take_terminal(place) : take_streams(house, place);
 }
 
-/* After all that opens something: until the exec the node's own descriptors count, too. */
+/* After everything that opens files: until the exec, the node's own descriptors count, too. */
 static int set_limits(const struct definition *function)
 {
 	struct rlimit files = {function->files, function->files};
@@ -348,12 +349,12 @@ int sandbox_keep_capabilities(uint64_t keep)
 	return set_capabilities(keep & (have[0].permitted | (uint64_t)have[1].permitted << 32));
 }
 
-/* One identity is mapped: the instance's own, to root for a zygote and to itself otherwise. */
+/* One identity is mapped: the instance's own, to root for a zygote and otherwise to itself. */
 static int enter_user_namespace(const struct definition *function, int self)
 {
 	char map[64];
 	bool zygote = function->flags & DEFINITION_ZYGOTE;
-	/* Some hosts allow it with privilege only. */
+	/* Some hosts require a privilege for it. */
 	int failed = set_capabilities(1ULL << CAP_SYS_ADMIN);
 	if (failed)
 		return failed;
@@ -366,12 +367,12 @@ static int enter_user_namespace(const struct definition *function, int self)
 	snprintf(map, sizeof map, "%u %u 1", zygote ? 0 : function->gid, function->gid);
 	if (!failed)
 		failed = sandbox_write(self, "gid_map", map);
-	/* What the zygote mounts later must be its user namespace's own. */
+	/* Mounts that the zygote makes later must belong to its user namespace. */
 	return failed || !zygote ? failed : failure(unshare(CLONE_NEWNS));
 }
 
-/* -1 would mean "unchanged", and 0 the host's root: what was asked for is verified. By the kernel's own
- * calls: a C library looks for threads first. */
+/* -1 would mean "unchanged", and 0 the host's root, so the values are verified. By the system
+ * calls: a C library would first look for threads. */
 static int set_user(const struct definition *function)
 {
 	uid_t uid = function->uid, uids[3];
@@ -397,7 +398,7 @@ static int become_user(const struct definition *function, int self)
 		       : enter_user_namespace(function, self);
 }
 
-/* What is not of the instance is closed before anything there could look at us. */
+/* What does not belong to the instance is closed before anything there could look at us. */
 static int keep_two(int control, int instance)
 {
 	if (dup3(control, FIRST_RESERVED, O_CLOEXEC) < 0 ||
@@ -428,7 +429,8 @@ static int drop_bounding(uint64_t keep)
 
 static int drop_capabilities(const struct definition *function)
 {
-	/* To enter namespaces, that of mounts by a change of root, and for its forks to drop these. */
+	/* For entering namespaces (for mounts, with a change of root), and for its forks to drop
+	 * these. */
 	uint64_t keep =
 		function->flags & DEFINITION_ZYGOTE
 			? 1ULL << CAP_SYS_ADMIN | 1ULL << CAP_SYS_CHROOT | 1ULL << CAP_SETPCAP
@@ -443,8 +445,8 @@ static int confine(const struct sock_fprog *profile)
 	return failure((int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, profile));
 }
 
-/* A memory file of words, whose content its maker may change: few are copied. Of many, which are mapped,
- * one that its maker cuts off afterwards ends this child, no other. */
+/* A memory file of words, whose content its maker may change. Few words are copied. Many are
+ * mapped; if the maker truncates the file then, this child is killed, and no other. */
 static int take_words(int file, struct few_words *few, struct words *head, char **strings)
 {
 	struct stat status;
@@ -493,7 +495,7 @@ static bool same_name(const char *a, const char *b)
 	return length == strcspn(b, "=") && !strncmp(a, b, length);
 }
 
-/* The function's own are few, and what a start brings along differs among itself. */
+/* The function's own variables are few, and those of a start have distinct names. */
 static void put_variable(char **envp, uint32_t *count, uint32_t own, char *word)
 {
 	uint32_t i = 0;
@@ -540,7 +542,7 @@ int sandbox_read_words(const struct place *place, char ***argv, char ***envp, ch
 	return *directory ? 0 : -EPROTO;
 }
 
-/* As a shell does: the first that is there and may be executed. */
+/* As in a shell: the first that exists and may be executed. */
 static int execute_found(char **argv, char **envp)
 {
 	char path[PATH_MAX];
@@ -564,9 +566,9 @@ static int execute_found(char **argv, char **envp)
 	return failed;
 }
 
-/* A directory or a program of the function may be named by way of a descriptor, /proc/self/fd/N: of ours
- * those of cgroups lead to the host's files. A process that shares its table, with PID 1 of its sandbox,
- * gets one of its own. */
+/* A directory or program of the function may be named through a descriptor, as /proc/self/fd/N,
+ * and those of cgroups lead to the host's files. A process that shares its table with PID 1 of
+ * its sandbox gets one of its own. */
 static int close_all_but_streams(int control)
 {
 	if (control < 0)
@@ -643,7 +645,7 @@ uint32_t sandbox_read_out_of_memory(int file)
 	char text[1024], *at = text;
 	ssize_t size = file < 0 ? -1 : pread(file, text, sizeof text - 1, 0);
 	text[size < 0 ? 0 : size] = 0;
-	/* A line at a time: to search for any text a C library makes a table first. */
+	/* A line at a time: to search for longer text, a C library makes a table first. */
 	while (at && strncmp(at, name, strlen(name)) != 0) {
 		at = strchr(at, '\n');
 		at += at != NULL;

@@ -1,6 +1,5 @@
-/* Sessions: programs that an operator runs beside an instance's own, in its namespaces, its cgroup
- * and its confinement. They have records like instances, but no parts, and the manager is not told of
- * them. */
+/* Sessions: programs that an operator runs in an instance's namespaces, cgroup and confinement, beside
+ * its own. They have records like instances, but no parts, and the manager is not told of them. */
 #include "common/clock.h"
 #include "node.h"
 
@@ -75,7 +74,7 @@ int session_start(const struct ask *ask, struct rights *rights, int client, enum
 	*step = STEP_FUNCTION;
 	if (target == NOBODY)
 		return -ESRCH;
-	/* A sandbox that must be as new must have had no other process in it. */
+	/* A sandbox is reused only if it had no other process, and this one counts. */
 	if (node.instances[target].identity.flags & DEFINITION_ZYGOTE ||
 	    node.instances[target].identity.reuse == REUSE_SANDBOX)
 		return -EOPNOTSUPP;

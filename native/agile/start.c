@@ -2,9 +2,9 @@
  *
  *   firstlight-start SOCKET NUMBER VERSION
  *
- * Starts a function that is registered under that number, with our standard streams. We end as the
- * instance did; if it could not be started, its error is said as "firstlight error TEXT" on standard
- * output. When we are killed, the instance ends. It is C for those who cannot wait for an interpreter.
+ * Starts the function that is registered under NUMBER, with our standard streams, and ends as the
+ * instance does. If the start fails, it prints "firstlight error TEXT" on standard output. If it is
+ * killed, the instance ends. It is C for callers that cannot wait for an interpreter.
  */
 #include "common/clock.h"
 #include "common/socket.h"
@@ -30,7 +30,7 @@ static int fail(const char *what, int error)
 	return 1;
 }
 
-/* A standard stream that is closed would become our connection, and then the instance's. */
+/* If a standard stream were closed, our connection would get its number, and so the instance. */
 static int open_standard(void)
 {
 	int opened;
@@ -52,7 +52,7 @@ static int hangs(int node)
 	return 1;
 }
 
-/* Instances may run for ever: a node that is silent is asked now and then whether it answers. */
+/* Instances may run for ever, so a silent node is asked now and then whether it answers. */
 static int read_answer(int node)
 {
 	static const char *const names[] = {WIRE_STEPS(WIRE_STEP_NAME)};

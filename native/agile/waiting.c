@@ -1,4 +1,4 @@
-/* Generic sandboxes that wait for a function: how many there are, and when the next is made. */
+/* Generic sandboxes that wait for a function: how many there are, and when to make the next. */
 #include "common/clock.h"
 #include "node.h"
 
@@ -30,8 +30,7 @@ static int make(void)
 	return 0;
 }
 
-/* What takes the place of a sandbox is made between starts, so that it does not keep one from its CPU;
- * but not too late. */
+/* A sandbox is replaced between starts, so as not to take their CPU; but not too late. */
 static int64_t next_fill(void)
 {
 	int64_t next = node.last_made + node.fill_interval;
@@ -72,7 +71,7 @@ int64_t waiting_next(void)
 	return makes_more() ? next_fill() : INT64_MAX;
 }
 
-/* Surplus sandboxes are ended: a lower mark is set to get their memory back. */
+/* Surplus sandboxes are ended: a mark is lowered to get their memory back. */
 static void end_surplus(void)
 {
 	while (node.waiting.count > node.high_waiting) {

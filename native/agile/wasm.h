@@ -1,12 +1,10 @@
-/* What is said to and by a WebAssembly worker (wasm_worker.c).
+/* Messages of a WebAssembly worker (wasm_worker.c), in Python: src/firstlight/agile/wasm/wire.py.
  *
- * Everything goes over seqpacket sockets, one message each, integers in host order. The Python side of
- * these records is src/firstlight/agile/wasm/wire.py.
+ * They go over seqpacket sockets, one record each, integers in host order.
  *
- * The worker's standard input is a control socket. Each message there comes with the descriptor of a
- * connection: a socket on which a client sends requests and reads answers; what it says is of no
- * account. The worker ends when the control socket has,
- * and with it the last connection.
+ * The worker's standard input is a control socket. Each message there carries the descriptor of a
+ * connection, a socket on which a client sends requests and reads answers; the message's bytes are
+ * ignored. The worker ends when the control socket and the last connection have ended.
  */
 #ifndef FIRSTLIGHT_WASM_H
 #define FIRSTLIGHT_WASM_H

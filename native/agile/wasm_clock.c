@@ -1,4 +1,4 @@
-/* The clock of a worker: it advances wasmtime's epoch while an instance runs, and else sleeps. */
+/* A worker's clock: it advances wasmtime's epoch while an instance runs, and otherwise sleeps. */
 #include "common/clock.h"
 #include "wasm_module.h"
 
@@ -27,8 +27,8 @@ void wasm_clock_end(void)
 	atomic_fetch_sub(&running, 1);
 }
 
-/* Whoever adds to running looks at is_asleep afterwards, and here it is set before a look at running:
- * one of the two sees the other. */
+/* Whoever raises running looks at is_asleep afterwards, and here is_asleep is set before running
+ * is read: one of the two sees the other. */
 static void sleep_while_idle(void)
 {
 	atomic_store(&is_asleep, 1);
@@ -44,7 +44,7 @@ _Noreturn void wasm_clock_run(wasm_engine_t *engine, void (*tick)(int64_t now))
 	for (int idle = 0;;) {
 		clock_nanosleep(CLOCK_MONOTONIC, 0, &turn, NULL);
 		int64_t now = clock_now();
-		/* Time counts and not turns, which may be rare where CPU time is limited. */
+		/* Time counts, not turns, which may be rare where CPU time is limited. */
 		for (; counted + WASM_TICK_NS <= now; counted += WASM_TICK_NS)
 			wasmtime_engine_increment_epoch(engine);
 		tick(now);

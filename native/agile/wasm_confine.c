@@ -1,5 +1,5 @@
-/* What the worker itself gives up before it reads a module, beyond what its sandbox denies: to execute
- * programs, to make processes and sockets, to send signals. A call that is not listed answers ENOSYS.
+/* What the worker gives up before it reads a module, beyond the denials of its sandbox: executing
+ * programs, making processes and sockets, sending signals. Unlisted calls return ENOSYS.
  */
 #include "wasm_module.h"
 

@@ -11,8 +11,8 @@
 
 enum { READ_MS = 1000 };
 
-/* The generation tells an event of epoll's that came too late from one of the connection that has the
- * place now; the descriptor is closed when no thread uses it any more. */
+/* The generation distinguishes a late epoll event from one of the connection that has the place
+ * now. The descriptor is closed when no thread uses it any more. */
 struct wasm_connection {
 	int descriptor;
 	uint32_t generation, users;
@@ -82,8 +82,7 @@ void wasm_connection_release(struct wasm_connection *connection, bool keep)
 		connection->open = false;
 		epoll_ctl(ready, EPOLL_CTL_DEL, connection->descriptor, NULL);
 		if (!--open_connections)
-			(void)eventfd_write(vacated,
-					    1); /* fails only where it would block: it is set */
+			(void)eventfd_write(vacated, 1); /* fails only where it would block */
 	}
 	if (!--connection->users && !connection->open)
 		close(connection->descriptor);
@@ -100,7 +99,7 @@ size_t wasm_connections_receive(struct wasm_connection **connection, char *messa
 				    MSG_DONTWAIT | MSG_TRUNC);
 		if (size > 0 && size <= WASM_MESSAGE_MAX)
 			return (size_t)size;
-		/* Another thread was quicker; or it is over, or wrote too much. */
+		/* Another thread was quicker; or the connection has ended, or sent too much. */
 		wasm_connection_release(*connection,
 					size < 0 && (errno == EAGAIN || errno == EINTR));
 	}

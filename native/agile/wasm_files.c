@@ -1,4 +1,4 @@
-/* Emptying an instance's /tmp, which may be as deep as its author liked. */
+/* Empties an instance's /tmp, however deep it is. */
 #include "wasm_module.h"
 
 #include <dirent.h>

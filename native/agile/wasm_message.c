@@ -1,4 +1,4 @@
-/* The requests that a worker reads, checked before they are used, and the results that it writes. */
+/* A worker's messages: requests, checked before use, and results. */
 #include "wasm.h"
 
 #include <errno.h>

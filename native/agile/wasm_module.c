@@ -13,8 +13,8 @@ static bool is(const wasm_byte_vec_t *name, const char *text)
 	return name->size == strlen(text) && !memcmp(name->data, text, name->size);
 }
 
-/* wasmtime's words are a trace and a chain of causes, a line each, the last of which is the reason:
- * "    1: wasm trap: out of bounds memory access". */
+/* wasmtime's text is a trace and a chain of causes, one per line; the last is the reason: "    1:
+ * wasm trap: out of bounds memory access". */
 static size_t take_reason(wasm_byte_vec_t *words, char *to, size_t size)
 {
 	static const char prefix[] = "wasm trap: ";
@@ -56,7 +56,7 @@ size_t wasm_trap_words(wasm_trap_t *trap, char *to, size_t size)
 	return take_reason(&words, to, size);
 }
 
-/* Nothing is enabled whose limits we cannot set, or which no usual compiler needs. */
+/* Enables nothing that we cannot limit, or that no common compiler needs. */
 static wasm_engine_t *make_engine(const struct wasm_limits *limits)
 {
 	wasm_config_t *config = wasm_config_new();
@@ -107,7 +107,7 @@ static int take_types(const wasm_valtype_vec_t *types, const char *what, const c
 	return 0;
 }
 
-/* Adds a name to a list with commas, and dots where it becomes too long. */
+/* Adds a name to a list with commas, and dots if it becomes too long. */
 static void list(char *to, size_t size, const wasm_byte_vec_t *name)
 {
 	size_t used = strlen(to);

@@ -29,7 +29,7 @@ struct wasm_module {
 	bool uses_wasi, uses_files;
 };
 
-/* One thread's place to run an instance in. */
+/* A thread's place for running instances. */
 struct wasm_runner {
 	const struct wasm_module *module;
 	char directory[WASM_PATH_MAX]; /* /tmp of an instance */
@@ -37,29 +37,29 @@ struct wasm_runner {
 	struct wasm_outcome_view outcome; /* of the latest */
 };
 
-/* The clock runs between these two, so that it ends the instance that is run there when its time is
- * over. wasm_clock_run is the clock itself, a thread's; it calls tick at each turn. */
+/* The clock runs between these two, and ends the thread's instance when its time is over.
+ * wasm_clock_run is the clock's thread; it calls tick at each turn. */
 void wasm_clock_begin(void);
 void wasm_clock_end(void);
 _Noreturn void wasm_clock_run(wasm_engine_t *engine, void (*tick)(int64_t now));
 
 /* Compiles; limits, handler, arguments and variables are set. Returns 0, or -1 with the reason in
- * words: what is wrong, and in a second line, if there is one, what to do about it. */
+ * words: what is wrong and, in a second line, perhaps the remedy. */
 int wasm_module_make(struct wasm_module *module, const char *bytes, size_t size,
 		     char reason[WASM_REASON_MAX]);
 
-/* Runs an event in an instance of its own, of which nothing is left when it returns but
- * runner->outcome. Returns 0, or a negative errno if something of it is: then no other may be run. */
+/* Runs an event in an instance of its own, of which only runner->outcome is left. Returns 0, or a
+ * negative errno if more is left: then no other may be run. */
 int wasm_run(struct wasm_runner *runner, const struct wasm_event_view *event);
 
 /* Defines poll_oneoff, in wasm_poll.c: it waits no longer than the runner's deadline. */
 wasmtime_error_t *wasm_define_poll(wasmtime_linker_t *linker);
 
-/* Gives up the system calls that no instance and no compiler needs, for good. Returns 0 or a
- * negative errno. */
+/* Gives up, for good, the system calls that neither instances nor the compiler need. Returns 0 or
+ * a negative errno. */
 int wasm_confine(void);
 
-/* Removes all that is in a directory, however deep. Returns 0 or a negative errno. */
+/* Removes everything in a directory, however deep. Returns 0 or a negative errno. */
 int wasm_empty_directory(const char *path);
 
 /* The reason in the words of an error or a trap, which is deleted. Returns its size. */

@@ -1,8 +1,8 @@
 /* WASI's poll_oneoff, bounded by the deadline of the instance.
  *
- * wasmtime's own sleeps in the host, where no epoch ends it. Nothing that an instance can open is ever
- * waited for (standard input is in memory, files are files), so a subscription to a descriptor is
- * ready at once. Layouts: WASI preview 1, types "subscription" (48 bytes) and "event" (32 bytes).
+ * wasmtime's own implementation sleeps in the host, where no epoch ends it. An instance can open
+ * nothing that blocks (standard input is in memory, files are files), so a subscription to a descriptor
+ * is ready at once. Layouts: WASI preview 1, types "subscription" (48 bytes) and "event" (32 bytes).
  */
 #include "common/clock.h"
 #include "wasm_module.h"

@@ -26,7 +26,7 @@ __attribute__((format(printf, 3, 4))) static int fail(struct wasm_outcome_view *
 	return -1;
 }
 
-/* How a run ended that did not return. Deletes the error, or the trap. */
+/* The outcome of a run that did not return. Deletes the error, or the trap. */
 static int explain(struct wasm_outcome_view *outcome, enum wasm_outcome otherwise,
 		   wasmtime_error_t *error, wasm_trap_t *trap)
 {
@@ -110,7 +110,7 @@ static void put_values(const struct wasm_module *module, const wasmtime_val_t *r
 	}
 }
 
-/* Output beyond the limit is dropped, so that its writer is not held up. */
+/* Output beyond the limit is dropped, so that its writer does not block. */
 static ssize_t keep(char *bytes, uint32_t *used, const unsigned char *from, size_t size)
 {
 	size_t room = WASM_OUTPUT_MAX - *used, taken = size < room ? size : room;

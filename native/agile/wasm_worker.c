@@ -3,21 +3,21 @@
  *
  *   worker LIBRARY MODULE DIRECTORY MEMORY ELEMENTS TIMEOUT THREADS HANDLER [ARGUMENT]...
  *
- * DIRECTORY is where instances have their /tmp, each one of its own. An instance's environment is what
- * stands in this process's with a plus before its name: other users may read a command line, and the
- * dynamic loader reads the environment.
+ * Each instance's /tmp is a directory of its own in DIRECTORY. Its environment is this process's
+ * variables whose names begin with a plus: other users may read a command line, and the dynamic loader
+ * reads the environment.
  *
- * It is what an ordinary sandbox executes, as the function's user, with the function's limits: a hole
- * in the compiler is one into that sandbox. Nothing of the module is trusted here, and nothing that
- * this process says is trusted outside.
+ * An ordinary sandbox executes it, as the function's user and with the function's limits, so a hole in
+ * the compiler leads into that sandbox. It trusts nothing of the module, and nobody outside trusts what
+ * it says.
  *
- * Threads take requests from the clients' connections (wasm.h), each for itself, run an instance for
- * each event, and answer. What waits, waits in the sockets' buffers, which are bounded. A clock ends
- * instances whose time is over, by wasmtime's epochs; one that this does not end (a defect of ours or
- * of wasmtime's) ends the worker, and the next request finds a new one.
+ * Each thread takes requests from the clients' connections (wasm.h), runs an instance for each event,
+ * and answers. Requests wait in the sockets' buffers, which are bounded. A clock ends instances that
+ * exceed their time, by wasmtime's epochs. One that this does not end, by a defect here or in wasmtime,
+ * ends the worker, and the next request finds a new one.
  *
- * It ends with 0 when its control socket has ended and its last client has left, with REFUSED and words on
- * standard error if the module is none that it can run, and with BROKEN if it cannot go on.
+ * It exits with 0 when its control socket has ended and its last client has left, with REFUSED and a
+ * reason on standard error if it cannot run the module, and with BROKEN if it cannot go on.
  */
 #include "common/cleanup.h"
 #include "common/socket.h"

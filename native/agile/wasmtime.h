@@ -1,8 +1,8 @@
 /* The part of wasmtime's C API that the WebAssembly worker uses, loaded at run time.
  *
- * The library is the one that PyPI's package "wasmtime" ships, which has no headers. Names, types and
- * layouts are those of wasm.h, wasi.h and wasmtime.h of WASMTIME_VERSION; another version may differ in
- * any of them, so src/firstlight/agile/wasm/workers.py refuses it.
+ * The library is that of PyPI's package "wasmtime", which ships no headers. Names, types and layouts are
+ * those of wasm.h, wasi.h and wasmtime.h of WASMTIME_VERSION. Another version may differ in any of them,
+ * so src/firstlight/agile/wasm/workers.py refuses it.
  */
 #ifndef FIRSTLIGHT_WASMTIME_H
 #define FIRSTLIGHT_WASMTIME_H

@@ -1,4 +1,4 @@
-/* What the node's event loop watches, and the connections that it accepts. */
+/* The descriptors that the node's event loop watches, and the connections that it accepts. */
 #include "common/clock.h"
 #include "node.h"
 
@@ -38,8 +38,8 @@ int node_watch_again(int descriptor, enum source source, int index, uint32_t eve
 	return epoll_ctl(node.epoll, EPOLL_CTL_MOD, descriptor, &event) ? -errno : 0;
 }
 
-/* A child holds copies of what is open until it executes: as long as one does, what is closed alone
- * stays in the set, and what ended stays ready there. */
+/* Until its exec, a child holds copies of all open descriptors. Meanwhile, a descriptor that is
+ * only closed stays in the set, and one that has ended stays ready. */
 void node_unwatch(int *descriptor)
 {
 	if (*descriptor >= 0)
@@ -59,8 +59,8 @@ void node_pause_accepting(void)
 	listen_for(0);
 }
 
-/* Without a descriptor or memory for it the listener stays
- * readable: both are left alone for a moment, since what is needed may come from anywhere. */
+/* Without a descriptor or memory for it, the listener stays readable. Both are left alone for a
+ * moment: what is needed may come from anywhere. */
 int node_accept(int listener)
 {
 	int descriptor = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);

@@ -1,7 +1,6 @@
-/* What the node, its clients and its manager say to one another.
+/* Messages between the node, its clients and its manager, in Python: src/firstlight/agile/node/wire.py.
  *
- * Everything goes over seqpacket sockets, one message each, integers in host order. The Python side
- * of these records is src/firstlight/agile/node/wire.py.
+ * They go over seqpacket sockets, one record each, integers in host order.
  */
 #ifndef FIRSTLIGHT_WIRE_H
 #define FIRSTLIGHT_WIRE_H
@@ -11,7 +10,7 @@
 enum {
 	ASK_MAGIC = 0x314e4c46, /* "FLN1": its first byte begins no JSON */
 	PROFILES = 4,
-	PROFILE_BASE = PROFILES, /* the node's own, which all inherit: set once */
+	PROFILE_BASE = PROFILES, /* the node's own, which all inherit */
 	PROFILE_MAX = 4096,
 	WORDS_MAX = 2 << 20, /* as Linux allows with a stack of 8 MiB */
 	ARGUMENTS_MAX = 65536,
@@ -47,24 +46,24 @@ enum {
 enum step { WIRE_STEPS(WIRE_STEP) STEPS };
 #define WIRE_STEP_NAME(step, name) #name,
 
-/* A client's request. START comes with standard input, output and error, and with WORDS a memory
- * file of struct words; EXEC with the same four, where the words are all that the program gets, its
- * directory as well. */
+/* A client's request. START carries standard input, output and error, and with WORDS a memory
+ * file of struct words. EXEC carries the same four; its words are all that the program gets,
+ * including its directory. */
 enum ask_verb { ASK_PING = 1, ASK_START = 2, ASK_SIGNAL = 3, ASK_EXEC = 5 };
 enum ask_flag {
 	ASK_DETACHED = 1,
 	ASK_WORDS = 2,
-	ASK_LOG = 4, /* output and error go to the log: those given are not used */
+	ASK_LOG = 4, /* output and error go to the log, not to the given streams */
 	ASK_TERMINAL =
-		8, /* input is a socket: on it may go a struct winsize, and comes the master */
-	ASK_AWAITED = 16, /* by the manager: its events are not held back */
+		8, /* input is a socket, to which a struct winsize may be sent, and which brings the master */
+	ASK_AWAITED = 16, /* requested by the manager: its events are not held back */
 };
 
 struct ask {
 	uint32_t magic;
 	uint16_t verb, flags;
 	uint32_t function, version; /* version 0 is the newest */
-	uint64_t tag; /* the client's own: it comes back with each answer */
+	uint64_t tag; /* the client's own, returned with each answer */
 	int64_t asked; /* ns of CLOCK_MONOTONIC; 0: on arrival */
 	uint64_t instance; /* of SIGNAL and EXEC */
 	int32_t signal;
@@ -86,8 +85,8 @@ struct answer {
 	int64_t stamps[STEPS + 2]; /* ns by step; then when it was requested, and known to run */
 };
 
-/* Words of a function, or of a start, in a memory file: strings that end in NUL follow, argv, envp,
- * and of a function the directory. */
+/* Words of a function or a start, in a memory file: strings that end with NUL follow, argv, then
+ * envp, then a function's directory. */
 struct words {
 	uint32_t argc, envc, size;
 };
@@ -95,10 +94,11 @@ struct words {
 enum definition_flag {
 	DEFINITION_ZYGOTE = 2, /* stays root of its user namespace, to enter sandboxes of it */
 	DEFINITION_USER_NAMESPACE = 4,
-	DEFINITION_REFUSES = 8, /* rather than wait for parts */
+	DEFINITION_REFUSES = 8, /* do not wait for parts */
 	DEFINITION_TERMINALS = 32, /* /dev/ptmx can be opened */
-	DEFINITION_VOLUMES = 64, /* read-only but for the mounts in the tree */
-	DEFINITION_OWN_IDENTITY = 16, /* uid and gid are the first of a range, one an instance */
+	DEFINITION_VOLUMES = 64, /* read-only, except the mounts in the tree */
+	DEFINITION_OWN_IDENTITY =
+		16, /* uid and gid are the first of a range, one for each instance */
 };
 enum reach { REACH_OUTBOUND, REACH_INTERNAL, REACH_NONE, REACHES };
 enum reuse { REUSE_NONE, REUSE_NETWORK, REUSE_SANDBOX, REUSES };
@@ -117,10 +117,9 @@ struct definition {
 	char host_name[64];
 };
 
-/* The manager's orders. HELLO comes with the tops of the cgroup hierarchies; FUNCTION with the root's
- * detached tree and the words, after which the rest of that file is the manager's; PART with a
- * network. PROFILE is followed by its program, an array of struct sock_filter,
- * RESOLVERS by its text. */
+/* The manager's orders. HELLO carries the tops of the cgroup hierarchies; FUNCTION the root's
+ * detached tree and the words, and the rest of that file is the manager's; PART a network.
+ * PROFILE is followed by its program, an array of struct sock_filter, RESOLVERS by its text. */
 enum order_verb {
 	ORDER_HELLO = 1,
 	ORDER_PROFILE,
@@ -131,25 +130,26 @@ enum order_verb {
 	ORDER_SANDBOXES, /* count: the high mark; length: the low; flags: us between two */
 	ORDER_SIGNAL,
 	ORDER_END,
-	ORDER_REFUSE, /* the starts that wait for a part that cannot be made: kind in count, reach in flags */
-	ORDER_RESOLVERS, /* what resolv.conf says in functions that are registered from now on */
-	ORDER_SYNC, /* its answer comes after the events of all that clients have been told of */
-	ORDER_KEEP, /* descriptors for the next manager, by an index in count that is free */
-	ORDER_DROP, /* keep those no longer */
+	ORDER_REFUSE, /* starts that wait for a part that cannot be made: kind in count, reach in flags */
+	ORDER_RESOLVERS, /* resolv.conf of functions that are registered from now on */
+	ORDER_SYNC, /* answered after the events of everything that clients have been told */
+	ORDER_KEEP, /* descriptors for the next manager, under a free index, in count */
+	ORDER_DROP, /* release those */
 	ORDER_LOG, /* with the socket of firstlight-log */
-	ORDER_STAY, /* outlive this manager, whatever HELLO said */
+	ORDER_STAY, /* outlive this manager, whatever its HELLO had */
 };
 enum hello_flag { HELLO_STAY = 1, HELLO_UNIFIED = 2 };
-enum { WIRE_VERSION = 4 }; /* count of HELLO: a node and a manager of other versions do not match */
+enum {
+	WIRE_VERSION = 4
+}; /* in count of HELLO; a node and a manager of different versions do not match */
 enum part_kind { PART_NETWORK = 1, PART_CGROUP = 2 };
 
 struct part_order {
 	uint32_t index, kind;
-	int32_t reach, function; /* function: whose it is, or -1 */
+	int32_t reach, function; /* function: the owner, or -1 */
 	uint32_t address, cgroup; /* cgroup: its name below the top, a number */
 	struct limits limits;
-	uint64_t
-		quick; /* of a network: what a process without capabilities can change; see net_quick.h */
+	uint64_t quick; /* of a network: a digest of what an instance can change; see net_quick.h */
 	char note[NOTE_MAX];
 };
 
@@ -165,22 +165,23 @@ struct order {
 };
 
 enum event_verb {
-	EVENT_DONE = 1, /* an order: its id, and its errno or 0 */
+	EVENT_DONE = 1, /* an order is done: its id, and its errno or 0 */
 	EVENT_STARTED,
 	EVENT_ENDED,
 	EVENT_FAILED, /* a start failed: its parts are given back */
 	EVENT_WANT, /* starts wait for a part: kind in step, reach in status, how many in pid */
-	EVENT_RICH, /* with a connection that is not of the fast path */
+	EVENT_RICH, /* with a connection whose requests are for the manager */
 	EVENT_FUNCTION, /* of the state: with its words */
 	EVENT_PART, /* of the state: with its network */
 	EVENT_STATE_END,
 	EVENT_WAITING, /* generic sandboxes: in status how many wait, in id how many were made, in
 			* user the ns that took */
-	EVENT_KEPT, /* of the state: with what was kept, its index in status */
-	EVENT_RESTED, /* a used network serves its function again; or, with status 1, is left */
+	EVENT_KEPT, /* of the state: with descriptors that were kept, their index in status */
+	EVENT_RESTED, /* a used network serves its function again; with status 1, it is left */
 };
 
-/* Of an instance, beside those of its answers. CARRIED, of ENDED: its sandbox goes on, with its cgroup. */
+/* Flags of an instance, besides those of its answers. CARRIED, of ENDED: its sandbox continues,
+ * with its cgroup. */
 enum event_flag { EVENT_IS_DETACHED = 1 << 16, EVENT_CARRIED = 1 << 17 };
 
 struct event {

@@ -1,9 +1,9 @@
-/* What the CNI plugin and the node's agent say to one another (src/firstlight/agile/pods/wire.py).
+/* Messages between the CNI plugin and the node's agent, in Python: src/firstlight/agile/pods/wire.py.
  *
- * One request and one answer a connection, over the agent's seqpacket socket; integers in host order,
- * addresses in network order, texts ended by NUL. A request may come with a descriptor: ADD that
- * fills comes with the namespace, GC with a memory file of struct agent_attachment. The answer of an
- * ADD that does not fill comes with a prepared namespace.
+ * A connection to the agent's seqpacket socket has one request and one answer. Integers are in host
+ * order, addresses in network order, texts end with NUL. A request may carry a descriptor: an ADD with
+ * FILL the namespace, GC a memory file of struct agent_attachment. The answer to an ADD without FILL
+ * carries a prepared namespace.
  */
 #ifndef FIRSTLIGHT_AGENT_H
 #define FIRSTLIGHT_AGENT_H
@@ -17,7 +17,7 @@ enum agent_verb { AGENT_ADD = 1, AGENT_DEL, AGENT_CHECK, AGENT_GC, AGENT_STATUS 
 
 enum agent_flag {
 	AGENT_FILL = 1, /* ADD: make the link in the namespace that comes along */
-	AGENT_IPV6 = 2, /* answer: address6 and gateway6 are there */
+	AGENT_IPV6 = 2, /* answer: it has address6 and gateway6 */
 };
 
 struct agent_attachment {

@@ -91,7 +91,7 @@ static bool is_blank(const char *text)
 	return !*text;
 }
 
-/* The reason of a plugin that failed: in the specification's form, or whatever it printed. */
+/* Why a plugin failed: in the specification's form, or whatever it printed. */
 static int explain(struct chain *chain, const char *call, const char *output, int status)
 {
 	cJSON *answer JSON_SCOPE = cJSON_Parse(output);
@@ -133,8 +133,8 @@ static int execute(struct chain *chain, struct chain_plugin *plugin, const char 
 	return status > 0 ? explain(chain, call, *output, status) : status;
 }
 
-/* Whether an ADD's result is one of the network's version. Plugins of before 0.3.1 leave it out:
- * then it is added. */
+/* Whether an ADD's result has the network's version. Plugins before 0.3.1 leave it out; it is
+ * then added. */
 static int check_result(struct chain *chain, const struct chain_plugin *plugin)
 {
 	char call[128];

@@ -26,7 +26,7 @@ struct chain {
 	char *result; /* of the last ADD, or NULL */
 	int64_t packet_start, packet_end;
 	struct error error;
-	char text[CHAIN_REQUEST_MAX + 1]; /* no memory to ask for while the start waits */
+	char text[CHAIN_REQUEST_MAX + 1]; /* so that no memory is requested while the start waits */
 };
 
 int chain_load(struct chain *chain, const char *file);
@@ -37,17 +37,18 @@ void chain_recall(struct chain *chain);
 
 int chain_add(struct chain *chain);
 
-/* After a failed ADD all plugins are called, even if one fails; else the first failure stops it. */
+/* After a failed ADD, all plugins are called, even if one fails; otherwise the first failure
+ * stops it. */
 int chain_delete(struct chain *chain, bool after_failure);
 
 /* The last part of a path. */
 const char *chain_name(const char *path);
 
-/* The first packet, from inside the namespace. That none comes back is not a failed ADD, unless the
- * request's end point is the answer. */
+/* The first packet, from inside the namespace. A missing answer is no failure of ADD, unless the
+ * answer is the request's end point. */
 int chain_first_packet(struct chain *chain);
 
-/* Writes where the first packet goes into the file that the request names. */
+/* Writes the first packet's destination to the file that the request names. */
 int chain_fill_gateway(struct chain *chain);
 
 #endif

@@ -41,7 +41,7 @@
 #include <sys/mount.h>
 #include <sys/wait.h>
 
-/* What a DEL has left in the namespace is the plugin's mistake, and the sample's error. */
+/* What a DEL leaves in the namespace is the plugin's mistake, and the sample's error. */
 static int check_gone(struct chain *chain)
 {
 	int there FILE_SCOPE = open(chain->namespace, O_RDONLY | O_CLOEXEC);
@@ -125,7 +125,7 @@ static int delete_and_hold(struct chain *chain)
 	return bad;
 }
 
-/* Makes the namespace that the request names, as a file that is mounted, and stays outside. */
+/* Makes the namespace that the request names, as a mounted file, and stays outside. */
 static int make_namespace(struct chain *chain)
 {
 	struct error *error = &chain->error;
@@ -184,7 +184,7 @@ struct burst {
 	int64_t start, end;
 };
 
-/* As a resident runtime does it: the thread is there before the pod is asked for. */
+/* As in a resident runtime, the thread exists before the pod is requested. */
 static void *add_together(void *argument)
 {
 	struct burst *burst = argument;
@@ -210,7 +210,7 @@ static int run_burst(size_t count, char **files)
 		if (failed)
 			fprintf(stderr, "%s\n", bursts[i].chain.error.text);
 	}
-	/* Those that wait for a thread that cannot be made end with this process. */
+	/* Threads that wait for one that cannot be made end with this process. */
 	for (size_t i = 0; i < count && !wrong && !failed; i++)
 		wrong = pthread_create(&bursts[i].thread, NULL, add_together, &bursts[i]);
 	if (wrong)

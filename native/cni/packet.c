@@ -1,4 +1,4 @@
-/* The first packet of an attached pod, sent from inside its network namespace. */
+/* Sends an attached pod's first packet, from inside its network namespace. */
 #include "cni/chain.h"
 #include "common/cleanup.h"
 #include "common/process.h"

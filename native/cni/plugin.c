@@ -1,8 +1,8 @@
 /* firstlight: the CNI plugin that takes a pod's network from the node's pool.
  *
- * On ADD the node's agent hands over a network namespace that is ready: link, addresses, routes. It
- * takes the place of the one at CNI_NETNS. Where that cannot be, the agent makes the link in the given
- * one. Specification: https://www.cni.dev/docs/spec, 1.1.0, 1.0.0 and 0.4.0.
+ * On ADD, the node's agent hands over a finished network namespace: link, addresses, routes. It replaces
+ * the one at CNI_NETNS. Where that is impossible, the agent makes the link in the existing one.
+ * Specification: https://www.cni.dev/docs/spec, 1.1.0, 1.0.0 and 0.4.0.
  *
  * It is C because a pod waits for it: an interpreter takes longer to start than all of its work.
  */
@@ -21,7 +21,7 @@ static void delete_json(cJSON **json)
 }
 #define JSON_SCOPE __attribute__((cleanup(delete_json)))
 
-/* Memory for cJSON: what an ordinary call needs is there from the start, since to map and to unmap it
+/* Memory for cJSON. What an ordinary call needs is there from the start: mapping and unmapping it
  * costs a tenth of the call. */
 enum { ALIGNMENT = 16, ARENA = 32768 };
 static _Alignas(ALIGNMENT) char arena[ARENA];
@@ -91,7 +91,7 @@ static void add_ip(const struct call *call, cJSON *ips, cJSON *routes, int famil
 	cJSON_AddItemToArray(routes, route);
 }
 
-/* The key firstlight is the plugin's own: what became of the namespace, and why. */
+/* The key firstlight is the plugin's own: what happened to the namespace, and why. */
 static int print_result(struct call *call, const struct agent_answer *answer, const char *filled)
 {
 	cJSON *result JSON_SCOPE = cJSON_CreateObject();
@@ -153,7 +153,7 @@ static int add(struct call *call)
 	return bad ? bad : print_result(call, &answer, obstacle);
 }
 
-/* Without the agent, too: it sees by itself that the link has gone, and frees the address. */
+/* Succeeds without the agent, too: it notices that the link is gone, and frees the address. */
 static int del(struct call *call)
 {
 	struct agent_answer answer;

@@ -1,4 +1,4 @@
-/* One call of the CNI plugin: what the runtime asks, and what becomes of it.
+/* One call of the CNI plugin: the runtime's request, and its result.
  *
  * Functions return 0, or a negative errno with the reason in the call.
  */
@@ -24,7 +24,7 @@ enum call_code {
 	CALL_UNAVAILABLE = 50,
 	CALL_NAMESPACE = 100, /* cannot be replaced, or entered */
 	CALL_ATTACHED = 101, /* the interface is there already */
-	CALL_WRONG = 102, /* CHECK: it is not as it was made */
+	CALL_WRONG = 102, /* CHECK: it has changed since it was made */
 };
 
 enum call_way { CALL_AUTO, CALL_REPLACE, CALL_FILL };
@@ -51,8 +51,8 @@ int call_load(struct call *call);
 /* The versions of the specification, to NULL. */
 extern const char *const call_versions[];
 
-/* Asks the agent. While it is not there, ``waits`` says whether to try until the deadline; -ENOTCONN
- * without a reason in the call means that it is not. ``descriptor`` goes along, unless it is -1;
+/* Asks the agent. ``waits`` says whether to retry until the deadline while it is away; -ENOTCONN
+ * without a reason in the call means that it is. ``descriptor`` is sent along, unless it is -1;
  * ``*received`` is the one that came, or -1. */
 int call_agent(struct call *call, bool waits, int descriptor, struct agent_answer *answer,
 	       int *received);
@@ -61,21 +61,22 @@ int call_agent(struct call *call, bool waits, int descriptor, struct agent_answe
  * ``*is_attached`` is whether it has the call's interface. */
 int call_enter(struct call *call, int *namespace, const char **obstacle, bool *is_attached);
 
-/* In the namespace of the call: sets the sysctls of the prepared one alike, where CRI-O has made it. Its
- * pinns sets those of the pod there, and if the pod has no pause container, nobody does later. */
+/* In the namespace of the call: gives the prepared one the same sysctls, if CRI-O has made it.
+ * CRI-O's pinns sets the pod's there, and without a pause container nobody does it later. */
 int call_carry(struct call *call, int prepared);
 
-/* Puts a namespace over that of the call: the path is never without one. -EOPNOTSUPP without a
+/* Mounts a namespace over that of the call: the path always shows one. -EOPNOTSUPP without a
  * reason in the call means that this kernel, or this mount, cannot do it. */
 int call_replace(struct call *call, int prepared);
 
-/* In the namespace that was entered: whether the interface has what the agent gave. */
+/* In the namespace that was entered: whether the interface has what the agent assigned. */
 int call_check(struct call *call, const struct agent_answer *expected);
 
-/* Deletes the interface where the namespace is still there. */
+/* Deletes the interface, if the namespace still exists. */
 int call_delete(struct call *call);
 
-/* Takes off what call_replace put over the runtime's own namespace, which it removes itself. */
+/* Removes the mount of call_replace over the runtime's own namespace, which the runtime removes
+ * itself. */
 int call_uncover(struct call *call);
 
 #endif

@@ -1,4 +1,4 @@
-/* The plugin's question to the node's agent. */
+/* Asks the node's agent. */
 #include "cni/plugin.h"
 #include "common/clock.h"
 #include "common/socket.h"
@@ -33,7 +33,7 @@ static int ask_once(const struct call *call, int descriptor, struct agent_answer
 	return 0;
 }
 
-/* What an agent that is not there yet, or that was killed, looks like. */
+/* What an agent looks like that is not there yet, or was killed. */
 static bool is_absent(int error)
 {
 	return error == -ENOENT || error == -ECONNREFUSED || error == -ECONNRESET ||

@@ -1,4 +1,4 @@
-/* What a runtime tells its plugin, by the environment and by standard input. */
+/* Reads the runtime's request from the environment and standard input. */
 #include "cni/plugin.h"
 #include "common/cleanup.h"
 #include "common/clock.h"
@@ -28,7 +28,7 @@ static bool is_interface(const char *text)
 		return false;
 	for (; *text; text++)
 		if (strchr("/:%", *text) || isspace((unsigned char)*text))
-			return false; /* % asks the kernel for a number */
+			return false; /* the kernel would replace % by a number */
 	return true;
 }
 
@@ -41,7 +41,7 @@ static int fit(struct call *call, int code, const char *what, const char *text, 
 	return 0;
 }
 
-/* The pod's names; what else CNI_ARGS has is for others. */
+/* The pod's names; the rest of CNI_ARGS is for others. */
 static int load_args(struct call *call)
 {
 	struct agent_request *request = &call->request;
@@ -92,7 +92,7 @@ static int load_attachment(struct call *call)
 	return bad ? bad : load_args(call);
 }
 
-/* A member that is null is none, as in plugins that read a structure. */
+/* A null member counts as absent, as in plugins that decode a structure. */
 static void drop_nulls(cJSON *object)
 {
 	cJSON *member = object->child, *next;
@@ -145,7 +145,7 @@ static int load_way(struct call *call)
 	return CALL_FAIL(call, CALL_BAD_CONF, 0, "namespace is %s: use auto, replace or fill", way);
 }
 
-/* Whether a member asks for nothing: it is absent, null, "", [] or {}. */
+/* Whether a member is empty: absent, null, "", [] or {}. */
 static bool is_empty(const cJSON *member)
 {
 	return !member || cJSON_IsNull(member) ||
@@ -162,7 +162,7 @@ static int object_member(struct call *call, const char *key, const cJSON **objec
 	return 0;
 }
 
-/* What goes into the result as it is, which the runtime then reads. */
+/* What goes into the result unchanged, and is then read by the runtime. */
 static int check_dns(struct call *call, const cJSON *dns)
 {
 	const cJSON *member, *each;
@@ -183,7 +183,7 @@ static int check_dns(struct call *call, const cJSON *dns)
 	return 0;
 }
 
-/* Who asks for an address must not get another one instead. */
+/* A caller that requests an address must not get another one. */
 static int refuse_wishes(struct call *call, const cJSON *wishes)
 {
 	static const char *const WISHES[] = {"ips", "mac"};
@@ -236,7 +236,7 @@ static int load_conf(struct call *call)
 static int read_conf(struct call *call)
 {
 	enum { CONF_MAX = 1 << 20 };
-	static char text[CONF_MAX + 1]; /* only what is read of it is ever mapped */
+	static char text[CONF_MAX + 1]; /* memory that is not used is not mapped */
 	size_t length = 0;
 	ssize_t n;
 	while ((n = read(STDIN_FILENO, text + length, CONF_MAX - length)) != 0) {

@@ -1,4 +1,4 @@
-/* The pod's network namespace: replaced, entered, checked. */
+/* Replaces, enters and checks the pod's network namespace. */
 #include "cni/plugin.h"
 #include "common/cleanup.h"
 #include "lab/netlink.h"
@@ -30,7 +30,7 @@ static bool is_same(const struct stat *one, const struct stat *other)
 	return one->st_dev == other->st_dev && one->st_ino == other->st_ino;
 }
 
-/* Whether it belongs to our user namespace: the kernel names the owner of none above ours. */
+/* Whether it belongs to our user namespace: the kernel names no owner above ours. */
 static bool is_ours(int namespace)
 {
 	struct stat owner, ours;
@@ -39,7 +39,7 @@ static bool is_ours(int namespace)
 	       is_same(&owner, &ours);
 }
 
-/* Whether a link is up; a control socket is opened for the first. */
+/* Whether a link is up; opens a control socket for the first. */
 static bool is_up(const char *name, int *control)
 {
 	struct ifreq request = {0};
@@ -52,15 +52,16 @@ static bool is_up(const char *name, int *control)
 
 enum { LINE_MOST = 256 }; /* of /proc/net/dev, and more */
 
-/* Whether anything but the loopback is up in the current namespace, and whether it has the interface.
- * By /proc, which does not wait for the kernel's network locks as a dump does. */
+/* Whether any link but the loopback is up in the current namespace, and whether it has the
+ * interface. By /proc, which does not wait for the kernel's network locks as a dump does. */
 static bool has_links(const char *interface, bool *is_attached)
 {
 	char table[4096], name[IFNAMSIZ], *rest = table, *line;
 	int control FILE_SCOPE = -1;
 	int file FILE_SCOPE = open("/proc/self/net/dev", O_RDONLY | O_CLOEXEC);
 	ssize_t size = file < 0 ? -1 : read(file, table, sizeof table - 1);
-	/* A read ends with a whole line: this may be less than all, and is more than a new namespace has. */
+	/* A read ends with a whole line: this may be less than everything, but is more than a new
+	 * namespace has. */
 	bool any = size < 0 || (size_t)size > sizeof table - 2 * LINE_MOST;
 	table[size > 0 ? size : 0] = 0;
 	while ((line = strsep(&rest, "\n"))) {
@@ -106,8 +107,8 @@ int call_enter(struct call *call, int *namespace, const char **obstacle, bool *i
 	return 0;
 }
 
-/* The runtime's own mount stays below until DEL: to take one off waits for an RCU grace period, and
- * what ends a namespace keeps others from their locks. */
+/* The runtime's own mount stays below until DEL: removing one waits for an RCU grace period, and
+ * ending a namespace keeps others from their locks. */
 int call_replace(struct call *call, int prepared)
 {
 	struct stat wanted, shown;
@@ -269,10 +270,10 @@ int call_delete(struct call *call)
 	const char *path = call->namespace, *interface = call->request.attachment.interface;
 	struct stat given, host;
 	if (!path || !*path || (namespace = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)) < 0)
-		return 0; /* it has taken the interface with it */
+		return 0; /* the interface went with it */
 	if (fstat(namespace, &given) || stat("/proc/self/ns/net", &host) ||
 	    is_same(&given, &host) || setns(namespace, CLONE_NEWNET))
-		return 0; /* what the path shows is no namespace any more */
+		return 0; /* the path shows something else now */
 	int route FILE_SCOPE = netlink_open(0);
 	int bad = route < 0 ? route : netlink_delete_link(route, interface);
 	if (bad && bad != -ENODEV)

@@ -1,4 +1,4 @@
-/* What CRI-O has set in the namespace that is replaced. */
+/* The sysctls that CRI-O has set in the namespace that is replaced. */
 #include "cni/plugin.h"
 #include "common/cleanup.h"
 
@@ -15,7 +15,7 @@
 
 enum { VALUE_MOST = 4096 };
 
-/* Whether pinns has made it: DIRECTORY/netns/NAME has DIRECTORY/utsns/NAME beside it. */
+/* Whether pinns has made it: beside DIRECTORY/netns/NAME is DIRECTORY/utsns/NAME. */
 static bool is_pinned(const char *path)
 {
 	char beside[PATH_MAX];
@@ -35,8 +35,8 @@ static void get(const char *path, char *value)
 	value[size > 0 ? size : 0] = 0;
 }
 
-/* Path and value of each below a directory, with their zeros; but not those of interfaces and neighbours,
- * which are most. */
+/* Path and value of each file below a directory, with their NULs; not those of interfaces and
+ * neighbours, which are most. */
 static void list(const char *directory, FILE *to)
 {
 	char path[PATH_MAX], value[VALUE_MOST];
@@ -64,7 +64,7 @@ static int set(struct call *call, const char *path, const char *value)
 		return 0;
 	int file FILE_SCOPE = open(path, O_WRONLY | O_CLOEXEC);
 	if (file < 0 && errno == EACCES)
-		return 0; /* a reading of the kernel's */
+		return 0; /* the kernel computes it */
 	if (file < 0 || write(file, value, strlen(value)) < 0)
 		return CALL_FAIL(call, CALL_NAMESPACE, errno, "cannot set %s as in CNI_NETNS %s",
 				 path, call->namespace);

@@ -1,4 +1,4 @@
-/* Scope guards: what is declared with one is released where its scope ends, errno kept. */
+/* Scope guards: they release a variable's resource at the end of its scope, and keep errno. */
 #ifndef FIRSTLIGHT_CLEANUP_H
 #define FIRSTLIGHT_CLEANUP_H
 
@@ -15,7 +15,7 @@ static inline void descriptor_close(int *descriptor)
 	errno = error;
 }
 
-/* What is returned is the caller's: its scope no longer closes it. */
+/* Returns the resource to the caller: the scope no longer releases it. */
 static inline int descriptor_take(int *descriptor)
 {
 	int taken = *descriptor;

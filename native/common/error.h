@@ -9,9 +9,9 @@ struct error {
 	char text[1200];
 };
 
-/* Records a failure as the text, a colon and the errno's meaning; with a code of 0, which is no system
- * call's, as the text alone. The first failure is kept, because it is the reason; failures of the
- * following clean-up are not. Several lines become one. Returns the negative errno. */
+/* Records a failure as the text, a colon and the errno's meaning; with a code of 0, as the text
+ * alone. The first failure is kept, as it is the reason; those of the following clean-up are not.
+ * Several lines become one. Returns the negative errno. */
 __attribute__((format(printf, 3, 4))) int error_set(struct error *error, int code,
 						    const char *format, ...);
 

@@ -1,10 +1,10 @@
-/* HTTP/1.1 as it is spoken with a daemon on the own node: one request, one answer with a length. */
+/* HTTP/1.1 with a daemon on the same machine: one request, one answer with a length. */
 #ifndef FIRSTLIGHT_HTTP_H
 #define FIRSTLIGHT_HTTP_H
 
 #include <stddef.h>
 
-/* Writes a request whose body is JSON, or empty. Returns its length, or -EMSGSIZE. */
+/* Writes a request with a JSON body, or none. Returns its length, or -EMSGSIZE. */
 int http_request(char *to, size_t size, const char *method, const char *path, const char *body);
 
 struct http_answer {

@@ -123,7 +123,7 @@ int process_run(char *const argv[], char *const environment[], int input, char *
 	int wrong = spawn(argv, environment, input, ends[1], &pid);
 	close(ends[1]);
 	int bad = wrong ? 0 : process_read_all(ends[0], output);
-	close(ends[0]); /* one that prints too much must not wait for us */
+	close(ends[0]); /* a program that prints too much must not wait for us */
 	if (wrong)
 		return error_set(error, wrong, "cannot execute %s", argv[0]);
 	int failed = wait_for(pid, argv[0], &status, error);

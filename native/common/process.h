@@ -1,4 +1,4 @@
-/* A program run with a text on its standard input, and the reading and writing of whole texts.
+/* Runs a program with a text on its standard input; reads and writes whole texts.
  *
  * Functions return 0 or more, or a negative errno.
  */
@@ -7,13 +7,13 @@
 
 #include "common/error.h"
 
-/* To the end of the stream, ended by a NUL; the caller frees it. Returns its length; EFBIG above
- * 1 MiB. */
+/* Reads to the end of the stream, adds a NUL, and lets the caller free the text. Returns its
+ * length; EFBIG above 1 MiB. */
 int process_read_all(int file, char **text);
 int process_write_all(int file, const char *text, size_t length);
 
-/* A pipe that holds these texts one after the other; the last is NULL. It needs no writer: text that
- * does not fit is EFBIG. */
+/* A pipe that holds these texts in turn; the last is NULL. It needs no writer: text that does not
+ * fit is EFBIG. */
 int process_pipe(const char *const texts[]);
 
 /* Executes a program with that descriptor as its standard input, and waits for it. Returns its wait

@@ -44,7 +44,7 @@ struct nlmsghdr *rtnl_message(void *buffer, uint16_t type, uint16_t flags);
 			 (int)((const char *)(nest) + (nest)->nla_len - (const char *)(part))); \
 	     (part) = mnl_attr_next(part))
 
-/* An address of IPv4 (4 bytes) or IPv6 (16). */
+/* An IPv4 (4 bytes) or IPv6 address (16). */
 struct rtnl_ip {
 	uint8_t family, size, bytes[16];
 };
@@ -61,16 +61,16 @@ struct rtnl_veth {
 };
 
 int rtnl_veth_add(struct rtnl *netlink, const struct rtnl_veth *veth);
-/* A bridge without ports, up: a link that only holds an address. */
+/* A bridge without ports, up: a link that only has an address. */
 int rtnl_bridge_add(struct rtnl *netlink, const char *name, int index);
-/* IPv6 makes no address there by itself, so that none is probed for duplicates. */
+/* Stops IPv6 from making addresses there, so that none is probed for duplicates. */
 int rtnl_link_up(struct rtnl *netlink, int index);
-/* Asks for a link; before it answers, the kernel does what it still owes to its carrier. */
+/* Asks for a link: before the answer, the kernel finishes pending work on its carrier. */
 int rtnl_link_settle(struct rtnl *netlink, int index);
 int rtnl_link_delete(struct rtnl *netlink, int index);
-/* Whether packets of 127.0.0.0/8 may come and go by that link. */
+/* Whether packets of 127.0.0.0/8 may pass that link. */
 int rtnl_link_route_localnet(struct rtnl *netlink, int index, bool on);
-/* That address alone, without a prefix; IPv6 does not look for its duplicates. */
+/* That address alone, without a prefix; IPv6 does not probe it for duplicates. */
 int rtnl_address_add(struct rtnl *netlink, int index, struct rtnl_ip address);
 /* To one address on the link itself; ``source`` may be NULL. */
 int rtnl_route_host(struct rtnl *netlink, int index, struct rtnl_ip to,

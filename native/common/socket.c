@@ -42,7 +42,7 @@ int socket_send(int socket, const void *bytes, size_t size, const int *descripto
 	return 0;
 }
 
-/* All descriptors that arrived, also those beyond the most: padding may hold one more. */
+/* All descriptors that arrived, also those beyond the maximum: padding may hold one more. */
 static void take_rights(struct msghdr *message, struct rights *rights, int *beyond)
 {
 	struct cmsghdr *header = CMSG_FIRSTHDR(message); /* the kernel puts all into one */

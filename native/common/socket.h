@@ -10,7 +10,7 @@
 
 enum { RIGHTS_MAX = 8, SOCKET_MAX = 107 }; /* of a path */
 
-/* Descriptors that came with a message; those that are kept are set to -1. */
+/* Descriptors that came with a message; a caller that keeps one sets it to -1. */
 struct rights {
 	int count;
 	int descriptors[RIGHTS_MAX];
@@ -25,7 +25,7 @@ ssize_t socket_receive(int socket, void *to, size_t size, int flags, struct righ
 /* Listens at a path, for root alone. The type is SOCK_…, as of socket_connect. */
 int socket_listen(const char *path, int type, int backlog);
 
-/* A connection of that type, SOCK_…, to a path. Connecting, and each later message, gives up with
+/* A connection of that type, SOCK_…, to a path. Connecting, and each later message, fails with
  * -EAGAIN after that many ns; 0 means never. */
 int socket_connect(const char *path, int type, int64_t patience);
 

@@ -87,7 +87,7 @@ static uint16_t checksum(const struct message *message)
 	return (uint16_t) ~(sum + (sum >> 16));
 }
 
-/* Where not everyone may ask (ping_group_range), CAP_NET_RAW may. */
+/* Where not everybody may send (ping_group_range), CAP_NET_RAW may. */
 static int open_socket(struct asker *asker)
 {
 	int family = asker->to.any.sa_family,
@@ -116,7 +116,7 @@ static int64_t send_request(struct asker *asker)
 	return clock_now() + AGAIN_MS * MS;
 }
 
-/* A raw socket hears all that its peer sends, IPv4's with its header. */
+/* A raw socket receives everything that its peer sends, IPv4 packets with their header. */
 static bool is_answer(const struct asker *asker, const unsigned char *packet, size_t size)
 {
 	struct message answer;

@@ -61,11 +61,11 @@ struct batch {
 };
 
 static struct batch batches[BATCHES];
-static int control; /* the lab's end of it asks; our number for ours is the lab's choice */
+static int control; /* requests come from the lab's end; the lab chose our number for ours */
 static int events, children;
 static int has_ended; /* the control socket: nothing is answered any more */
 
-/* Kills whatever is still our child, until nothing is: orphans' orphans come to us as well. */
+/* Kills our children until none is left: orphans' orphans come to us as well. */
 static void kill_children(void)
 {
 	for (int round = 0; round < ORPHAN_ROUNDS; round++) {
@@ -136,7 +136,7 @@ static struct launch_instance *find(pid_t pid)
 	return NULL;
 }
 
-/* Orphans of an instance come to us as well, being its subreaper: they are only reaped. */
+/* Orphans of an instance come to us as well, its subreaper: they are only reaped. */
 static void reap(void)
 {
 	struct signalfd_siginfo info;
@@ -277,7 +277,7 @@ static int prepare(struct batch *batch, const struct launch_request *request, st
 	return bad;
 }
 
-/* What is next to wait for, and how many started ones are not settled. Marks the expired. */
+/* The next deadline, and how many started ones are not settled. Marks the expired. */
 static int64_t next_deadline(struct batch *batch, uint32_t started, int64_t deadline,
 			     uint32_t *waiting)
 {
@@ -393,7 +393,7 @@ static int set_up(int argc, char **argv, struct error *error)
 	sigaddset(&blocked, SIGTERM);
 	sigemptyset(&child);
 	sigaddset(&child, SIGCHLD);
-	(void)signal(SIGCHLD, SIG_DFL); /* ignored by our parent, no child would have a status */
+	(void)signal(SIGCHLD, SIG_DFL); /* if our parent ignored it, no child would have a status */
 	children = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
 	events = epoll_create1(EPOLL_CLOEXEC);
 	if (sigprocmask(SIG_BLOCK, &blocked, NULL) || children < 0 || events < 0)

@@ -34,7 +34,7 @@ static void read_node(const struct answer *answer, struct launch_news *news)
 	static const char digits[] = "0123456789abcdef";
 	const unsigned char *bytes = (const void *)answer;
 	_Static_assert(sizeof NODE + 2 * sizeof *answer <= sizeof news->text, "as digits");
-	/* By hand: this is work beside the starts that are measured. */
+	/* By hand, as this runs beside the starts that are measured. */
 	char *at = stpcpy(news->text, NODE);
 	for (size_t i = 0; i < sizeof *answer; i++) {
 		*at++ = digits[bytes[i] >> 4];

@@ -1,4 +1,4 @@
-/* Starts that are asked for: a message on a connection that was open before. */
+/* Starts that are requested by a message, on a connection that is already open. */
 #ifndef FIRSTLIGHT_LAUNCH_ASK_H
 #define FIRSTLIGHT_LAUNCH_ASK_H
 

@@ -35,8 +35,8 @@ int launch_instance_watch(struct launch_instance *instance, int file, struct err
 	return error_set(error, errno, "epoll_ctl");
 }
 
-/* Closes what the lab keeps open for starts that inherit it. Ours are closed on exec in any case, so
- * that a start goes on where an old kernel or profile of seccomp has no close_range. */
+/* Closes what the lab keeps open for starts that inherit it. Our own descriptors are closed on
+ * exec in any case, so a start goes on where an old kernel or seccomp profile has no close_range. */
 static bool close_files(void)
 {
 	return !close_range(3, ~0U, 0) || errno == ENOSYS || errno == EPERM;
@@ -62,7 +62,7 @@ _Noreturn static void execute(const struct launch_instance *instance, const int 
 	_exit(127);
 }
 
-/* Adds one of our own lines to what an instance said. */
+/* Adds a line of our own to an instance's output. */
 static void note(struct launch_instance *instance, const char *word, const char *text)
 {
 	struct launch_record *record = &instance->record;
@@ -86,7 +86,7 @@ static void stop_reading(const struct launch_instance *instance, int *file)
 	*file = -1;
 }
 
-/* Ends a start that was asked for; status is as waitpid gives it. */
+/* Ends a requested start; status is as waitpid gives it. */
 static void end_asked(struct launch_instance *instance, int status)
 {
 	stop_reading(instance, &instance->connection);
@@ -150,7 +150,7 @@ int launch_instance_start(struct launch_instance *instance, int input, uint32_t 
 	return bad ? bad : launch_instance_watch(instance, out[0], error);
 }
 
-/* A pipe's worth at a time: one that never ceases must not keep the others waiting. */
+/* Reads a pipe's worth at a time, so that endless output does not keep the others waiting. */
 static void read_output(struct launch_instance *instance)
 {
 	struct launch_record *record = &instance->record;
@@ -174,7 +174,7 @@ static void read_output(struct launch_instance *instance)
 	}
 }
 
-/* What comes in on the connection of a start that was asked for. */
+/* Reads the connection of a requested start. */
 static void read_answers(struct launch_instance *instance)
 {
 	struct launch_news news;
@@ -240,7 +240,7 @@ void launch_instance_kill(struct launch_instance *instance, uint32_t flags)
 {
 	if (instance->connection >= 0)
 		(void)shutdown(instance->connection,
-			       SHUT_WR); /* what was asked ends it, and tells */
+			       SHUT_WR); /* the request ends it, and reports it */
 	if (instance->record.status != -1 || instance->record.pid <= 0)
 		return;
 	kill(flags & LAUNCH_INHERIT ? instance->record.pid : -instance->record.pid, SIGKILL);

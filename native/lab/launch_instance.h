@@ -1,4 +1,4 @@
-/* One start, executed or asked for, and what it prints.
+/* One start, executed or requested, and its output.
  *
  * Functions return 0, or a negative errno with the error.
  */
@@ -26,7 +26,8 @@ struct launch_instance {
 /* Watches a descriptor of the instance. */
 int launch_instance_watch(struct launch_instance *instance, int file, struct error *error);
 
-/* A start takes up to two open files of ours. What is executed has the limit that we were given. */
+/* A start takes up to two open files of ours. The executed program has the limit that we were
+ * given. */
 int launch_instance_allow_files(struct error *error);
 int launch_instance_start(struct launch_instance *instance, int input, uint32_t flags,
 			  struct error *error);

@@ -1,4 +1,4 @@
-/* What the lab and the load generator send each other: src/firstlight/lab/load.py in Python. */
+/* Messages between the lab and the load generator, in Python: src/firstlight/lab/load.py. */
 #ifndef FIRSTLIGHT_LAUNCH_RECORDS_H
 #define FIRSTLIGHT_LAUNCH_RECORDS_H
 

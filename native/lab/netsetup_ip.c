@@ -1,4 +1,4 @@
-/* A network set-up request by the ip command: a process a change, as a user or a script does. */
+/* A network set-up request by the ip command: one process for each change, as in scripts. */
 #include "lab/netsetup.h"
 
 #include <errno.h>

@@ -20,7 +20,7 @@
 
 enum { TEXT_MAX = 256 };
 
-/* The namespace's descriptor; with an error, the pool's words if it gave any. */
+/* The namespace's descriptor; with an error, the pool's message, if it gave one. */
 static int take(const char *path, struct error *error)
 {
 	char text[TEXT_MAX];

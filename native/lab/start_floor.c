@@ -65,7 +65,7 @@ static int take_parts(int taken[1 + CGROUPS_MAX])
 	return given;
 }
 
-/* Of a process that is gone again, the mount namespace whose root is the tree. */
+/* The mount namespace whose root is the tree, of a process that has ended. */
 static int make_template(const char *tree)
 {
 	int ready[2], opened = -1;

@@ -1,20 +1,20 @@
-/* shim-keeper: what must not end while pods run, in front of the shim's server, which may.
+/* shim-keeper: stands in front of the shim's server, and does not end while pods run.
  *
  *   shim-keeper SOCKET PROGRAM [ARGUMENT]...
  *
- * containerd takes the end of a connection for the end of its pod, and a container's exit status goes
- * to its parent alone. So the keeper holds both. It starts the server (PROGRAM) and starts it again
- * when it ends; containerd's requests are relayed to it, and those that a server has left without an
- * answer are given to the next, marked as such. Containers are orphans of the program that made them,
- * and become the keeper's children; their ends are reported until the server has noted them. What the
- * server deposits (a terminal's master) is given back to its successor.
+ * containerd takes the end of a connection for the end of its pod, and only its parent gets a
+ * container's exit status. So the keeper holds both. It starts the server (PROGRAM), and starts it again
+ * when it ends. It relays containerd's requests, and gives those that a server left unanswered to the
+ * next, marked as such. Containers are orphaned by the program that made them and become the keeper's
+ * children; it reports their ends until the server has noted them. It returns the server's deposits (a
+ * terminal's master) to the next server.
  *
  *   descriptor 3 of the server  a stream of frames, each after a struct relay
  *   descriptor 4                messages of struct note, one descriptor with KEPT
  *
- * SIGHUP restarts the server. SIGTERM goes to it; the keeper ends when it has ended. The keeper is C
- * because it is there for as long as the node is, and must be small and never change. It is one file
- * because calls, connections, the server and what is held change together when one of them ends.
+ * SIGHUP restarts the server. SIGTERM is passed to it, and the keeper ends after it. The keeper is C
+ * because it runs as long as the node does, and must be small and never change. It is one file because
+ * calls, connections, the server and the deposits change together when one of them ends.
  */
 #include "common/clock.h"
 #include "common/socket.h"
@@ -91,7 +91,7 @@ struct connection {
 	struct call *calls, **last;
 };
 
-struct held { /* a note that the server is to have, and its descriptor */
+struct held { /* a note for the server, and its descriptor */
 	struct held *next;
 	struct note note;
 	int descriptor;
@@ -172,8 +172,8 @@ static void watch_for(uint32_t events, int file, void *what)
 	(void)epoll_ctl(keeper.epoll, EPOLL_CTL_MOD, file, &event); /* takes no memory */
 }
 
-/* What fits is sent now, and the rest when it fits or the kernel has memory for it. False: the other side
- * is gone. */
+/* Sends what fits now, and the rest when it fits or the kernel has memory for it. False: the
+ * other side is gone. */
 static bool flush(int socket, struct buffer *out, void *what)
 {
 	while (out->begin < out->end) {
@@ -193,8 +193,8 @@ static bool flush(int socket, struct buffer *out, void *what)
 	return true;
 }
 
-/* What has come is appended, up to a frame, also after its relay, and a part of the next. False: the
- * other side is gone. */
+/* Appends what has arrived, up to the end of a frame with its relay, and a part of the next.
+ * False: the other side is gone. */
 static bool fill(int socket, struct buffer *in)
 {
 	static char part[PART];
@@ -295,7 +295,7 @@ static void accept_all(void)
 	}
 }
 
-/* Relays the whole frames that have come. False: they are not of ttrpc. */
+/* Relays the whole frames that have arrived. False: they are not of ttrpc. */
 static bool relay_requests(struct connection *connection)
 {
 	struct buffer *in = &connection->in;
@@ -387,8 +387,8 @@ static void held_drop(uint32_t kind, int32_t pid, const char *name)
 	}
 }
 
-/* A server must not live without its link, nor with one that is out of step: the next has all that it has
- * not answered. */
+/* No server may live without its link, or with one that is out of step: the next server gets
+ * everything that this one has not answered. */
 static void server_lost(void)
 {
 	descriptor_close(&keeper.link);
@@ -458,7 +458,7 @@ static _Noreturn void execute(int link, int notes)
 	enum { BEYOND = NOTES + 1 };
 	sigset_t none;
 	sigemptyset(&none);
-	/* Both are moved out of the way first: each may be the other's number. */
+	/* Both are moved away first: each may have the other's number. */
 	link = fcntl(link, F_DUPFD_CLOEXEC, BEYOND);
 	notes = fcntl(notes, F_DUPFD_CLOEXEC, BEYOND);
 	if (link < 0 || notes < 0 || dup2(link, LINK) < 0 || dup2(notes, NOTES) < 0 ||
@@ -470,7 +470,7 @@ static _Noreturn void execute(int link, int notes)
 	_exit(127);
 }
 
-/* Whether a server's process was made, with its end of each pair. */
+/* Whether a server's process could be made, with its end of each pair. */
 static bool server_made(const int *link, const int *notes)
 {
 	if (link[0] < 0 || notes[0] < 0 || fcntl(link[0], F_SETFL, O_NONBLOCK) ||
@@ -492,7 +492,7 @@ static void server_start_later(void)
 		keeper.delay = AGAIN_MAX_MS;
 }
 
-/* Where the host has no descriptor or pid left, it is tried again: all pods would end with the keeper. */
+/* If the host has no descriptor or pid left, it tries again: all pods would end with the keeper. */
 static void server_start(void)
 {
 	int link[2] = {-1, -1}, notes[2] = {-1, -1};
@@ -602,7 +602,7 @@ static void open_listener(const char *path)
 		fail("listen");
 }
 
-/* What is due, and the ms until the next, or -1. */
+/* Does what is due; returns the ms until the next, or -1. */
 static int do_what_is_due(void)
 {
 	long long *const due[] = {&keeper.again, &keeper.accepts}, now = now_ms(), next = -1;
@@ -639,7 +639,8 @@ int main(int count, char **words)
 		fprintf(stderr, "usage: shim-keeper SOCKET PROGRAM [ARGUMENT]...\n");
 		return 2;
 	}
-	(void)umask(022); /* nobody else writes the server's files, whoever started it */
+	(void)umask(
+		022); /* nobody else may write the server's files, whatever the umask of its starter */
 	keeper.program = words + 2;
 	keeper.link = keeper.notes = -1;
 	keeper.epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -651,7 +652,7 @@ int main(int count, char **words)
 	server_start();
 	for (;;) {
 		struct epoll_event event;
-		/* One at a time: handling an event may end the object of another. */
+		/* One at a time: handling an event may end another's object. */
 		int ready = epoll_wait(keeper.epoll, &event, 1, do_what_is_due());
 		if (ready < 0 && errno != EINTR)
 			fail("wait");

@@ -1,17 +1,17 @@
-/* shim-sandbox: holds the namespaces of a pod, instead of a pause container.
+/* shim-sandbox: holds the namespaces of a pod, in place of a pause container.
  *
  *   shim-sandbox [ipc] [uts] [pid] 3<SOCKET
  *
  * It makes its child in new namespaces, sends the child's pid on descriptor 3 as an int, and exits.
- * The child leaves the host's mounts and waits, prepared, for one message:
+ * The child leaves the host's mounts and waits for one message:
  *
  *   HOSTNAME NUL { SYSCTL=VALUE NUL }...     and the descriptor of the pod's network namespace, or none
  *
- * It enters the network, sets what is to be set, gives up every right, and answers with an errno and
- * a text, by which time it is what it stays: no user, an empty root, no descriptors, and a filter that
- * leaves it waiting for signals. Containers may share its PID namespace, where it is PID 1 and reaps.
- * It ends with the socket as long as it waits, and by a signal that ends a pause container, afterwards.
- * A container that shares its PID namespace sees it as /pause, not where the host has its program.
+ * It then enters the network, sets the sysctls, gives up every right, and answers with an errno and a
+ * text. From then on it has no user, an empty root, no descriptors, and a filter that allows nothing but
+ * waiting for signals. Containers may share its PID namespace, where it is PID 1 and reaps. While it
+ * waits for the message it ends with the socket, and afterwards by the signals that end a pause
+ * container. A container that shares its PID namespace sees it as /pause, and not its path on the host.
  *
  * It is C because it must be small: every pod has one.
  */
@@ -79,7 +79,7 @@ static void leave_host(void)
 	    chdir("/run") || syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH) ||
 	    chdir("/"))
 		fail("cannot leave the host's mounts", "");
-	/* As a pause container; where only the machine's root may lower it, it stays. */
+	/* As for a pause container. Where only the machine's root may lower it, it stays. */
 	int file = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
 	if (file >= 0) {
 		(void)!write(file, "-998", 4);
@@ -87,7 +87,7 @@ static void leave_host(void)
 	}
 }
 
-/* As sysctl(8) has it, the first of dot and slash is what separates. */
+/* As in sysctl(8), the first dot or slash is the separator. */
 static void separate_by_slashes(char *name)
 {
 	const char *first = strpbrk(name, "./");
@@ -96,7 +96,8 @@ static void separate_by_slashes(char *name)
 			*at = *at == '.' ? '/' : *at == '/' ? '.' : *at;
 }
 
-/* Of the pod's own namespaces, as runc allows it: we are the machine's root until it is set. */
+/* Sysctls of the pod's own namespaces, as runc allows: we are the machine's root until they are
+ * set. */
 static bool is_of_pod(const char *name, unsigned long namespaces)
 {
 	static const struct {
@@ -186,7 +187,7 @@ static void filter(void)
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
 		ALLOW(rt_sigtimedwait),
 		ALLOW(wait4),
-		ALLOW(sendto), /* the answer, with the only descriptor that there is */
+		ALLOW(sendto), /* the answer, and the only descriptor left */
 		ALLOW(close_range),
 		ALLOW(exit_group),
 		ALLOW(restart_syscall),
@@ -230,7 +231,7 @@ static _Noreturn void be_sandbox(unsigned long namespaces)
 	leave_host();
 	ssize_t size = socket_receive(CONTROL, message, MESSAGE, 0, &rights);
 	if (size <= 0)
-		_exit(0); /* it is not wanted */
+		_exit(0); /* it is not needed any more */
 	if (rights.count && setns(rights.descriptors[0], CLONE_NEWNET))
 		fail("cannot enter the pod's network", "");
 	namespaces |= rights.count ? CLONE_NEWNET : 0;

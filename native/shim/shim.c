@@ -1,10 +1,10 @@
-/* containerd-shim-firstlight-v1: containerd's way to the shim's server, which runs already.
+/* containerd-shim-firstlight-v1: connects containerd with the shim's server, which runs already.
  *
  *   containerd-shim-firstlight-v1 -namespace NAMESPACE -id ID [OPTION]... start|delete
  *
- * "start" prints where the server listens, and containerd asks it for everything else by ttrpc.
- * "delete" has the server end what is left of ID, and prints what it answers: a DeleteResponse. The
- * socket is FIRSTLIGHT_SHIM of the environment, /run/firstlight-shim/socket by default.
+ * "start" prints where the server listens; everything else containerd asks it by ttrpc. "delete" has
+ * the server end what is left of ID, and prints its DeleteResponse. The environment variable
+ * FIRSTLIGHT_SHIM names the socket, by default /run/firstlight-shim/socket.
  *
  * containerd executes it twice for each pod and once for each container, so it is C, and static.
  */

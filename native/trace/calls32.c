@@ -1,5 +1,5 @@
-/* The system calls of 32-bit x86 programs, by their number in the 64-bit table, which events carry. A file
- * of its own, because the two tables define the same names. */
+/* The system calls of 32-bit x86 programs, by their number in the 64-bit table, which events carry. It is
+ * a file of its own because the two tables define the same names. */
 #include "trace/calls.h"
 #include "trace/tracer.h"
 

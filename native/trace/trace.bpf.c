@@ -98,15 +98,16 @@ static __always_inline void lose(enum loss how)
 	__sync_fetch_and_add(&lost[how], 1);
 }
 
-/* Our own PID namespace: how deep it lies below the first, and its number. on_ask fills it. */
+/* Our own PID namespace: its depth below the first, and its number. on_ask sets it. */
 struct {
 	__u32 level, number;
 } home SEC(".data.home");
 
-/* What the budget of watch is charged for. The two programs at each timer of the machine are not counted. */
+/* What the budget of watch pays for. The two programs at each timer of the machine are not
+ * counted. */
 struct meter meters[METERS] SEC(".data.meters");
 
-/* By the clock of our time namespace, as the load generator stamps. */
+/* By the clock of our time namespace, like the load generator's stamps. */
 static __always_inline __u64 clock_now(void)
 {
 	return bpf_ktime_get_ns() + settings.ahead;
@@ -122,7 +123,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 26);
 } events SEC(".maps");
-/* The traced threads. A lookup in arrays calls no helper, as one in a hash does. */
+/* The traced threads. A lookup in arrays calls no helper, unlike one in a hash. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, TASKS);
@@ -137,14 +138,16 @@ struct {
 	__type(key, __u32);
 	__type(value, struct bucket);
 } buckets SEC(".maps");
-/* What watch waits for: the names of programs as the kernel keeps them, cut to 15 bytes, and enum sign. */
+/* What watch waits for: names of programs as the kernel keeps them, cut to 15 bytes, and enum
+ * sign. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, NAMES);
 	__type(key, char[NAME]);
 	__type(value, __u32);
 } names SEC(".maps");
-/* In a PID namespace: the number that the kernel's own hooks know a traced thread by, to ours. */
+/* In a PID namespace: from the number by which the kernel's own hooks know a traced thread to
+ * ours. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, TASKS);
@@ -158,7 +161,7 @@ struct {
 	__uint(value_size, STACK_DEPTH * sizeof(__u64));
 } stacks SEC(".maps");
 
-/* Where a sys_exit program puts its event together: each has its own, and none is re-entered. */
+/* Where a sys_exit program assembles its event: each has its own, and none is re-entered. */
 struct wide {
 	struct event event;
 	char text[2 * TEXT_MAX]; /* the bound that the verifier can see */
@@ -169,7 +172,7 @@ struct {
 	__type(key, __u32);
 	__type(value, struct wide);
 } scratch SEC(".maps");
-/* Whether a CPU is at a timer that has expired: what it wakes then has slept, or waited for too long. */
+/* Whether a CPU is handling an expired timer: what it wakes then has slept, or waited too long. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -183,14 +186,14 @@ static __always_inline void emit(struct event *event, __u32 size)
 		lose(LOST_RING);
 }
 
-/* What a process is in the PID namespace that is so far below the first. */
+/* A process's number in the PID namespace that is so far below the first. */
 static __always_inline struct upid *number_at(struct pid *pid, __u32 level)
 {
 	struct upid *first = (void *)__builtin_preserve_access_index(&pid->numbers[0]);
 	return (void *)first + level * bpf_core_type_size(struct upid);
 }
 
-/* A task's number in our own PID namespace, where that is not the first; 0 if it has none there. */
+/* A task's number in our own PID namespace, if that is not the first; 0 if it has none there. */
 static __always_inline __u32 number_below(struct task_struct *p)
 {
 	struct pid *pid = BPF_CORE_READ(p, thread_pid);
@@ -209,7 +212,7 @@ static __always_inline __u32 own_number(void)
 	return NUMBER(bpf_get_current_task_btf());
 }
 
-/* Run once, by the loader itself. */
+/* Run once, by the loader. */
 SEC("syscall")
 int on_ask(void *context)
 {
@@ -247,7 +250,7 @@ static __always_inline struct task *traced(__u32 tid)
 	return 0;
 }
 
-/* Starts to trace a thread, or sets what is known of it. Returns whether there was no room. */
+/* Starts to trace a thread, or replaces its state. Returns whether there was no room. */
 static __always_inline int keep(__u32 tid, const struct task *from)
 {
 	struct bucket *bucket = bucket_of(tid);
@@ -389,7 +392,7 @@ static __always_inline struct task_struct *parent_of(struct task_struct *p)
 	return BPF_CORE_READ(p, real_parent, group_leader);
 }
 
-/* How a process's children are watched, by its name; 0 if they are not. */
+/* How the children of a process are watched, by its name; 0 if they are not. */
 static __always_inline __u32 sign_of(struct task_struct *p)
 {
 	char name[NAME] = {};
@@ -412,8 +415,8 @@ static __always_inline int is_sign(struct task_struct *p)
 	return sign_of(parent) && level_of(p) == level_of(parent);
 }
 
-/* A watched program says how it was called; one that is not traced becomes a root, and so does a daemon's
- * child: the daemon has others, of other starts. */
+/* A watched program reports its command line. One that is not traced becomes a root, and so does
+ * a daemon's child, as the daemon has others, of other starts. */
 static __always_inline void begin(struct task_struct *p, __u32 tid, const char *file)
 {
 	if (!tid || !is_sign(p))
@@ -517,7 +520,7 @@ static __always_inline int follow_exit(struct task_struct *p)
 	instant(EXIT, task, tid, 0, 0);
 	task->number = -1;
 	task->call = 0;
-	if (settings.watch) /* whose on_switch may not be attached */
+	if (settings.watch) /* on_switch may not be attached to it */
 		forget(p, tid);
 	return 0;
 }
@@ -587,8 +590,8 @@ static __always_inline void switched_in(__u32 tid, __u64 now)
 	task->waker = task->by_timer = 0;
 }
 
-/* A thread that makes a call runs. Some kernels do not report each switch to a thread, so a wait can still
- * be open then. What a process that was followed later did before is not known. */
+/* A thread that makes a call is running. Some kernels do not report each switch to a thread, so a
+ * wait can still be open then. Nothing is known of what a process did before it was followed. */
 static __always_inline void runs(struct task *task, __u32 tid)
 {
 	if (task->off && task->off_stack != UNSEEN)
@@ -666,7 +669,7 @@ int BPF_PROG(on_contention, void *lock, unsigned int flags)
 	__u64 owner = 0;
 	struct mutex *mutex = lock;
 	struct rw_semaphore *semaphore = lock;
-	/* With PREEMPT_RT both are built on rt_mutex, and keep no owner here. */
+	/* With PREEMPT_RT both are built on rt_mutex, and have no owner here. */
 	if (flags & MUTEX) {
 		if (bpf_core_field_exists(mutex->owner))
 			owner = BPF_CORE_READ(mutex, owner.counter);
@@ -703,8 +706,8 @@ int BPF_PROG(on_contention_end, void *lock)
 	return 0;
 }
 
-/* Numbers and arguments of a 32-bit program's call as others have them; gives the number, -1 if the call
- * is not reported. */
+/* The number and arguments of a 32-bit program's call, as others have them; returns the number,
+ * or -1 if the call is not reported. */
 static __always_inline long widen(struct task *task, long number)
 {
 	if (number == SOCKETCALL) {
@@ -723,7 +726,7 @@ static __always_inline int enter(struct task *task, struct pt_regs *regs, long n
 	struct task_struct *current = bpf_get_current_task_btf();
 	task->number = -1;
 	task->call = 0;
-	task->lock = 0; /* one whose end was missed must not hide those to come */
+	task->lock = 0; /* a call whose end was missed must not hide later ones */
 	task->memory = 0;
 	task->narrow = !!NARROW(current);
 	if (task->narrow) {
@@ -834,7 +837,7 @@ int on_enter_again(struct raw_enter *context)
 	return enter(task, regs, context->number);
 }
 
-/* Says what the descriptor is: its file system and name, or its socket's family and protocol. */
+/* Describes the descriptor: its file system and name, or its socket's family and protocol. */
 static __always_inline void describe(struct wide *out, __u64 fd)
 {
 	struct file *file = 0;

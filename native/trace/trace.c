@@ -80,7 +80,7 @@ static int start(char *request)
 static int stop(void)
 {
 	tracer_detach(0);
-	/* A program that another CPU is running still has ended after this. */
+	/* A program that still runs on another CPU has ended after this. */
 	(void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
 	FILE *stacks = create("stacks");
 	int error = !stacks || tracer_drain_all() ||
@@ -149,7 +149,7 @@ static const char *subject(int take)
 	}
 }
 
-/* Programs and maps are files, of which a caller's limit may be too low. */
+/* Programs and maps are files, and a caller's limit may be too low. */
 static void raise_open_files(void)
 {
 	struct rlimit files;

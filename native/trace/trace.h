@@ -1,4 +1,4 @@
-/* What the eBPF programs and their loader share. Every event is one of these, in host order. */
+/* Shared by the eBPF programs and their loader. Every event is one of these records, in host order. */
 #ifndef FIRSTLIGHT_TRACE_H
 #define FIRSTLIGHT_TRACE_H
 
@@ -8,8 +8,8 @@ enum { TEXT_MAX = 512, STACK_DEPTH = 32, STACKS = 65536, TASKS = 65536, NUMBERS 
 enum { SOCKETCALL = 102, SOCKETCALLS_MAX = 32 }; /* of 32-bit x86 */
 enum { NAME = 16, NAMES = 256, FILE_MAX = 256, WORDS_MAX = 2048 };
 
-/* Of a watched name: its executions are signs of a start; those by its children are, too; those by its
- * children alone are. */
+/* For a watched name: SIGN: its executions are signs of a start; SIGN_CHILDREN: also those by its
+ * children; CHILDREN_ALONE: only those by its children. */
 enum sign { SIGN = 1, SIGN_CHILDREN, CHILDREN_ALONE };
 
 /* CALL: number, args, result; text as calls.h says; magic and family describe a descriptor, and
@@ -55,26 +55,26 @@ struct settings {
 	unsigned short of32[NUMBERS], of_socketcall[SOCKETCALLS_MAX];
 };
 
-/* What the programs have met, of all threads: of each CPU, on a line of its own. */
+/* How often the programs were entered, by any thread: for each CPU on a cache line of its own. */
 enum { METERS = 256 };
 struct meter {
 	unsigned long long met, rest[7];
 };
 
-/* Why an event was lost: the ring was full, or its lock was not had in time; no room for a thread, or the
- * table's lock was not had in time; the return of a call was missed. */
+/* Why an event was lost: the ring was full or its lock was not available in time; no room for a
+ * thread, or the table's lock was not available in time; a call's return was missed. */
 enum loss { LOST_RING, LOST_THREAD, LOST_RETURN, LOSSES };
 
-/* The numbers of traced threads; 0: free, TAKEN: about to be used. A thread's bucket is its number modulo
- * BUCKETS, and what is known of the one at buckets[b].tids[w] is in tasks[b * WAYS + w]. The fifth of a
- * bucket is lost. */
+/* The numbers of traced threads; 0: free, TAKEN: about to be used. A thread's bucket is its
+ * number modulo BUCKETS, and the state of the one at buckets[b].tids[w] is in tasks[b * WAYS +
+ * w]. The fifth of a bucket is lost. */
 enum { WAYS = 4, BUCKETS = TASKS / WAYS };
 #define TAKEN 0xffffffffU
 struct bucket {
 	unsigned int tids[WAYS];
 };
 
-/* What is known of one traced thread. */
+/* The state of one traced thread. */
 struct task {
 	unsigned int root, pid;
 	unsigned long long call, args[4];
@@ -86,7 +86,7 @@ struct task {
 	unsigned int wait; /* the call's kind, if it is for waiting */
 	/* Whether the copy took this entry: it may run before the program or after it. */
 	unsigned int copied;
-	unsigned int by_timer; /* what woke it, rather than the waker */
+	unsigned int by_timer; /* it was woken by a timer, and not by the waker */
 	unsigned int narrow; /* the call's pointers have 32 bits */
 	/* What has been reported, so that a program and its copy do not both report it: the end, the last
 	 * execution, by the kernel's count, and the last per-CPU allocation of the call. */

@@ -38,7 +38,7 @@ static ring_buffer_sample_fn taker;
 static int attached[PROGRAMS]; /* at least once */
 static char complaint[512];
 
-/* Keeps the last complaint of libbpf, to say it if loading fails. */
+/* Keeps the last message of libbpf, for an error in loading. */
 static int hush(enum libbpf_print_level level, const char *format, va_list arguments)
 {
 	if (level == LIBBPF_WARN)
@@ -66,7 +66,7 @@ int tracer_write(void *context, void *data, size_t size)
 	return 0;
 }
 
-/* Threads on other CPUs may make events as fast as one takes them: it must look up now and then. */
+/* Threads on other CPUs may make events as fast as one takes them, so it pauses now and then. */
 static int take_some(void *context, void *data, size_t size)
 {
 	static unsigned int taken;
@@ -79,7 +79,7 @@ int tracer_map(const char *name)
 	return bpf_object__find_map_fd_by_name(object, name);
 }
 
-/* A container may have a time namespace, whose clocks the kernel's own do not know. */
+/* A container may have a time namespace, whose clock the kernel's programs do not see. */
 static long long clock_ahead(void)
 {
 	long long seconds = 0, ns = 0;
@@ -92,7 +92,7 @@ static long long clock_ahead(void)
 	return seconds * CLOCK_SECOND + ns;
 }
 
-/* The maps of that name, which the programs write to at the same time. */
+/* The maps of that name, to which the programs write at the same time. */
 static struct bucket *buckets;
 static struct task *tasks;
 static unsigned int bucket_count;
@@ -206,7 +206,7 @@ static int is_cheap(int program)
 	return 0;
 }
 
-/* "keep_cheap": but for what follows forks, executions and exits. */
+/* "keep_cheap": except those that follow forks, executions and exits. */
 void tracer_detach(int keep_cheap)
 {
 	for (int i = count - 1; i >= 0; i--) {
@@ -218,7 +218,7 @@ void tracer_detach(int keep_cheap)
 	}
 }
 
-/* Those that are not attached yet; "cheap": only what follows forks, executions and exits. */
+/* Those that are not attached yet; "cheap": only those that follow forks, executions and exits. */
 int tracer_attach(int cheap)
 {
 	for (int i = 0; i < count; i++) {

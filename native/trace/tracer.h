@@ -1,5 +1,5 @@
-/* The eBPF programs, loaded: what "trace" does on request and "watch" by itself. Functions return 0 or
- * a negative errno, and say why in tracer_failure. */
+/* The loaded eBPF programs, for "trace" (on request) and "watch" (by itself). Functions return 0 or a
+ * negative errno, with the reason in tracer_failure. */
 #ifndef FIRSTLIGHT_TRACER_H
 #define FIRSTLIGHT_TRACER_H
 
@@ -28,7 +28,7 @@ extern struct tracer_out {
 	unsigned long long written;
 } tracer_out;
 
-/* By errno, with libbpf's own words if there are any. */
+/* An error by errno, with libbpf's own message if there is one. */
 int tracer_fail(const char *what);
 
 /* "preemptible": the kernel may preempt programs of system calls. "take" gets each event. */
@@ -37,8 +37,8 @@ int tracer_load(const char *object, struct settings settings, unsigned int ring_
 int tracer_map(const char *name);
 int tracer_ring(void);
 
-/* Attach and detach those that are not yet; "cheap" and "keep_cheap": what follows forks, executions
- * and exits. */
+/* Attach and detach those that are not yet; "cheap" and "keep_cheap": those that follow forks,
+ * executions and exits. */
 int tracer_attach(int cheap);
 void tracer_detach(int keep_cheap);
 
@@ -46,8 +46,8 @@ int tracer_drain(void);
 int tracer_drain_all(void); /* once nothing is attached that makes many */
 int tracer_write(void *context, void *data, size_t size);
 
-/* The traced threads at this moment. Threads come and go, and a walk from key to key would start over at
- * each that has ended. */
+/* The traced threads at this moment. Threads come and go, and a walk from key to key would start
+ * over at each one that ends. */
 void tracer_read_tasks(void);
 extern unsigned int tracer_tids[TASKS], tracer_task_count;
 extern struct task tracer_tasks[TASKS];
@@ -62,18 +62,18 @@ void tracer_forget(unsigned int tid);
 /* Sets what is known of a thread, if it is traced. */
 void tracer_reset(unsigned int tid, const struct task *task);
 
-/* A process that was there before, asleep until something asks it. */
+/* A process that existed before and sleeps until it gets a request. */
 int tracer_follow(unsigned int pid);
 
-/* How many events were lost since it was last asked. Says in tracer_losses how: by enum loss, or by the
- * program that missed them. */
+/* How many events were lost since the last call. tracer_losses has the causes: by enum loss, or
+ * by the program that missed them. */
 unsigned long long tracer_take_lost(void);
 extern struct tracer_losses {
 	unsigned long long events;
 	char words[256];
 } tracer_losses;
 
-/* Takes the events of watch. */
+/* Handles the events of watch. */
 int tracer_take(void *context, void *data, size_t size);
 
 /* Watches until standard input ends: see trace.c. */

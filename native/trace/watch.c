@@ -51,8 +51,8 @@ enum last { GOES_ON, LAST, WAITS };
 /* The bundle's config.json, and Docker's own record of the container. */
 enum document { CONFIG, RECORD };
 
-/* A watched program's execution: it goes on until its process ends, or a container's own program is
- * executed in its tree. */
+/* The execution of a watched program. It lasts until its process ends, or a container's own
+ * program is executed in its tree. */
 static struct {
 	unsigned int pid, root;
 	long long at, ended; /* 0: it goes on */
@@ -60,11 +60,11 @@ static struct {
 	char creates[NAME];
 } beginnings[BEGINNINGS];
 static size_t beginning_count, going_on;
-static int is_news; /* something has begun, or its end has come, that no window was opened for */
+static int is_news; /* a beginning, or the end of one, for which no window was opened */
 static unsigned int daemons[DAEMONS];
 static size_t daemon_count;
-/* Roots of watched programs that start nothing, and what they forked before they were forgotten: that is
- * forgotten, too, once all is read, unless a start has begun among it by then. */
+/* Roots of watched programs that start nothing, and what they forked before they were forgotten.
+ * That is forgotten, too, once everything is read, unless a start has begun in it by then. */
 static unsigned int strays[STRAYS];
 static size_t stray_count;
 static struct {
@@ -83,7 +83,8 @@ static struct {
 	unsigned long windows;
 	int is_due; /* by one_in */
 	long long credit, at, idle, own, call_cost;
-	/* What can be saved: of the time since "second", when the cores had been idle for "second_idle". */
+	/* What can be saved: by the time since "second", when the cores had been idle for
+	 * "second_idle". */
 	long long most, second, second_idle;
 	unsigned long long met;
 	long cores;
@@ -115,8 +116,8 @@ static unsigned long long met(void)
 	return sum;
 }
 
-/* What idle cores have earned is for a node that still has idle cores: of a saturated one, the share alone
- * is spent. So what is saved is limited by how idle the last second was, and by a second's share. */
+/* What idle cores have earned is for a node that still has idle cores; a saturated one spends its
+ * share alone. So savings are limited by how idle the last second was, and by a second's share. */
 static void limit(long long at, long long idle)
 {
 	long long passed = at - budget.second, free = idle - budget.second_idle;
@@ -173,7 +174,7 @@ static int is_overdrawn(void)
 	return !budget.one_in && budget.credit < -budget.cores * DEBT_NS;
 }
 
-/* One that follows a cut: what goes on stays whole up to a debt. */
+/* A window that follows a cut: what is under way stays whole, up to a debt. */
 static int is_next_whole(int whole)
 {
 	if (whole)
@@ -257,11 +258,11 @@ static const char *bundle_of(const struct event *event)
 	return ".";
 }
 
-/* The arguments of what may start a container: of runtimes and shims, of clients, of conmon. */
+/* The arguments of programs that may start a container: runtimes and shims, clients, conmon. */
 static const char *const starting[] = {"create", "run", "start", "restore", "restart", "play",
 				       "build",  "bud", "init",  "up",      "-b",      "--bundle"};
 
-/* Most commands of a runtime start nothing: they ask for states, or execute probes. */
+/* Most commands of a runtime start nothing: they query states, or execute probes. */
 static int is_of_start(const struct event *event)
 {
 	struct words words = arguments_of(event), variables = environment_of(event);
@@ -285,9 +286,9 @@ static int is_create(const struct event *event)
 	return 0;
 }
 
-/* Hands over a file that lasts no longer than its container. Any caller of a program with a watched name
- * chooses it, so it is read without waiting, and only if it is a regular file. Returns its text, to be
- * freed, or NULL. */
+/* Hands over a file that lasts no longer than its container. Any caller of a program with a
+ * watched name chooses it, so it is read without waiting, and only if it is a regular file.
+ * Returns its text, which the caller frees, or NULL. */
 static char *take_document(const struct event *event, enum document kind, const char *path)
 {
 	struct stat about;
@@ -355,7 +356,7 @@ static void add_stray(unsigned int root)
 		strays[stray_count++ % STRAYS] = root;
 }
 
-/* A start has begun in its tree, or it is another process of the same number. */
+/* A start has begun in its tree, or it is another process with the same number. */
 static void clear_stray(unsigned int root)
 {
 	for (size_t i = 0; i < STRAYS; i++)
@@ -475,8 +476,8 @@ static int is_waiting(size_t i, long long at)
 	return 0;
 }
 
-/* Forgets what has ended a while ago, or all, and the threads of those trees in which nothing else goes
- * on. Threads of what begins meanwhile are of roots that are not among "old". */
+/* Forgets what ended a while ago, or everything, and the threads of those trees in which nothing
+ * else is under way. Threads of what begins meanwhile have roots that are not in "old". */
 static void forget(long long at, int all)
 {
 	static unsigned int old[BEGINNINGS];
@@ -570,7 +571,7 @@ static int disarm(void)
 	return tracer_drain_all();
 }
 
-/* What a thread was doing when it was last traced says nothing of what it does now. */
+/* What a thread was doing when it was last traced says nothing about now. */
 static void forget_states(void)
 {
 	tracer_read_tasks();
@@ -650,7 +651,8 @@ static int say(const char *line)
 	return tracer_fail("answer");
 }
 
-/* Ends a window: the last one if nothing goes on. Returns whether the next is whole, or negative. */
+/* Ends a window: the last one if nothing is under way. Returns whether the next is whole, or a
+ * negative errno. */
 static int cut(long long at, int whole, int last)
 {
 	if (whole && !last && tracer_write_open((unsigned long long)at))
@@ -674,7 +676,7 @@ static int cut(long long at, int whole, int last)
 	return !whole && next && arm() ? -tracer_failure.code : next;
 }
 
-/* At the end of the requests. What goes on then is not reported: how it ends is not known. */
+/* The requests have ended. What is under way is not reported: its end is unknown. */
 static int finish(int is_open, int whole, int attached)
 {
 	if (attached ? disarm() : tracer_drain_all())
@@ -726,8 +728,7 @@ int tracer_watch(unsigned long one_in, unsigned long millionths, char **names, i
 			continue;
 		if (going_on) {
 			busy = at;
-			if (whole && !attached &&
-			    arm()) /* it has begun while we detached, or waited */
+			if (whole && !attached && arm()) /* it began while we detached, or waited */
 				return -tracer_failure.code;
 			attached = whole;
 		}
