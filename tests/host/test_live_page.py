@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
-from tests.support.seen import MS, start
+from tests.support.watched_start import MS, start
 
 from firstlight.report.live import server
 from firstlight.report.live.board import Board

@@ -21,7 +21,7 @@ from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.link import Outbox
 from firstlight.agile.node import liveness, process
 from firstlight.agile.runtime import Runtime
-from firstlight.agile.serving import Serving, once
+from firstlight.agile.serving import Serving, per_event
 from firstlight.errors import Failed, FirstlightError
 
 _NICE = -10
@@ -247,7 +247,7 @@ class _Connection:
                 return protocol.Done()
             case protocol.Invoke(function, event):
                 protocol.check_json(event)
-                value = once.value(function.kind, event)
+                value = per_event.value(function.kind, event)
                 return protocol.invoked(await runtime.invoke(function, value))
             case protocol.Stop(identity, grace, number):
                 instance = await runtime.find_instance(identity)
@@ -272,7 +272,7 @@ class _Connection:
                 await runtime.keep_logs()
                 return protocol.Done()
             case protocol.Logs(name, position, seconds) if not name.isdecimal():
-                text, position = await self._functions.written(name, position, _wait(seconds))
+                text, position = await self._functions.recent_output(name, position, _wait(seconds))
                 return protocol.LogPart(text, position, False)
             case protocol.Logs(identity, position, seconds):
                 return protocol.LogPart(*await runtime.log_part(identity, position, _wait(seconds)))

@@ -67,14 +67,14 @@ def gate(
     if as_json:
         print_json({"counts": verdict, "times": latency})
     else:
-        from firstlight.report import counted, terminal
+        from firstlight.report import counts, terminal
 
-        stdout().print(counted.terminal(verdict), terminal.comparison(latency), sep="\n\n")
+        stdout().print(counts.terminal(verdict), terminal.comparison(latency), sep="\n\n")
     if markdown is not None:
-        from firstlight.report import counted
+        from firstlight.report import counts
 
         with writing(markdown, "--markdown"), markdown.open("a") as file:
-            file.write(counted.markdown(verdict, latency))
+            file.write(counts.markdown(verdict, latency))
     for pattern in verdict.unmatched:
         say(f"warning: --allow '{pattern}' matches no count of these runs")
     failed = verdict.outcome == "more" or (exact and verdict.changed)

@@ -96,12 +96,13 @@ def compare(
     if as_json:
         print_json({"times": result, "counts": verdict} if verdict else result)
     else:
-        from firstlight.report import counted, terminal
+        from firstlight.report import counts as changed_counts
+        from firstlight.report import terminal
 
         stdout().print(terminal.comparison(result))
         if verdict:
             stdout().print()
-            stdout().print(counted.terminal(verdict))
+            stdout().print(changed_counts.terminal(verdict))
     raise typer.Exit(result.regression or (verdict is not None and verdict.outcome == "more"))
 
 

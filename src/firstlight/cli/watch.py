@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from firstlight.lab.watch.follow import Window
-    from firstlight.report.live.seen import Seen
+    from firstlight.report.live.watched_start import WatchedStart
 
 
 NEEDED = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_SYSLOG", "CAP_DAC_READ_SEARCH")
@@ -104,7 +104,7 @@ def watch(
     from firstlight.lab.watch import programs
     from firstlight.lab.watch.follow import Follower
     from firstlight.lab.watch.keep import Keeper, Limits, Samples
-    from firstlight.report.live.seen import seen
+    from firstlight.report.live.watched_start import watched_start
     from firstlight.trace import bpf
 
     capabilities.keep_only(NEEDED)
@@ -128,7 +128,7 @@ def watch(
         def report(window: "Window") -> None:
             nonlocal late
             for start, spans in samples.add(window):
-                shown = seen(start, spans)
+                shown = watched_start(start, spans)
                 for take in takers:
                     take(shown)
             if late and not window.late:
@@ -152,7 +152,7 @@ def watch(
 
 def _serve(
     stack: ExitStack, http: str | None, metrics: str | None
-) -> "list[Callable[[Seen], None]]":
+) -> "list[Callable[[WatchedStart], None]]":
     """Serve the page and the metrics; returns the functions to call with each start."""
     if http is None and metrics is None:
         return []
@@ -175,7 +175,7 @@ def _serve(
     return [counted.add, board.add] if http is not None else [counted.add]
 
 
-def _send_traces(stack: ExitStack, collector: str | None) -> "list[Callable[[Seen], None]]":
+def _send_traces(stack: ExitStack, collector: str | None) -> "list[Callable[[WatchedStart], None]]":
     """Send traces to a collector; returns the functions to call with each start."""
     if collector is None:
         return []
@@ -235,7 +235,7 @@ def _wait(descriptor: int, stop: int, until: float | None) -> bool:
     return ready == [descriptor]
 
 
-def _print_json(start: "Seen") -> None:
+def _print_json(start: "WatchedStart") -> None:
     record = {
         "labels": start.labels, "point": start.point, "latency_ns": start.latency,
         "lost_events": start.lost, "error": start.error, "phases_ns": start.phases,
@@ -244,7 +244,7 @@ def _print_json(start: "Seen") -> None:
     print(json.dumps(record), flush=True)
 
 
-def _print(start: "Seen") -> None:
+def _print(start: "WatchedStart") -> None:
     from firstlight.units import duration, percent
 
     total = "failed" if start.latency is None else duration(start.latency)

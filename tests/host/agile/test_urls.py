@@ -437,15 +437,15 @@ def test_a_request_gets_no_instance_that_was_killed_just_now(
 def test_what_a_function_wrote_is_its_log(tmp_path: Path) -> None:
     async def main(client: httpx.AsyncClient, functions: Functions) -> None:
         assert (await client.get("/exit")).status_code == 502
-        text, at = await functions.written("site", (0, 0), 60)
+        text, at = await functions.recent_output("site", (0, 0), 60)
         assert [line.text for line in logs.lines(text)] == ["gave up"]
-        assert await functions.written("site", at, 0) == (b"", at)
+        assert await functions.recent_output("site", at, 0) == (b"", at)
         with pytest.raises(Failed, match="no instance or function 'other'"):
-            await functions.written("other", (0, 0), 0)
+            await functions.recent_output("other", (0, 0), 0)
         source = ZipSource(data=zipped(app="def main(event): print('said', event)"))
         await functions.add("hello", source, Settings(handler="app:main", timeout=60.0))
         await functions.invoke("hello", b'"it"', request_id="r")
-        text, _ = await functions.written("hello", (0, 0), 0)
+        text, _ = await functions.recent_output("hello", (0, 0), 0)
         assert [line.text for line in logs.lines(text)] == ["said it"]
 
     with_site(tmp_path, main)

@@ -9,9 +9,9 @@ import pytest
 
 from firstlight.agile import Config
 from firstlight.agile.functions.version import FunctionVersion
-from firstlight.agile.serving import Serving, kept
+from firstlight.agile.serving import Serving, kept_instance
 from firstlight.agile.serving.fleet import Fleet
-from firstlight.agile.serving.kept import Kept
+from firstlight.agile.serving.kept_instance import KeptInstance
 from firstlight.agile.verify import Unconfined
 from firstlight.errors import Failed
 
@@ -34,11 +34,11 @@ def with_fleet(
     """``held``: no start ends."""
     started: list[Started] = []
 
-    async def start(_: FunctionVersion) -> Kept:
+    async def start(_: FunctionVersion) -> KeptInstance:
         started.append(Started())
         if held:
             await asyncio.get_running_loop().create_future()
-        return cast(Kept, started[-1])
+        return cast(KeptInstance, started[-1])
 
     async def run() -> None:
         await asyncio.wait_for(main(Fleet(VERSION, start, lambda _: None), started), 60)
@@ -47,7 +47,7 @@ def with_fleet(
     return started
 
 
-async def refused(*waiting: "asyncio.Task[Kept]") -> None:
+async def refused(*waiting: "asyncio.Task[KeptInstance]") -> None:
     for each in waiting:
         with pytest.raises(Failed, match="hello gets no instance: the runtime is stopping"):
             await each
@@ -56,9 +56,9 @@ async def refused(*waiting: "asyncio.Task[Kept]") -> None:
 def test_close_fails_waiters_and_stops_starts() -> None:
     async def main(fleet: Fleet, started: list[Started]) -> None:
         waiting = [asyncio.create_task(fleet.take()) for _ in range(50)]
-        await asyncio.sleep(0.01)
+        while not started:
+            await asyncio.sleep(0)
         before = len(started)
-        assert before
         await fleet.close()
         assert len(started) == before
         await refused(*waiting, asyncio.create_task(fleet.take()))
@@ -86,8 +86,8 @@ def test_version_that_goes_is_forgotten_as_not_forked() -> None:
         version = FunctionVersion(name="f", kind="python", handler="app.main", revision=7)
         other = FunctionVersion(name="f", kind="python", handler="app.main", revision=8)
         for each in (version, other):
-            kept.not_forked(each, Unconfined("it left a thread"), serving._unforked)
+            kept_instance.not_forked(each, Unconfined("it left a thread"), serving._unforked)
         await serving.retire(version)
-        assert serving._unforked == {kept.import_of(other)}
+        assert serving._unforked == {kept_instance.import_of(other)}
 
     asyncio.run(main())

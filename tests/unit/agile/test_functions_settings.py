@@ -14,7 +14,7 @@ from firstlight.agile.functions.records import LATEST, Code, ImageSettings, Regi
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.http import lambda_shapes
 from firstlight.agile.parts import roots
-from firstlight.agile.serving import kept, once, web
+from firstlight.agile.serving import kept_instance, per_event, web
 from firstlight.errors import Failed
 
 
@@ -72,9 +72,11 @@ def test_a_lambda_handler_may_have_a_search_path_of_its_own() -> None:
 )
 def test_each_kind_is_started_with_its_limits(kind: str, handler: str) -> None:
     version = FunctionVersion(name="f", kind=kind, handler=handler)  # type: ignore[arg-type]
-    definition = {"http": web.definition, "command": once.definition}.get(kind, kept.definition)
+    definition = {"http": web.definition, "command": per_event.definition}.get(
+        kind, kept_instance.definition
+    )
     if ":" in handler:
-        definition = once.handler_definition
+        definition = per_event.handler_definition
     for limits in ({}, {"pids": 7, "scratch": 1 << 20, "memory": 64 << 20, "cpus": 0.5}):
         given = msgspec.structs.replace(version, **limits)
         for name in ("pids", "scratch", "memory", "cpus"):
@@ -219,9 +221,11 @@ def test_settings_that_a_function_cannot_have_are_refused(refused: bytes) -> Non
 
 def test_variables_of_the_node_are_refused() -> None:
     version = FunctionVersion(name="f", kind="bootstrap")
-    changed = dict.fromkeys((*kept.environment(version), *kept._of_instance(version)), "other")
+    changed = dict.fromkeys(
+        (*kept_instance.environment(version), *kept_instance._of_instance(version)), "other"
+    )
     given = msgspec.structs.replace(version, environment=changed)
-    kept_as_given = kept.environment(given) | kept._of_instance(given)
+    kept_as_given = kept_instance.environment(given) | kept_instance._of_instance(given)
     assert {name for name, value in kept_as_given.items() if value != "other"} == settings.RESERVED
 
     code = Code(source="/code", digest=f"sha256:{'0' * 64}", size=1, trees=(1,), base=True)
@@ -247,7 +251,7 @@ def test_image_environment_may_exceed_the_limit_of_functions() -> None:
 @pytest.mark.parametrize("handler", ["app", "app:", ":main", "", ".main"])
 def test_what_names_no_handler_is_refused(handler: str) -> None:
     with pytest.raises(Failed, match="does not name a handler"):
-        once.check_name(handler)
+        per_event.check_name(handler)
 
 
 def test_named_handler_replaces_image_entry_point() -> None:

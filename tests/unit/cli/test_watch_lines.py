@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
-from tests.support.seen import start
+from tests.support.watched_start import start
 
 from firstlight.cli.watch import _print
 from firstlight.model import Ending, Sample, Stamps
-from firstlight.report.live.seen import seen
+from firstlight.report.live.watched_start import watched_start
 from firstlight.store import SPAN_SCHEMA
 
 
@@ -39,7 +39,7 @@ def test_the_time_of_a_start_is_when_it_began() -> None:
         index=0, batch=0, instance=0, repetition=0, point={}, traced=False, ending=Ending.READY,
         stamps=Stamps(began, began, began + 1, began + 1), labels={"id": "c", "runtime": "runc"},
     )  # fmt: skip
-    shown = datetime.fromisoformat(seen(sample, pl.DataFrame(schema=SPAN_SCHEMA)).time)
+    shown = datetime.fromisoformat(watched_start(sample, pl.DataFrame(schema=SPAN_SCHEMA)).time)
     assert abs(datetime.now(UTC) - timedelta(hours=1) - shown) < timedelta(minutes=1)
 
 

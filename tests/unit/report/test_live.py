@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.support.seen import MS, start
+from tests.support.watched_start import MS, start
 
 from firstlight.errors import Failed
 from firstlight.report.live import board as boards
@@ -15,7 +15,7 @@ from firstlight.report.live import metrics as counting
 from firstlight.report.live import server
 from firstlight.report.live.board import Board
 from firstlight.report.live.metrics import Metrics
-from firstlight.report.live.seen import Stretch, _joined
+from firstlight.report.live.watched_start import Stretch, _joined
 
 
 class Clock:

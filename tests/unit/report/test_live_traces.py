@@ -6,13 +6,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.support.otlp_receiver import PARENT, TRACE
-from tests.support.seen import MS, start
+from tests.support.watched_start import MS, start
 
-from firstlight.report.live.seen import Seen, Stretch
 from firstlight.report.live.traces import Traces
+from firstlight.report.live.watched_start import Stretch, WatchedStart
 
 
-def spans_of(*starts: Seen) -> list[Any]:
+def spans_of(*starts: WatchedStart) -> list[Any]:
     provider, sent = TracerProvider(), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(sent))
     traces = Traces(provider)

@@ -49,7 +49,7 @@ from firstlight.agile.logs import Position
 from firstlight.agile.python.interpreter import ImportFailed
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import Answer, Serving
-from firstlight.agile.serving.written import unknown
+from firstlight.agile.serving.recent_output import unknown
 from firstlight.errors import Failed, FirstlightError
 
 _UNPACKER = 1 << 16
@@ -144,13 +144,13 @@ class Functions:
             self._ready[revision.number] = version
         return version
 
-    async def written(
+    async def recent_output(
         self, name: str, position: Position, seconds: float
     ) -> tuple[bytes, Position]:
         """The recent output of a function's instances, from a position on. Raises Failed."""
         if name not in self._known:
             raise unknown(name)
-        return await self._serving.written.following(name, position, seconds)
+        return await self._serving.recent_output.following(name, position, seconds)
 
     def running(self, name: str) -> int:
         """How many events of a function are being answered."""
@@ -271,7 +271,7 @@ class Functions:
             if not qualifier:
                 await self._write(lambda store: store.delete(name))
                 del self._known[name]
-                self._serving.written.forget(name)
+                self._serving.recent_output.forget(name)
                 await self._leave(function, None)
                 return
             if qualifier.isdecimal() and qualifier not in function.revisions:

@@ -16,7 +16,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from firstlight.agile import upgrade
+from firstlight.agile import upgrade_request
 
 HEAD_MOST = 512 << 10
 """Bytes of a request's head, or of what follows the last part of its body."""
@@ -203,8 +203,8 @@ class Connection(HttpToolsProtocol):
             if not self._in_body:
                 self._after = bytearray(rest)
                 return
-            head = upgrade.head(self.parser.get_method(), self.headers)
-            self.parser = httptools.HttpRequestParser(upgrade.Content(self))
+            head = upgrade_request.head(self.parser.get_method(), self.headers)
+            self.parser = httptools.HttpRequestParser(upgrade_request.Content(self))
             self._parse(head + rest)
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
@@ -235,7 +235,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Pass on the end of its body; the parser sees none if it asks for another protocol."""
-        if self.parser.should_upgrade() and upgrade.has_content(self.headers):
+        if self.parser.should_upgrade() and upgrade_request.has_content(self.headers):
             return
         self._silent = 0
         self._in_body = False

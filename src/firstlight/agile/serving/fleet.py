@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from firstlight.agile.functions.version import FunctionVersion
-from firstlight.agile.serving.kept import Kept
+from firstlight.agile.serving.kept_instance import KeptInstance
 from firstlight.agile.serving.starts import Starts, stopping
 
 _LOOK_SECONDS = 1.0
@@ -18,7 +18,7 @@ class Fleet:
     """
 
     def __init__(
-        self, version: FunctionVersion, start: Callable[[FunctionVersion], Awaitable[Kept]],
+        self, version: FunctionVersion, start: Callable[[FunctionVersion], Awaitable[KeptInstance]],
         emptied: Callable[["Fleet"], None],
     ) -> None:  # fmt: skip
         self.version = version
@@ -26,7 +26,7 @@ class Fleet:
         self._starts = Starts(
             version, 1, lambda: start(version), self._note_start, self.give, self._check_empty
         )
-        self._idle: list[Kept] = []
+        self._idle: list[KeptInstance] = []
         self._ending: set[asyncio.Task[None]] = set()
         self._busy = 0
         self._retired = self._closed = False
@@ -47,7 +47,7 @@ class Fleet:
         """How many events wait for an instance."""
         return self._starts.waiting
 
-    async def take(self) -> Kept:
+    async def take(self) -> KeptInstance:
         """Take an instance for one event; ``give`` returns it. Raises Failed, and what its start
         raises.
         """
@@ -62,7 +62,7 @@ class Fleet:
                 return kept
         return await self._starts.wait()
 
-    def give(self, kept: Kept) -> None:
+    def give(self, kept: KeptInstance) -> None:
         """Give back an instance: the event that has waited longest gets it."""
         self._busy -= 1
         if kept.is_up and self._starts.hand(kept):
@@ -109,12 +109,12 @@ class Fleet:
         while tasks := self._starts.tasks | self._ending:
             await asyncio.wait(tasks)
 
-    def _note_start(self, kept: Kept) -> None:
+    def _note_start(self, kept: KeptInstance) -> None:
         kept.was_ahead = not self._starts.waiting
         self._busy += 1
         self.give(kept)
 
-    def _expire(self, kept: Kept) -> None:
+    def _expire(self, kept: KeptInstance) -> None:
         self._idle.remove(kept)
         if kept.is_up and self._is_short():
             self._idle.insert(0, kept)
@@ -122,12 +122,12 @@ class Fleet:
         else:
             self._end(kept)
 
-    def _rest(self, kept: Kept) -> None:
+    def _rest(self, kept: KeptInstance) -> None:
         """End an instance that has been idle for long, unless it is always kept."""
         seconds = self.version.keep_warm or _LOOK_SECONDS
         kept.expiry = self._loop.call_later(seconds, self._expire, kept)
 
-    def _end(self, kept: Kept) -> None:
+    def _end(self, kept: KeptInstance) -> None:
         task = self._loop.create_task(kept.stop())
         self._ending.add(task)
         task.add_done_callback(self._note_end)

@@ -16,7 +16,7 @@ from types import ModuleType
 
 from msgspec import Struct
 
-from firstlight.agile import upgrade
+from firstlight.agile import upgrade_request
 from firstlight.agile.serving.answer import PAYLOAD_MAX
 from firstlight.errors import Failed
 
@@ -274,8 +274,8 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except self._httptools.HttpParserUpgrade as asked:
             if self._open and not self._in_head:
-                head = upgrade.head(self._parser.get_method(), self._headers.items())
-                self._parser = self._httptools.HttpRequestParser(upgrade.Content(self))
+                head = upgrade_request.head(self._parser.get_method(), self._headers.items())
+                self._parser = self._httptools.HttpRequestParser(upgrade_request.Content(self))
                 self._parser.feed_data(head)
                 return data[asked.args[0] :]
         return data[:0]
@@ -311,7 +311,7 @@ class _Connection(asyncio.Protocol):
             self._body += body
 
     def on_message_complete(self) -> None:
-        if self._parser.should_upgrade() and upgrade.has_content(self._headers.items()):
+        if self._parser.should_upgrade() and upgrade_request.has_content(self._headers.items()):
             return  # which follows
         self._in_head, self._busy, self._head = True, True, 0
         body = None if self._body is None else bytes(self._body)

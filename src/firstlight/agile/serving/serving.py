@@ -9,13 +9,13 @@ from firstlight.agile.function import NodeFailed
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.python.interpreter import ImportFailed
 from firstlight.agile.runtime import Runtime
-from firstlight.agile.serving import kept, once
+from firstlight.agile.serving import kept_instance, per_event
 from firstlight.agile.serving.answer import Answer, Invocation, Load, Throttled
 from firstlight.agile.serving.fleet import Fleet
+from firstlight.agile.serving.recent_output import RecentOutput
 from firstlight.agile.serving.runtime_api import Event, Lost
 from firstlight.agile.serving.trace import to_xray, unsampled
 from firstlight.agile.serving.turns import Turns
-from firstlight.agile.serving.written import Written
 from firstlight.errors import Failed
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class Serving:
         self.observers: list[Callable[[Invocation], None]] = []
         self._webs: dict[tuple[str, str], Web] = {}
         self._replaced: set[Web] = set()
-        self._unforked: set[kept.Import] = set()
-        self.written = Written()
+        self._unforked: set[kept_instance.Import] = set()
+        self.recent_output = RecentOutput()
         self._releasing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Serving":
@@ -97,10 +97,10 @@ class Serving:
     async def _answer(
         self, version: FunctionVersion, event: Event, deadline: float | None
     ) -> Answer:
-        if version.kind == "command" or once.has_handler(version):
-            run = once.run_command if version.kind == "command" else once.call_handler
+        if version.kind == "command" or per_event.has_handler(version):
+            run = per_event.run_command if version.kind == "command" else per_event.call_handler
             answer = await run(self.runtime, version, event.payload)
-            self.written.add(version.name, answer.log_tail)
+            self.recent_output.add(version.name, answer.log_tail)
             return answer
         if version.kind == "http":
             raise Failed(f"{version.name} serves HTTP, not events", "call it by its URL")
@@ -109,44 +109,44 @@ class Serving:
     async def try_handler(self, version: FunctionVersion) -> None:
         """Check that a version's handler can be called, if it has one. Raises Failed."""
         if version.kind == "python":
-            once.check_name(version.handler)
-        if once.has_handler(version):
-            await self.runtime.try_handler(once.handler_definition(version))
-        elif kept.forks(version):
+            per_event.check_name(version.handler)
+        if per_event.has_handler(version):
+            await self.runtime.try_handler(per_event.handler_definition(version))
+        elif kept_instance.forks(version):
             try:
-                await self.runtime.try_handler(kept.python_definition(version))
+                await self.runtime.try_handler(kept_instance.python_definition(version))
             except ImportFailed:
                 raise
             except Failed as error:  # each instance has an interpreter of its own
-                kept.not_forked(version, error, self._unforked)
+                kept_instance.not_forked(version, error, self._unforked)
 
     async def try_mounts(self, version: FunctionVersion) -> None:
         """Check that a version's volumes and secrets can be mounted in its root. Raises Failed."""
         if not version.volumes and not version.secrets:
             return
         if version.kind == "command":
-            function = once.definition(version)
+            function = per_event.definition(version)
         elif version.kind == "http":
             from firstlight.agile.serving import web
 
             function = web.definition(version)
         else:
-            function = kept.definition(version)
+            function = kept_instance.definition(version)
         await self.runtime.register(function)
 
     async def keep(self, version: FunctionVersion) -> None:
         """Start a version's instances that are always kept. Raises Failed."""
         if version.kind == "http":
             self._web(version).keep()
-        elif once.has_handler(version):
-            await self.runtime.keep(once.handler_definition(version), version.warm)
+        elif per_event.has_handler(version):
+            await self.runtime.keep(per_event.handler_definition(version), version.warm)
         else:
             self._fleet(version).keep()
 
     def up(self, version: FunctionVersion) -> int:
         """How many instances of a version are up; for a handler ``module:name``, how many wait."""
-        if once.has_handler(version):
-            return self.runtime.waiting(once.handler_definition(version))
+        if per_event.has_handler(version):
+            return self.runtime.waiting(per_event.handler_definition(version))
         key = version.name, version.version
         kept = self._webs.get(key) if version.kind == "http" else self._fleets.get(key)
         if kept is None or kept.version.revision != version.revision:
@@ -208,7 +208,10 @@ class Serving:
                 self._replaced.add(self._webs.pop(key))
                 server.retire()
             server = self._webs[key] = Web(
-                self.runtime, version, lambda: self.written.sink(version.name), self._web_emptied
+                self.runtime,
+                version,
+                lambda: self.recent_output.sink(version.name),
+                self._web_emptied,
             )
         server.version = version  # what it keeps may have been changed
         return server
@@ -232,7 +235,7 @@ class Serving:
                 raise Failed(
                     f"no instance of {version.name} was free in time", "try again"
                 ) from None
-            except kept.InitFailed as error:
+            except kept_instance.InitFailed as error:
                 return error.answer
             try:
                 return await instance.answer(event)
@@ -252,8 +255,8 @@ class Serving:
         if fleet is None:
             fleet = Fleet(
                 version,
-                lambda version: kept.start(
-                    self.runtime, version, self.written.sink(version.name), self._unforked
+                lambda version: kept_instance.start(
+                    self.runtime, version, self.recent_output.sink(version.name), self._unforked
                 ),
                 self._drop_fleet,
             )
@@ -275,10 +278,10 @@ class Serving:
 
     def _release(self, version: FunctionVersion) -> None:
         """End the interpreter or worker that makes its instances."""
-        self._unforked.discard(kept.import_of(version))
-        called = once.has_handler(version)
-        if called or kept.forks(version):
-            definition = once.handler_definition if called else kept.python_definition
+        self._unforked.discard(kept_instance.import_of(version))
+        called = per_event.has_handler(version)
+        if called or kept_instance.forks(version):
+            definition = per_event.handler_definition if called else kept_instance.python_definition
             work = self.runtime.release(definition(version))
             task = asyncio.get_running_loop().create_task(work)
             self._releasing.add(task)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from firstlight.agile.functions.version import FunctionVersion
-from firstlight.agile.serving.kept import InitFailed
+from firstlight.agile.serving.kept_instance import InitFailed
 from firstlight.errors import Failed
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.instance import Instance
 from firstlight.agile.link import is_readable
 from firstlight.agile.runtime import Runtime
-from firstlight.agile.serving import once
+from firstlight.agile.serving import per_event
 from firstlight.agile.serving.answer import ending, last_line, timed_out
 from firstlight.agile.serving.log import Log, start_logged
 from firstlight.agile.serving.starts import Starts, stopping
@@ -286,5 +286,5 @@ def definition(version: FunctionVersion) -> Function:
         raise Failed(f"{version.name} has no network", "give it network internal")
     environment = {"PORT": str(version.port), **version.environment}
     return msgspec.structs.replace(
-        once.definition(version), env=environment, reuse="none", serves="http"
+        per_event.definition(version), env=environment, reuse="none", serves="http"
     )

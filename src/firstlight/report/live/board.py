@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from firstlight.report.live.seen import Seen
+from firstlight.report.live.watched_start import WatchedStart
 from firstlight.report.plots import palette
 
 LATEST, SLOWEST = 20, 10
@@ -44,8 +44,8 @@ class State(Struct, frozen=True):
     lost: int
     median: float | None
     p95: float | None
-    latest: list[Seen]
-    slowest: list[Seen]
+    latest: list[WatchedStart]
+    slowest: list[WatchedStart]
     minutes: list[Minute]
     colours: dict[str, str]
 
@@ -55,12 +55,12 @@ class Board:
 
     def __init__(self, host: str, clock: Callable[[], float] = time.time) -> None:
         self._host, self._clock, self._lock = host, clock, Lock()
-        self._hour: deque[tuple[float, Seen]] = deque(maxlen=_MOST_KEPT)
+        self._hour: deque[tuple[float, WatchedStart]] = deque(maxlen=_MOST_KEPT)
         self._minutes: deque[Minute] = deque()
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
         self.ended = False
 
-    def add(self, start: Seen) -> None:
+    def add(self, start: WatchedStart) -> None:
         """Add a start, and wake waiting clients."""
         now = self._clock()
         with self._lock:
@@ -146,7 +146,7 @@ class Board:
         if (start.latency or 0) < kept[-1]:
             self._hour[place] = at, msgspec.structs.replace(start, stretches=())
 
-    def _count(self, start: Seen, now: float) -> None:
+    def _count(self, start: WatchedStart, now: float) -> None:
         if not start.phases:
             return
         at = int(now) // _MINUTE_SECONDS * _MINUTE_SECONDS

@@ -12,7 +12,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 
-from firstlight.report.live.seen import Seen
+from firstlight.report.live.watched_start import WatchedStart
 
 MOST_SERIES, MOST_CAUSES = 24, 40
 OTHER = "other"
@@ -49,7 +49,7 @@ class Metrics:
             "firstlight_lost_events", "Events that the tracer lost.", registry=self._registry
         )
 
-    def add(self, start: Seen) -> None:
+    def add(self, start: WatchedStart) -> None:
         """Count a start."""
         series = self._admit_series(
             start.labels["runtime"], start.labels.get("cni", ""), str(start.point["namespace"])

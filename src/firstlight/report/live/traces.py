@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Status, StatusCode
 
-from firstlight.report.live.seen import Seen
+from firstlight.report.live.watched_start import WatchedStart
 
 _ATTRIBUTES = {
     "pod": "k8s.pod.name",
@@ -43,7 +43,7 @@ class Traces:
     def __init__(self, provider: TracerProvider) -> None:
         self._tracer = provider.get_tracer("firstlight")
 
-    def add(self, start: Seen) -> None:
+    def add(self, start: WatchedStart) -> None:
         """Send a start that has ended."""
         clock = time.time_ns() - time.monotonic_ns()
         began = start.began + clock

@@ -39,7 +39,7 @@ class _Lines:
         return text, self.begin + len(self._lines)
 
 
-class Written:
+class RecentOutput:
     """The last 64 KiB of each function: in memory, as its instances end with this process."""
 
     def __init__(self) -> None:

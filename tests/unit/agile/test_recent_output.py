@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight.agile import logs
-from firstlight.agile.serving.written import Written
+from firstlight.agile.serving.recent_output import RecentOutput
 
 
-async def texts(written: Written, name: str, at: logs.Position = (0, 0)) -> list[str]:
+async def texts(written: RecentOutput, name: str, at: logs.Position = (0, 0)) -> list[str]:
     text, _ = await written.following(name, at, 0)
     return [line.text for line in logs.lines(text)]
 
@@ -17,7 +17,7 @@ async def texts(written: Written, name: str, at: logs.Position = (0, 0)) -> list
 @given(st.lists(st.binary(min_size=1, max_size=20), max_size=20))
 def test_lines_are_whole_whatever_the_parts_are(parts: list[bytes]) -> None:
     async def main() -> None:
-        written = Written()
+        written = RecentOutput()
         take = written.sink("f")
         for part in (*parts, b""):
             take(part)
@@ -32,7 +32,7 @@ def test_lines_are_whole_whatever_the_parts_are(parts: list[bytes]) -> None:
 
 def test_instances_are_not_mixed_and_the_oldest_lines_go() -> None:
     async def main() -> None:
-        written = Written()
+        written = RecentOutput()
         first, other = written.sink("f"), written.sink("f")
         first(b"a")
         other(b"b\n")
@@ -52,7 +52,7 @@ def test_instances_are_not_mixed_and_the_oldest_lines_go() -> None:
 
 def test_a_long_line_leaves_what_fits() -> None:
     async def main() -> None:
-        written = Written()
+        written = RecentOutput()
         take = written.sink("f")
         take(b"x" * (15 << 10))
         take(b"y" * (64 << 10) + b"\n")
@@ -63,7 +63,7 @@ def test_a_long_line_leaves_what_fits() -> None:
 
 def test_who_follows_gets_each_line_once() -> None:
     async def main() -> None:
-        written = Written()
+        written = RecentOutput()
         written.add("f", b"first")
         text, at = await written.following("f", (0, 0), 0)
         assert len(logs.lines(text)) == 1

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from firstlight.report.live.seen import Seen, Stretch
+from firstlight.report.live.watched_start import Stretch, WatchedStart
 
 MS = 1_000_000
 
 
-def start(index: int = 0, latency: int | None = 30 * MS, **changes: Any) -> Seen:
+def start(index: int = 0, latency: int | None = 30 * MS, **changes: Any) -> WatchedStart:
     fields: dict[str, Any] = {
         "id": f"c{index}", "time": "2026-11-29T02:00:00+00:00", "name": f"web/shop-{index}/nginx",
         "labels": {"id": f"c{index}", "runtime": "runc", "cni": "bridge"},
@@ -20,4 +20,4 @@ def start(index: int = 0, latency: int | None = 30 * MS, **changes: Any) -> Seen
             "causes": {"on CPU": latency // 2, "RCU: synchronize_rcu (x)": latency - latency // 2},
             "stretches": (Stretch("mount", "on CPU", 0, latency),),
         }
-    return Seen(**fields | changes)
+    return WatchedStart(**fields | changes)

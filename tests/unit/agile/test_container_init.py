@@ -10,8 +10,8 @@ UNSHARE = ["unshare", *(("--user", "--map-root-user") if os.geteuid() else ()), 
            "--kill-child", "--mount-proc"]  # fmt: skip
 PROGRAM = """
 import os, signal, sys, time
-from firstlight.agile import first
-first.leave_first()
+from firstlight.agile import container_init
+container_init.leave_first()
 assert os.getpid() == 2
 orphan_in, orphan_out = os.pipe()
 if not os.fork():  # its child becomes an orphan, of the first process

@@ -24,7 +24,7 @@ class Stretch(Struct, frozen=True):
     length: int
 
 
-class Seen(Struct, frozen=True):
+class WatchedStart(Struct, frozen=True):
     """A watched start, which ``began`` at these ns of CLOCK_MONOTONIC, at ``time`` of the calendar.
 
     ``phases`` and ``causes`` are ns of the critical path, and sum to ``latency``; they are empty if
@@ -45,7 +45,7 @@ class Seen(Struct, frozen=True):
     stretches: tuple[Stretch, ...] = ()
 
 
-def seen(sample: Sample, spans: pl.DataFrame) -> Seen:
+def watched_start(sample: Sample, spans: pl.DataFrame) -> WatchedStart:
     """The start of a sample, whose spans these are."""
     labels = sample.labels
     name = "/".join(labels[key] for key in _NAMES if labels.get(key)) or labels["id"][:40]
@@ -59,7 +59,7 @@ def seen(sample: Sample, spans: pl.DataFrame) -> Seen:
             if end > start
         ]
     ago = timedelta(microseconds=(time.monotonic_ns() - sample.stamps.intended) / 1000)
-    return Seen(
+    return WatchedStart(
         id=labels["id"],
         time=(datetime.now(UTC) - ago).isoformat(timespec="seconds"),
         name=name,

@@ -12,6 +12,7 @@ from firstlight.agile.function import EVENTS_PORT, Function
 from firstlight.agile.functions.version import REGION, FunctionVersion
 from firstlight.agile.instance import Instance
 from firstlight.agile.python.forked import Forked
+from firstlight.agile.python.interpreter import INTERPRETER
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving.answer import (
     Answer,
@@ -33,7 +34,7 @@ Import = tuple[str, int]
 Sink = Callable[[bytes], None]
 _log = logging.getLogger(__name__)
 _COMMANDS = {
-    "python": ("/usr/bin/python3", "-m", "awslambdaric"),
+    "python": (INTERPRETER, "-m", "awslambdaric"),
     "bootstrap": ("/var/task/bootstrap",),
 }
 
@@ -46,7 +47,7 @@ class InitFailed(Exception):
         self.answer = answer
 
 
-class Kept:
+class KeptInstance:
     """One instance, which answers one event at a time."""
 
     def __init__(
@@ -175,7 +176,7 @@ class Kept:
 
 async def start(
     runtime: Runtime, version: FunctionVersion, sink: Sink, unforked: set[Import]
-) -> Kept:
+) -> KeptInstance:
     """Start an instance, and wait until it asks for its first event. ``unforked`` has the versions
     whose import cannot be shared.
 
@@ -190,7 +191,7 @@ async def start(
     api = RuntimeApi()
     instance.ended.add_done_callback(lambda _: api.end())
     instance.ended.add_done_callback(lambda _: log.close())
-    kept = Kept(version, instance, api, log, requested)
+    kept = KeptInstance(version, instance, api, log, requested)
     try:
         await kept.open()
     except BaseException:
