@@ -1,8 +1,7 @@
 """The verbs of the agile runtime: ``firstlight agile …``.
 
-``instance.py`` has those for one instance, ``function.py`` those for registered functions.
-
-Over 500 lines: ``start`` and ``invoke`` share most of their options.
+``instance.py`` has those for one instance, ``function.py`` those for registered functions, and
+``pods.py`` those for the pods of other runtimes.
 """
 
 import os
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 _BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _NUMBER, _PORT = re.compile(r"[0-9]{1,20}"), re.compile(r"[0-9]{1,5}")
-_NETWORKS = ("outbound", "internal", "none")
+NETWORKS = ("outbound", "internal", "none")
 _REUSES = ("none", "network", "sandbox")
 
 app = typer.Typer(
@@ -64,9 +63,9 @@ Pids = Annotated[int, typer.Option(metavar="N", help="Limit on processes and thr
 Reach = Annotated[
     str,
     typer.Option(
-        metavar="|".join(_NETWORKS),
+        metavar="|".join(NETWORKS),
         help="What the instance can reach.",
-        autocompletion=completion(lambda: _NETWORKS),
+        autocompletion=completion(lambda: NETWORKS),
     ),
 ]
 Port = Annotated[
@@ -137,9 +136,9 @@ def up(
     if unit:
         sys.stdout.write(_unit(config))
         return
-    from firstlight.agile import daemon, first
+    from firstlight.agile import container_init, daemon
 
-    first.leave_first()
+    container_init.leave_first()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the daemon handles it itself
     loaded = _configuration(config)
     if replace:
@@ -319,110 +318,6 @@ def pools(*, config: ConfigFile = None, as_json: Json = False) -> None:
     )  # fmt: skip
 
 
-@app.command(
-    epilog=examples("agile agent --config /etc/firstlight/pods.toml", "agile agent --remove")
-)
-def agent(
-    *,
-    config: ConfigFile = None,
-    remove: Annotated[
-        bool,
-        typer.Option("--remove", help="Remove what the agent leaves on the host, and exit."),
-    ] = False,
-) -> None:
-    """Serve prepared networks to the CNI plugin.
-
-    Runs until SIGTERM or Ctrl-C; pods keep their networks.
-    """
-    import asyncio
-
-    from firstlight.agile.pods import daemon
-
-    loaded = _pods_configuration(config)
-    if remove:
-        daemon.remove(loaded)
-        return
-    programs.add_system()
-    asyncio.run(daemon.serve(loaded, lambda: say(f"ready: {loaded.socket}")))
-
-
-@app.command(
-    epilog=examples(
-        "agile shim --install /usr/local/bin",
-        "agile shim --runtime crun",
-    )
-)
-def shim(
-    *,
-    directory: Annotated[
-        Path,
-        typer.Option(
-            "--directory", metavar="DIR", help="Directory of its socket and its pods' state."
-        ),
-    ] = Path("/run/firstlight-shim"),
-    events: Annotated[
-        str, typer.Option("--events", metavar="SOCKET", help="containerd's ttrpc socket.")
-    ] = "/run/containerd/containerd.sock.ttrpc",
-    runtime: Annotated[
-        str, typer.Option("--runtime", metavar="PROGRAM", help="The OCI runtime for containers.")
-    ] = "runc",
-    prepared: Annotated[
-        int, typer.Option("--prepared", min=0, help="Sandboxes kept ready for pods.")
-    ] = 8,
-    install: Annotated[
-        Path | None,
-        typer.Option(
-            "--install",
-            metavar="DIR",
-            help="Install the program that containerd executes, and exit.",
-        ),
-    ] = None,
-) -> None:
-    """Serve containerd's pods of the RuntimeClass firstlight.
-
-    SIGHUP restarts it with its pods running; SIGTERM ends them.
-    """
-    from firstlight.agile.shim import command
-
-    if install:
-        say(f"installed: {command.install(install)}")
-    else:
-        programs.add_system()
-        command.serve(directory, events, runtime, prepared)
-
-
-@app.command(
-    epilog=examples(
-        "agile plugin --bin /opt/cni/bin --lists /etc/cni/net.d",
-        "agile plugin --bin /opt/cni/bin --lists /etc/cni/net.d --remove",
-    )
-)
-def plugin(
-    *,
-    binaries: Annotated[
-        Path, typer.Option("--bin", metavar="DIR", help="The runtime's directory of plugins.")
-    ],
-    lists: Annotated[
-        Path,
-        typer.Option(
-            "--lists", metavar="DIR", help="The runtime's directory of CNI configurations."
-        ),
-    ],
-    conflist: Annotated[
-        Path | None,
-        typer.Option("--conflist", metavar="FILE", help="The network's configuration list."),
-    ] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove both.")] = False,
-) -> None:
-    """Install the CNI plugin and its list for a container runtime."""
-    from firstlight.agile.pods import install
-
-    if remove:
-        install.uninstall(binaries, lists)
-    else:
-        install.install(conflist or install.CONFLIST, binaries, lists)
-
-
 def _unit(config: Path | None) -> str:
     from importlib.resources import files
 
@@ -436,12 +331,6 @@ def _configuration(file: Path | None) -> "Config":
     from firstlight.agile.config import Config, load
 
     return load(file) if file else Config()
-
-
-def _pods_configuration(file: Path | None) -> "Config":
-    from firstlight.agile.config import Config, load
-
-    return load(file) if file else Config(name="pods")
 
 
 def connect(file: Path | None) -> "Client":
@@ -468,8 +357,8 @@ def _function(
 
     from firstlight.agile import function
 
-    if network not in _NETWORKS:
-        raise UnknownName("network", network, _NETWORKS)
+    if network not in NETWORKS:
+        raise UnknownName("network", network, NETWORKS)
     if reuse not in _REUSES:
         raise UnknownName("reuse", reuse, _REUSES)
     ports = [(int(h), int(i)) for h, i in pairs(port, ":", "--port", "HOST:INSTANCE")]

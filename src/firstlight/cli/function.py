@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from firstlight.cli.agile import (
+    NETWORKS,
     QUOTE,
     ConfigFile,
     Env,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from firstlight.agile.functions.version import FunctionVersion
 
 _KINDS = ("command", "bootstrap", "python", "image", "http", "wasm")
-_NETWORKS = ("outbound", "internal", "none")
 _SIZES = {"memory": "--memory", "scratch": "--tmp-size"}
 
 app = typer.Typer(
@@ -105,9 +105,9 @@ PerInstance = Annotated[
 Network = Annotated[
     str | None,
     typer.Option(
-        metavar="|".join(_NETWORKS),
+        metavar="|".join(NETWORKS),
         help="What instances can reach.",
-        autocompletion=completion(lambda: _NETWORKS),
+        autocompletion=completion(lambda: NETWORKS),
     ),
 ]
 Netlink = Annotated[
@@ -507,7 +507,7 @@ def _given(
         source, command = "", [source, *(command or [])]
     code, handler = _source(source, handler)
     network = str(limits["network"] or "none")
-    for what, word, valid in (("kind", kind, ("", *_KINDS)), ("network", network, _NETWORKS)):
+    for what, word, valid in (("kind", kind, ("", *_KINDS)), ("network", network, NETWORKS)):
         if word not in valid:
             raise UnknownName(what, word, valid)
     fields = {key: value for key, value in limits.items() if value is not None}

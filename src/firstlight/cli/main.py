@@ -28,6 +28,7 @@ from firstlight.cli import (
     instance,
     memory,
     plan,
+    pods,
     programs,
     report,
     run,
@@ -63,6 +64,7 @@ app = typer.Typer(
 for group in (host, run, trace, watch, report, gate):
     group.add_to(app)
 agile.app.add_typer(instance.app)
+agile.app.add_typer(pods.app)
 plan.add_to(agile.app)
 agile.app.add_typer(function.app, name="function")
 app.add_typer(agile.app, name="agile")

@@ -1,13 +1,21 @@
 """The words of ``firstlight agile function``: what they name, and what has no effect."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from firstlight.agile.function import Reach, Reuse
 from firstlight.agile.functions.records import LATEST, Code, Registration, Revision, Settings
-from firstlight.agile.functions.version import FunctionVersion
-from firstlight.cli import function
+from firstlight.agile.functions.version import FunctionVersion, Kind
+from firstlight.cli import agile, function
 from firstlight.errors import FirstlightError
+
+
+def test_choices_are_those_of_functions() -> None:
+    assert get_args(Reach) == agile.NETWORKS
+    assert get_args(Reuse) == agile._REUSES
+    assert get_args(Kind) == function._KINDS
 
 
 @pytest.mark.parametrize(("handler", "name"), [("", "NAME"), ("main", "main"), ("x.main", "main")])
