@@ -5,18 +5,103 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any, get_args
 
+import msgspec
 import pytest
 
 import firstlight
+from firstlight import __version__
+from firstlight.agile import config
+from firstlight.agile.function import Reach
+from firstlight.agile.functions import follow, objects, settings
+from firstlight.agile.functions.version import Kind
+from firstlight.agile.network import firewall
+from firstlight.agile.shim import command
+from firstlight.cli import watch
 
 HERE = Path(firstlight.__file__).parent / "deploy"
+DOCUMENTS = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
 RULES = HERE / "prometheus/firstlight.rules.yml"
 DASHBOARDS = sorted((HERE / "grafana").iterdir())
 METRICS = "".join(
     (Path(firstlight.__file__).parent / module).read_text()
-    for module in ("agile/http/metrics.py", "report/live/metrics.py")
-)
+    for module in ("agile/http/metrics.py", "agile/functions/metrics.py", "agile/pods/metrics.py",
+                   "report/live/metrics.py")
+)  # fmt: skip
+
+
+def objects_of(name: str) -> list[dict[str, Any]]:
+    yaml = pytest.importorskip("yaml")  # kubernetes needs it
+    return list(yaml.safe_load_all((HERE / "kubernetes" / name).read_text()))
+
+
+def containers(name: str) -> dict[str, dict[str, Any]]:
+    """Those of a file's one DaemonSet, by name."""
+    [made] = objects_of(name)
+    return {each["name"]: each for each in made["spec"]["template"]["spec"]["containers"]}
+
+
+def ports(container: dict[str, Any]) -> dict[str, int]:
+    return {each["name"]: each["containerPort"] for each in container["ports"]}
+
+
+def test_images_are_of_this_version() -> None:
+    lines = (HERE / "kubernetes/values/values.env").read_text().splitlines()
+    images = [line for line in lines if re.match(r"\w*[iI]mage=", line)]
+    assert len(images) == 3
+    assert all(line.endswith(f":{__version__}") for line in images)
+
+
+def test_probes_and_services_use_the_ports_that_are_served() -> None:
+    agent = config.load(HERE / "kubernetes/base/pods.toml")
+    probed = containers("base/daemonset.yaml")["agent"]["readinessProbe"]["httpGet"]
+    assert f"{probed['host']}:{probed['port']}" == agent.pods.metrics
+    node = config.load(HERE / "kubernetes/functions/functions.toml").http
+    made = containers("functions/daemonset.yaml")
+    [service] = objects_of("functions/service.yaml")
+    assert node
+    assert {node.listen.rpartition(":")[2]} == {
+        str(ports(made["runtime"])["lambda"]), str(service["spec"]["ports"][0]["port"])
+    }  # fmt: skip
+    for container in (made["follow"], containers("watch/daemonset.yaml")["watch"]):
+        assert container["args"][-1].endswith(f":{ports(container)['metrics']}")
+
+
+def test_watch_has_the_capabilities_that_it_keeps() -> None:
+    made = containers("watch/daemonset.yaml")["watch"]["securityContext"]["capabilities"]
+    assert {f"CAP_{each}" for each in made["add"]} == set(watch.NEEDED)
+    [text] = [each.read_text() for each in DOCUMENTS if each.name == "watching.md"]
+    [kept] = re.findall(r"It keeps the capabilities ([A-Z_, ]+) and ([A-Z_]+),", text)
+    assert set(", ".join(kept).split(", ")) == set(watch.NEEDED)
+
+
+def test_containerd_finds_the_shim_by_the_class() -> None:
+    text = (HERE / "containerd/firstlight.toml").read_text()
+    [runtime_class] = objects_of("runtimeclass/runtimeclass.yaml")
+    assert f"containerd.runtimes.{runtime_class['handler']}]" in text
+    [kind] = re.findall(r'runtime_type = "io\.containerd\.(\w+)\.(\w+)"', text)
+    assert "containerd-shim-" + "-".join(kind) == command.START
+
+
+def test_the_custom_resource_has_the_fields_of_a_function() -> None:
+    [made] = objects_of("functions/crd.yaml")
+    [version] = made["spec"]["versions"]
+    assert f"/apis/{made['spec']['group']}/{version['name']}" == follow.API
+    parts = version["schema"]["openAPIV3Schema"]["properties"]
+    spec, status = parts["spec"]["properties"], parts["status"]["properties"]
+    known = {each.encode_name for each in msgspec.structs.fields(objects.Spec)}
+    assert spec.keys() == known
+    assert spec["code"]["properties"].keys() == set(objects.CodeSpec.__struct_fields__)
+    assert set(spec["kind"]["enum"]) == {*get_args(Kind)} - {"wasm"}  # no source has a module
+    assert set(spec["network"]["enum"]) == {*get_args(Reach)}
+    most = {"timeout": settings.TIMEOUT_MOST, "warm": settings.WARM_MOST,
+            "perInstance": settings.PER_INSTANCE_MOST}  # fmt: skip
+    assert {name: spec[name]["maximum"] for name in most} == most
+    assert spec["description"]["maxLength"] == settings.DESCRIPTION_MOST
+    nodes = status["nodes"]
+    assert nodes["maxItems"] == objects.NODES_MOST
+    assert nodes["items"]["properties"]["message"]["maxLength"] == objects.MESSAGE_MOST
 
 
 def promtool() -> str:
@@ -97,19 +182,16 @@ def test_each_alert_fires_for_what_it_names_alone(tmp_path: Path) -> None:
     assert set(re.findall(r"alert: Firstlight(\w+)", RULES.read_text())) == expected.keys()
 
 
-@pytest.mark.parametrize("path", [RULES, *DASHBOARDS])
+@pytest.mark.parametrize("path", [RULES, *DASHBOARDS, *DOCUMENTS], ids=lambda path: path.name)
 def test_each_metric_that_is_asked_for_is_served(path: Path) -> None:
-    text = path.read_text()
-    names = set(re.findall(r"\bfirstlight_[a-z_]+", text))
-    assert names
+    names = set(re.findall(r"\bfirstlight_[a-z_]+", path.read_text())) - {firewall.GUARD}
+    assert names or path in DOCUMENTS
     for name in names:
         base = re.sub(r"_(bucket|count|sum|total)$", "", name)
-        pool = base.removeprefix("firstlight_pool_")
-        what = base.removeprefix("firstlight_function_")
-        known = (
-            f'"{base}"' in METRICS
-            or any(f'{kind}("{what}"' in METRICS for kind in ("_counter", "_gauge"))
-            or (pool != base and f'"{pool}":' in METRICS)
+        kinds = ("pool", "pods", "function", "functions")
+        of_kind = {base.removeprefix(f"firstlight_{kind}_") for kind in kinds} - {base}
+        known = f'"{base}"' in METRICS or any(
+            f'"{what}":' in METRICS or f'("{what}"' in METRICS for what in of_kind
         )
         assert known or base.startswith("firstlight_process_"), name
 

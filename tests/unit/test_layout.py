@@ -1,5 +1,6 @@
 """Records that C and Python share: each field is where the other side looks for it."""
 
+import inspect
 import json
 import re
 import struct
@@ -10,17 +11,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from firstlight.agile import protocol
+from firstlight.agile import link, protocol
+from firstlight.agile.config import Config
+from firstlight.agile.function import Function
 from firstlight.agile.network import nethelper
+from firstlight.agile.node import instances
 from firstlight.agile.node import wire as node_wire
+from firstlight.agile.parts import shelves
+from firstlight.agile.pods import networks
 from firstlight.agile.pods import wire as pods
 from firstlight.agile.python import place
-from firstlight.agile.shim import keeper, sandboxes
+from firstlight.agile.shim import command, keeper, sandboxes
+from firstlight.agile.wasm import client, workers
 from firstlight.agile.wasm import wire as wasm_wire
+from firstlight.cli import pods as cli
 from firstlight.errors import FirstlightError
 from firstlight.lab import load
+from firstlight.lab.backends import qemu_build
 from firstlight.lab.cni import conf
-from firstlight.trace import bpf
+from firstlight.lab.watch import follow
+from firstlight.trace import bpf, kallsyms
 
 NATIVE = Path(__file__).parents[2] / "native"
 
@@ -161,24 +171,92 @@ def test_steps_of_a_start_have_the_same_names(tmp_path: Path) -> None:
     assert text.split() == [step.name.lower() for step in node_wire.Step]
 
 
-def test_constants_are_the_same_in_c_and_in_python() -> None:
-    text = (NATIVE / "trace" / "trace.h").read_text()
-    kinds = re.search(r"enum kind \{ (CALL) = 1, (.*?) \}", text)
-    assert kinds
-    names = [kinds[1], *kinds[2].split(", ")]
-    assert [getattr(bpf, name, None) or getattr(bpf, f"_{name}") for name in names] == list(
-        range(1, len(names) + 1)
+@pytest.mark.parametrize(
+    ("source", "values"),
+    [
+        ("agile/wire.h", {
+            "ASK_MAGIC": node_wire.MAGIC, "WORDS_MAX": node_wire.WORDS_MAX,
+            "ARGUMENTS_MAX": node_wire.ARGUMENTS_MAX, "NOTE_MAX": node_wire.NOTE_MAX,
+            "RESOLVERS_MAX": node_wire.RESOLVERS_MAX, "KEPT": node_wire.KEPT,
+            "PROFILE_BASE": instances._BASE_PROFILE, "WIRE_VERSION": node_wire.VERSION,
+            "PART_NETWORK": node_wire.NETWORK, "PART_CGROUP": node_wire.CGROUP,
+            "HELLO_STAY": node_wire.STAY, "HELLO_UNIFIED": node_wire.UNIFIED,
+            "ASK_DETACHED": node_wire.DETACHED, "ASK_WORDS": node_wire.WITH_WORDS,
+            "ASK_LOG": node_wire.KEEP_LOG, "ASK_TERMINAL": node_wire.TERMINAL,
+            "ASK_AWAITED": node_wire.AWAITED, "ANSWER_WARM": node_wire.WARM,
+            "ANSWER_OUT_OF_MEMORY": node_wire.OUT_OF_MEMORY,
+            "ANSWER_TIMED_OUT": node_wire.TIMED_OUT,
+            "EVENT_IS_DETACHED": node_wire.IS_DETACHED, "EVENT_CARRIED": node_wire.CARRIED,
+            **{f"REACH_{each.upper()}": at for at, each in enumerate(node_wire.REACHES)},
+            **{f"REUSE_{each.upper()}": at for at, each in enumerate(node_wire.REUSES)},
+        }),
+        ("agile/node.h", {
+            "FUNCTIONS": node_wire.FUNCTIONS, "PARTS": node_wire.PARTS,
+            "PART_SHELVED": node_wire.SHELVED, "PART_USED": node_wire.USED,
+            "PART_LEFT": node_wire.LEFT, "NOBODY": shelves.NOBODY,
+        }),
+        ("agile/sandbox.c", {"tmpfs_default": Function(rootfs="/").scratch}),
+        ("agile/place.h", {
+            f"PLACE_{each.split()[-1].upper()}": at for at, each in enumerate(place._STEPS)
+        }),
+        ("agile/net.h", {
+            "NET_BODY_MAX": nethelper._BODY_MAX, "NET_RANGES_MAX": nethelper.RANGES_MAX,
+        }),
+        ("agile/net_make.c", {
+            f"HOST_MAC[{at}]": each for at, each in enumerate(networks._HOST_MAC)
+        }),
+        ("agile/wasm.h", {
+            "WASM_MESSAGE_MAX": wasm_wire.MESSAGE_MAX, "WASM_MODULE_MAX": workers.MODULE_MAX,
+            "WASM_CONNECTIONS_MAX": client.CONNECTIONS_MAX,
+        }),
+        ("agile/wasmtime.h", {"WASMTIME_VERSION": workers.WASMTIME}),
+        ("cni/agent.h", {
+            "AGENT_MAGIC": pods.MAGIC, "AGENT_FILL": pods.Flag.FILL,
+            "AGENT_IPV6": pods.Flag.IPV6,
+        }),
+        ("cni/chain.h", {"CHAIN_PLUGINS": conf._MOST}),
+        ("common/message.h", {"MESSAGE_MAX": protocol.MESSAGE_MAX}),
+        ("common/socket.h", {"RIGHTS_MAX": link.RIGHTS_MAX}),
+        ("lab/launch_records.h", {
+            "LAUNCH_RUN": load._RUN, "LAUNCH_STOP": load._STOP,
+            "LAUNCH_SEQUENTIAL": load._SEQUENTIAL, "LAUNCH_INHERIT": load._INHERIT,
+        }),
+        ("lab/linkspin.c", {"SPIN_NS": qemu_build._SPIN_NS}),
+        ("shim/keeper.c", {"RELAY_AGAIN": keeper.AGAIN, "RELAY_ENDED": keeper.ENDED}),
+        ("trace/tracer.c", {
+            "CALL": bpf._CALL, "FORK": bpf.FORK, "EXEC": bpf.EXEC, "EXIT": bpf._EXIT,
+            "OFF": bpf._OFF, "LOCK": bpf._LOCK, "MARK": bpf._MARK, "STACK": bpf._STACK,
+            "BEGIN": bpf.BEGIN, "UNSEEN": bpf._UNSEEN, "RING_LARGEST": bpf._RING_BYTES,
+            "STACK_DEPTH": kallsyms._DEPTH, "FILE_MAX": follow._FILE_BYTES,
+            "WORDS_MAX": follow._WORDS_BYTES, "STACKS + ASLEEP": min(kallsyms._KNOWN),
+            "STACKS + PARKED": max(kallsyms._KNOWN),
+        }),
+        ("trace/watch.c", {"LONGEST_NS": follow._LONGEST_NS}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_constants_are_the_same_in_c_and_in_python(
+    tmp_path: Path, source: str, values: dict[str, int]
+) -> None:
+    text = printed(
+        tmp_path, source, "".join(f'printf("%lld\\n", (long long)({each}));' for each in values)
     )
-    assert f"UNSEEN = {bpf._UNSEEN} " in text
-    launch = (NATIVE / "lab" / "launch_records.h").read_text()
-    assert f"LAUNCH_RUN = {load._RUN}, LAUNCH_STOP = {load._STOP} " in launch
-    flags = f"LAUNCH_SEQUENTIAL = {load._SEQUENTIAL}, LAUNCH_INHERIT = {load._INHERIT} "
-    assert flags in launch
-    chain = (NATIVE / "cni" / "chain.h").read_text()
-    assert f"CHAIN_PLUGINS = {conf._MOST}," in chain
+    assert dict(zip(values, map(int, text.split()), strict=True)) == values
+
+
+def test_a_list_of_too_many_plugins_is_refused() -> None:
     many = {"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "bridge"}] * (conf._MOST + 1)}
     with pytest.raises(FirstlightError, match="plugins has 17 plugins"):
         conf.parse(json.dumps(many), "x.conflist")
+
+
+def test_programs_find_sockets_where_servers_listen() -> None:
+    """The defaults of programs that a runtime executes, which read no configuration."""
+    agent = f'"{Config(name="pods").socket}"'
+    assert agent in (NATIVE / "cni" / "plugin_conf.c").read_text()
+    shim = inspect.signature(cli.shim).parameters
+    assert f'"{shim["directory"].default}/socket"' in (NATIVE / "shim" / "shim.c").read_text()
+    assert shim["prepared"].default == command.PREPARED
 
 
 def test_load_generator_uses_protocol_names() -> None:

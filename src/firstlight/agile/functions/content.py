@@ -30,12 +30,12 @@ from firstlight.agile.functions.images import Image
 from firstlight.agile.functions.records import Code
 from firstlight.agile.functions.store import Store
 from firstlight.agile.functions.unpack import Job, Unpacker, unpacking
+from firstlight.agile.wasm.workers import MODULE_MAX
 from firstlight.errors import Failed
 
 ZIP_MOST = 250 << 20
 """Bytes of a zip file's content, as Lambda limits them."""
 IMAGE_MOST = 10 << 30
-_MODULE_MOST = 256 << 20
 _COPY_SECONDS, _WORDS_MOST = 1800.0, 500
 _PART = 1 << 20
 _MAGIC = b"\0asm\x01\0\0\0"
@@ -138,8 +138,8 @@ class Content:
                     f"{path} is not a WebAssembly module", "compile to wasm32-wasip1"
                 )
             digest, size = _digest(descriptor)
-            if size > _MODULE_MOST:
-                raise TooLarge(f"{path} has {size} bytes", f"at most {_MODULE_MOST} are possible")
+            if size > MODULE_MAX:
+                raise TooLarge(f"{path} has {size} bytes", f"at most {MODULE_MAX} are possible")
             with self._lock:
                 key = f"wasm:{digest}"
                 if key not in (known := self._store.trees()):

@@ -48,9 +48,10 @@ from firstlight.agile.http.lambda_requests import (
     whole,
 )
 from firstlight.agile.serving import Answer, Throttled
+from firstlight.agile.serving.answer import PAYLOAD_MAX
 from firstlight.errors import FirstlightError, UnknownName
 
-EVENT_MOST, ASYNCHRONOUS_MOST = 6 << 20, 1 << 20
+ASYNCHRONOUS_MOST = 1 << 20
 _TAIL_MOST = 4096
 _DETAILS_MOST = 1 << 20
 """Bytes of an error in a streamed answer: SDKs take messages of 16 MiB, and JSON may need six bytes
@@ -152,7 +153,7 @@ async def _create(functions: Functions, request: Request) -> Response:
         raise Invalid("Runtime and Handler are mandatory parameters for functions created by zip")
     name, qualifier = name_of(asked.function_name)
     if qualifier:
-        raise Invalid("a function's name has no qualifier")
+        raise Invalid(f"FunctionName has the qualifier {qualifier}", "give the name alone")
     access.check(request.scope, "write", "CreateFunction", name)
     registered = await functions.add(
         name,
@@ -443,7 +444,7 @@ async def _run_invocation(
     if kind not in kinds:
         raise Invalid(f"{kind[:60]!r} is not an InvocationType here", f"one of {', '.join(kinds)}")
     revision = functions.find(name, qualifier)
-    event = await read(request, ASYNCHRONOUS_MOST if kind == "Event" else EVENT_MOST)
+    event = await read(request, ASYNCHRONOUS_MOST if kind == "Event" else PAYLOAD_MAX)
     event = event if event.strip() else b"{}"
     check_json(event)
     context = client_context(headers.get("x-amz-client-context"))

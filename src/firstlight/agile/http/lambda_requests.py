@@ -14,9 +14,9 @@ from starlette.responses import Response
 from firstlight.agile import protocol
 from firstlight.agile.functions.errors import Invalid, TooLarge
 from firstlight.agile.functions.records import LATEST
+from firstlight.agile.http.sigv4 import BODY_MOST
 from firstlight.errors import Failed
 
-_REQUEST_MOST = 70 << 20  # a zip file of 50 MB in base64, and the JSON around it
 _CONTEXT_MOST, _PAGE = 3583, 50
 _ARN = re.compile(
     r"(?:arn:aws[a-z-]*:lambda:[a-z0-9-]+:)?(?:\d{12}:)?(?:function:)?"
@@ -86,7 +86,7 @@ async def read(request: Request, most: int) -> bytes:
 
 async def body(request: Request, shape: type[Shape]) -> Shape:
     """A request's body, decoded as this type. Raises Invalid, Bad, TooLarge."""
-    text = await read(request, _REQUEST_MOST)
+    text = await read(request, BODY_MOST)
     try:
         return msgspec.json.decode(text or b"{}", type=shape)
     except msgspec.ValidationError as error:

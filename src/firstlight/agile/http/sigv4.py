@@ -23,7 +23,7 @@ from firstlight.agile.http.access import RIGHTS, Caller
 from firstlight.errors import Failed
 
 _SKEW_SECONDS = 300
-_BODY_MOST = 70 << 20
+BODY_MOST = 70 << 20  # a zip file of 50 MB in base64, and the JSON around it
 _LARGE = 1 << 20  # hashing more bytes would block the event loop
 _ALGORITHM = "AWS4-HMAC-SHA256"
 _FIELDS = re.compile(
@@ -198,7 +198,7 @@ class Verified:
             claimed = claim(head, self._known, time.time())  # a stranger's body is not read
             body = await _body(receive)
             if body is None:
-                raise Denied("RequestTooLargeException", f"more than {_BODY_MOST} bytes")
+                raise Denied("RequestTooLargeException", f"more than {BODY_MOST} bytes")
             request = replace(head, body=body)
             if len(body) > _LARGE:
                 caller = await asyncio.to_thread(proven, claimed, request)
@@ -221,7 +221,7 @@ async def _body(receive: Receive) -> bytes | None:
         message = await receive()
         part = message.get("body", b"")
         size += len(part)
-        if size > _BODY_MOST:
+        if size > BODY_MOST:
             return None
         parts.append(part)
         if message["type"] != "http.request" or not message.get("more_body"):
