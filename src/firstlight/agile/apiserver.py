@@ -116,7 +116,8 @@ class Server:
                 *lines, waiting = (waiting + part).split(b"\n")
                 yield from map(_event, filter(None, lines))
                 if len(waiting) > _EVENT_MOST:
-                    raise Failed(f"the API server sends an event of {path} without end")
+                    raise Failed(f"the API server sends an event of {path} of more than "
+                                 f"{_EVENT_MOST >> 20} MiB")  # fmt: skip
         finally:
             answer.response.close()
 

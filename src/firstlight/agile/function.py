@@ -3,7 +3,7 @@
 import os
 import re
 import signal
-from typing import Literal
+from typing import Literal, get_args
 
 from msgspec import Raw, Struct
 
@@ -107,10 +107,11 @@ class Function(Struct, frozen=True, kw_only=True):
         if self.kind == "command" and (not self.command or not self.command[0]):
             raise Failed("the function has no command", "give a program of its root file system")
         if not self.directory.startswith("/"):
-            raise Failed(f"the working directory {self.directory!r} is not an absolute path")
+            raise Failed(f"the working directory {self.directory!r} is not an absolute path",
+                         "begin it with /")  # fmt: skip
         self._check_handler()
-        if self.network not in ("outbound", "internal", "none"):
-            raise UnknownName("network", self.network, ("outbound", "internal", "none"))
+        if self.network not in get_args(Reach):
+            raise UnknownName("network", self.network, get_args(Reach))
         self._check_words()
         self._check_limits()
         self._check_ports()
@@ -128,7 +129,7 @@ class Function(Struct, frozen=True, kw_only=True):
         for volume in self.volumes:
             target = volume.target
             if not volume.source.startswith("/") or os.path.normpath(target) != target:
-                raise Failed(f"the volume {volume.source}:{target} is not of two plain paths",
+                raise Failed(f"{volume.source}:{target} does not name a volume by two plain paths",
                              "give absolute paths without . and ..")  # fmt: skip
             if (
                 target == "/"
@@ -179,10 +180,10 @@ class Function(Struct, frozen=True, kw_only=True):
             try:
                 os.fsencode(word)
             except UnicodeEncodeError:
-                raise Failed(f"the function's word {word!r} has no bytes",
+                raise Failed(f"the function has {word!r}, which cannot be encoded",
                              "surrogates stand for bytes that are not UTF-8") from None  # fmt: skip
             if "\0" in word:
-                raise Failed(f"the function's word {word!r} has a NUL in it", "leave it out")
+                raise Failed(f"the function has {word!r}, with a NUL", "leave the NUL out")
 
     def _check_limits(self) -> None:
         if not _MEMORY_LEAST <= self.memory <= _BYTES_MOST:
@@ -232,7 +233,7 @@ class Ended(Struct, frozen=True, kw_only=True):
         status: int, out_of_memory: bool = False, user_ns: int = 0, system_ns: int = 0,
         timed_out: bool = False,
     ) -> "Ended":  # fmt: skip
-        """Make an Exit from a wait status."""
+        """Read a wait status."""
         killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         return Ended(
             status=None if killed else os.WEXITSTATUS(status), signal=killed,

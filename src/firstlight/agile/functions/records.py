@@ -14,7 +14,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     ``command`` is the argument vector of kinds ``command`` and ``http``. For an image,
     ``entrypoint``, ``arguments`` and ``directory`` replace the image's own, unless they are empty.
-    Sizes are in bytes, times in seconds. The last five are kept to be shown, and mean nothing here.
+    Sizes are in bytes, times in seconds. From ``runtime`` on they are kept to be shown, and mean
+    nothing here.
     """
 
     kind: Kind | UnsetType = UNSET

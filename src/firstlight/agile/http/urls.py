@@ -199,7 +199,7 @@ class _Exchange:
 
     async def _switch(self, answer: Exchange) -> None:
         if not self.asks_websocket:
-            raise Failed(f"{self.name} switches to a protocol that nobody asked for")
+            raise Failed(f"{self.name} switches to a protocol that was not requested")
         client = websockets.switch(self._scope, answer.headers)
         self.is_websocket = self._begun = True
         await websockets.lead(client, answer)

@@ -8,7 +8,7 @@ import os
 from enum import IntEnum, IntFlag
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
 from struct import Struct
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from firstlight.agile.function import Function, Reach, Reuse
 from firstlight.errors import Failed
@@ -20,8 +20,8 @@ _WORD_MAX = 128 << 10
 PARTS = 16384
 FUNCTIONS = 4096
 KEPT = 4096
-REACHES: tuple[Reach, ...] = ("outbound", "internal", "none")
-REUSES: tuple[Reuse, ...] = ("none", "network", "sandbox")
+REACHES: tuple[Reach, ...] = get_args(Reach)
+REUSES: tuple[Reuse, ...] = get_args(Reuse)
 
 
 class Step(IntEnum):
@@ -278,9 +278,10 @@ def words(
     try:
         coded = [text.encode(errors="surrogateescape") for text in texts]
     except UnicodeEncodeError as error:
-        raise Failed(f"{what} or its environment is not text: {error}") from error
+        raise Failed(f"{what} or its environment cannot be encoded: {error}",
+                     "surrogates stand for bytes that are not UTF-8") from error  # fmt: skip
     if any(b"\0" in each for each in coded):
-        raise Failed(f"{what} or its environment has a NUL in it")
+        raise Failed(f"{what} or its environment has a NUL", "leave it out")
     if (longest := max(map(len, coded), default=0)) >= _WORD_MAX:
         raise Failed(f"{what} or its environment has a word of {longest} bytes",
                      f"Linux allows {_WORD_MAX - 1}; pass it by standard input")  # fmt: skip

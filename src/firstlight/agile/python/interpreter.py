@@ -150,7 +150,7 @@ class Interpreter:
             async with asyncio.timeout(_SETTLE_SECONDS):
                 answer = await asyncio.get_running_loop().sock_recv(self._control, 64)
             if answer != b"sync":
-                raise Failed(f"the zygote of {self._function.handler} is not in order")
+                raise Failed(f"the zygote of {self._function.handler} answered {answer[:16]!r}")
         except (Failed, OSError, TimeoutError) as error:
             _log.warning("the zygote of %s is ended: %s", self._function.handler, error)
             self.kill()

@@ -352,7 +352,7 @@ def _lines(answer: Any) -> Any:  # noqa: ANN401 - an untyped client
         *lines, waiting = (waiting + part).split(b"\n")
         yield from lines
         if len(waiting) > _LINE_MOST:
-            raise Failed("the node sends a line without end")
+            raise Failed(f"the node sends a line of more than {_LINE_MOST >> 20} MiB")
 
 
 def _stage(pod: Any) -> str:  # noqa: ANN401 - an untyped client
