@@ -85,7 +85,7 @@ sys.exit(subprocess.run([sys.argv[1]], text=True, input=sys.argv[3]).returncode)
 
 
 @pytest.mark.parametrize("prefix", ["0", "33", "-1", "x"])
-def test_weaves_profile_takes_no_address_whose_prefix_cannot_be(prefix: str) -> None:
+def test_weave_profile_refuses_impossible_prefix(prefix: str) -> None:
     program = native("cnirun").parent / "profiles" / "weave-profile"
     done = subprocess.run(
         ["unshare", "-n", sys.executable, "-c", WEAVER, program, f"10.32.0.1/{prefix}",

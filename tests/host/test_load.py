@@ -185,7 +185,7 @@ def test_nuls_and_odd_bytes_do_not_hide_what_follows(generator: Generator) -> No
     assert seen.output == "a\0b\N{REPLACEMENT CHARACTER}\nfirstlight ready 1\n"
 
 
-def test_a_word_within_a_line_or_without_its_end_is_not_ready(generator: Generator) -> None:
+def test_word_in_or_without_a_line_end_is_not_ready(generator: Generator) -> None:
     [seen], _ = both(
         generator, shell("echo not firstlight ready 1; printf 'firstlight ready 1'"), deadline=5
     )
@@ -193,7 +193,7 @@ def test_a_word_within_a_line_or_without_its_end_is_not_ready(generator: Generat
     assert seen.status == 0
 
 
-def test_one_that_never_ceases_to_write_keeps_no_other_waiting(generator: Generator) -> None:
+def test_endless_writer_delays_no_other(generator: Generator) -> None:
     [flood, quiet], _ = both(generator, shell("exec yes"), shell(READY), deadline=3)
     assert flood.expired
     assert quiet.seen

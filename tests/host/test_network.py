@@ -382,7 +382,7 @@ def test_settling_waits_for_the_end_of_every_namespace(lab: Workspace) -> None:
     assert [name for _, name in socket.if_nameindex()] == ["lo"]
 
 
-def test_this_machine_can_do_it_and_one_without_ip_gets_a_hint(
+def test_doctor_passes_here_and_hints_without_ip(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     NetworkSetup().probe()

@@ -131,7 +131,7 @@ def test_a_trace_without_a_working_directory_is_refused(tmp_path: Path) -> None:
     assert "in the working directory: No such file or directory" in done.stderr
 
 
-def test_few_open_files_of_the_caller_do_not_keep_the_tracer_from_loading(tmp_path: Path) -> None:
+def test_tracer_loads_under_callers_limit_of_open_files(tmp_path: Path) -> None:
     command = f"{FIRSTLIGHT} trace --out traced -- /bin/sh -c 'ulimit -n > files'"
     done = on("ulimit -Sn 24", command, tmp_path)
     assert done.returncode == 0, done.stderr

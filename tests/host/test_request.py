@@ -193,7 +193,7 @@ def test_lost_runtime_ends_request(generator: Generator, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("ready", [True, False])
-def test_one_that_is_not_answered_is_hung_until_it_is_stopped(
+def test_unanswered_start_hangs_until_stopped(
     generator: Generator, tmp_path: Path, ready: bool
 ) -> None:
     def hang(peer: Peer) -> None:

@@ -183,7 +183,7 @@ def test_a_sample_has_output_and_spans() -> None:
 
 
 @pytest.mark.parametrize("stamp", [999, 5001, 10**17, 0])
-def test_a_stamp_of_a_foreign_clock_is_replaced_by_its_arrival(stamp: int) -> None:
+def test_stamp_of_foreign_clock_becomes_its_arrival(stamp: int) -> None:
     assert sampled(f"firstlight ready {stamp}\n").stamps.ready == 5000
 
 
@@ -368,7 +368,7 @@ def test_points_that_cannot_run_are_reported_and_the_others_run(tmp_path: Path) 
     assert run.header.points == ({"script": READY, "instances": 1},)
 
 
-def test_an_experiment_of_which_nothing_can_run_makes_nothing(tmp_path: Path) -> None:
+def test_experiment_that_cannot_run_makes_nothing(tmp_path: Path) -> None:
     of = Experiment(
         name="scripts", question="?", figure="", axes=(),
         cases=lambda _options: [

@@ -51,7 +51,7 @@ def test_one_that_polls_is_in_the_phase_of_its_socket(listener: socket.socket) -
     assert message.endswith(f"poll socket:inet 127.0.0.1:{port}")
 
 
-def test_the_child_tells_and_not_the_parent_that_reads_from_it(
+def test_child_is_reported_and_not_its_reading_parent(
     listener: socket.socket, tmp_path: Path
 ) -> None:
     script = tmp_path / "poller.py"

@@ -133,7 +133,7 @@ def test_the_time_that_is_waited_for_a_child_is_the_childs(bench: Bench, known: 
     assert seen.wall(None, "another process") < 1 * MS
 
 
-def test_what_a_process_waits_for_after_its_exit_has_its_cause(bench: Bench, known: Path) -> None:
+def test_waits_after_a_processs_exit_have_causes(bench: Bench, known: Path) -> None:
     seen = bench.start(known, "leave", "20")
     exits = dict(seen.spans.filter(pl.col("kind") == "exit").select("pid", "start").iter_rows())
     waits = seen.spans.filter(
@@ -183,7 +183,7 @@ def test_ping_pong_is_never_a_wait_of_its_own(bench: Bench, known: Path) -> None
     assert seen.wall(None, "another process: pipe") < 0.05 * seen.wall()
 
 
-def test_the_time_that_a_file_lock_is_waited_for_is_its_holders(
+def test_wait_for_a_file_lock_belongs_to_its_holder(
     bench: Bench, known: Path, tmp_path: Path
 ) -> None:
     seen = bench.start(known, "flock", tmp_path / "lock", "50")

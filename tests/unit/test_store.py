@@ -293,7 +293,7 @@ def test_a_path_that_cannot_be_a_directory_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("was_there", [False, True])
 @pytest.mark.parametrize("full", [False, True])
-def test_a_run_that_fails_before_it_measures_leaves_its_directory_free(
+def test_run_that_fails_early_leaves_its_directory_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, was_there: bool, full: bool
 ) -> None:
     path = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Documents, messages and scripts use no spelling that 0.2.0 removed, and no dead link."""
+"""Documents, messages, scripts and tests: no spelling that 0.2.0 removed, and no dead link."""
 
 import re
 from pathlib import Path
@@ -45,3 +45,9 @@ def anchors(path: Path) -> set[str]:
     """The anchors of a document's headings, as GitHub makes them."""
     headings = re.findall(r"(?m)^#+ (.*)$", path.read_text())
     return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+def test_names_of_tests_have_at_most_60_characters() -> None:
+    files = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "contrib").rglob("*.py")]
+    names = [name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())]
+    assert [name for name in names if len(name) > 60] == []

@@ -249,7 +249,7 @@ def test_unused_functions_are_forgotten_and_freed(
     with_runtime(main, config)
 
 
-def test_a_log_keeper_that_hangs_keeps_nobody_who_needs_no_log() -> None:
+def test_hanging_log_keeper_delays_only_logged_starts() -> None:
     true = Function(rootfs="/", command=("/bin/true",), network="none")
 
     async def start_on(runtime: Runtime) -> None:
@@ -340,7 +340,7 @@ def idle_clients(path: Path) -> Iterator[list[Fast]]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_clients_that_ask_for_nothing_take_nobody_elses_place(function: Make) -> None:
+def test_silent_clients_take_no_others_place(function: Make) -> None:
     async def main(runtime: Runtime) -> None:
         assert await ends(runtime, function("hold", "0")) == 0
         path = runtime.config.socket

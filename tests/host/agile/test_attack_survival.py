@@ -131,7 +131,7 @@ def test_published_ports_survive_manager_restarts(
     on_host(main)
 
 
-def test_parts_of_a_node_before_are_not_taken_for_those_of_this() -> None:
+def test_parts_of_an_earlier_node_are_not_mistaken() -> None:
     ended: list[Network] = []
 
     class Some(Networks):

@@ -234,7 +234,7 @@ def test_devices_that_programs_open_by_path(root: Path) -> None:
     assert result == "out\ncrw-rw-rw-\n1\n"
 
 
-def test_a_host_s_resolvers_are_those_that_an_instance_reaches(root: Path, tmp_path: Path) -> None:
+def test_resolvers_are_reachable_from_instances(root: Path, tmp_path: Path) -> None:
     """The host's file is another one in a mount namespace of the test's."""
     resolv = tmp_path / "resolv.conf"
     resolv.write_text("nameserver 127.0.0.53\nnameserver ::1\nsearch example.org\n")

@@ -309,7 +309,7 @@ def test_fork_failure_has_error_and_log(tmp_path: Path) -> None:
     with_functions(tmp_path, main)
 
 
-def test_aliases_versions_and_limits_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_impossible_aliases_versions_limits_are_refused(tmp_path: Path) -> None:
     async def main(functions: Functions) -> None:
         await functions.add("f", says("one"), SLOW)
         await functions.set_alias("f", "live", "1")

@@ -441,7 +441,7 @@ WRONG: dict[str, tuple[Callable[[Layout], ImageSource], type[BadCode], str]] = {
 }  # fmt: skip
 
 
-def test_an_image_that_is_wrong_is_named_so_and_leaves_nothing(tmp_path: Path) -> None:
+def test_wrong_image_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     async def main(functions: Functions) -> None:
         good = Layout(tmp_path / "good").image(base())
         await functions.add("f", good, CAT)

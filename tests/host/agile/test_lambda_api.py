@@ -161,7 +161,7 @@ def test_function_name_accepts_full_and_partial_arn(tmp_path: Path) -> None:
     with_functions(tmp_path, main)
 
 
-def test_who_removes_what_a_page_has_finds_the_rest_on_the_next(tmp_path: Path) -> None:
+def test_removal_of_a_page_keeps_the_next_page_whole(tmp_path: Path) -> None:
     async def pages(call: Boto, method: str, key: str, **named: Any) -> list[list[dict[str, Any]]]:
         result: list[list[dict[str, Any]]] = []
         marker: dict[str, str] = {}

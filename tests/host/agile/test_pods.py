@@ -205,9 +205,7 @@ def test_two_stacks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["link del fppods", "addr flush dev fppods",
                                     "link set fppods down"])  # fmt: skip
-def test_a_gateway_that_another_program_took_away_is_made_again(
-    tmp_path: Path, change: str
-) -> None:
+def test_removed_gateway_is_made_again(tmp_path: Path, change: str) -> None:
     with pod_host(tmp_path) as host:
         host.configure(more='range6 = "fd00:10:244::/112"', pool=1)
         host.sh("ip link add fppods type bridge; ip addr add 10.9.0.1/32 dev fppods")  # once

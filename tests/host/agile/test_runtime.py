@@ -100,7 +100,7 @@ def test_shared_counters_keep_used_networks(function: Make, reuse: str) -> None:
     on_host(main)
 
 
-def test_a_network_is_kept_although_its_last_socket_goes_late(function: Make) -> None:
+def test_network_is_kept_despite_a_late_socket(function: Make) -> None:
     """As on a busy host, whose kernel removes closed sockets after seconds."""
     hold = function("hold", "600", share_counters=True)
 

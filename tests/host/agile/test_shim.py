@@ -265,7 +265,7 @@ def test_next_server_makes_pod_of_killed_one(server: Shim, containerd: Connectio
     assert str(server.directory) not in Path("/proc/self/mountinfo").read_text()
 
 
-def test_an_end_while_there_is_no_server_is_known_to_the_next(
+def test_end_without_a_server_is_told_to_the_next(
     server: Shim, containerd: Connection, tmp_path: Path
 ) -> None:
     made = bundle(tmp_path, "c", "while true; do sleep 60; done")
@@ -326,7 +326,7 @@ def test_a_keeper_ends_what_a_killed_one_has_left(tmp_path: Path) -> None:
             assert not list(after.directory.glob("tasks/*/*"))
 
 
-def test_what_is_left_of_a_container_is_deleted_by_the_program(
+def test_leftovers_of_a_container_are_deleted_by_runtime(
     server: Shim, containerd: Connection, tmp_path: Path
 ) -> None:
     create(containerd, server, bundle(tmp_path, "c", "sleep 600"))

@@ -176,7 +176,7 @@ async def opened(path: str = "/ws") -> tuple[asyncio.StreamReader, asyncio.Strea
     return reader, writer
 
 
-def test_a_websocket_leads_bytes_both_ways_until_a_side_ends_it(tmp_path: Path) -> None:
+def test_websocket_passes_bytes_until_a_side_ends_it(tmp_path: Path) -> None:
     async def main(client: httpx.AsyncClient, functions: Functions) -> None:
         for ends in ("server", "client", "node"):
             reader, writer = await opened()

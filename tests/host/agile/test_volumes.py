@@ -173,7 +173,7 @@ def test_only_its_instances_can_read_a_secret(root: Path, tmp_path: Path) -> Non
     on_host(main)
 
 
-def test_a_secret_that_cannot_be_is_refused_without_its_content(root: Path, tmp_path: Path) -> None:
+def test_refused_secret_does_not_show_its_content(root: Path, tmp_path: Path) -> None:
     long = tmp_path / "long"
     long.write_text("x" * (1 << 17))
     fifo = tmp_path / "fifo"

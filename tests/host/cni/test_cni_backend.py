@@ -227,7 +227,7 @@ def test_probe_reports_syntax_line_and_missing_plugin(
 
 
 @pytest.mark.parametrize("name", known.names())
-def test_every_network_of_ours_can_be_read_and_says_what_it_is(name: str) -> None:
+def test_built_in_networks_parse_and_have_descriptions(name: str) -> None:
     network, info = known.find(name)
     assert network.plugins
     assert info.about

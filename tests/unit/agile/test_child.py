@@ -30,7 +30,7 @@ def test_what_a_child_writes_and_how_it_ends() -> None:
     assert (child.output, child.errors) == (b"out\n", b"err\n")
 
 
-def test_one_that_writes_without_end_is_ended_and_costs_little() -> None:
+def test_endless_writer_is_ended_cheaply() -> None:
     tracemalloc.start()
     with python(FLOOD % 1) as child, pytest.raises(Excess):
         child.finish()

@@ -33,7 +33,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize(("how", "status"), [("status", 7), ("signal", 9)])
-def test_it_reaps_orphans_and_passes_on_signals_and_the_status(how: str, status: int) -> None:
+def test_init_reaps_orphans_and_forwards_signals_and_status(how: str, status: int) -> None:
     if subprocess.run([*UNSHARE, "true"], capture_output=True, timeout=60).returncode:
         pytest.skip("no PID namespaces can be made")
     done = subprocess.run(

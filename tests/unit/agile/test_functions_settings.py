@@ -95,7 +95,7 @@ def test_words_that_are_not_text_are_refused() -> None:
             settings.made("f", 1, given, code, None, "")
 
 
-def test_words_of_an_image_that_are_no_variables_are_left_out() -> None:
+def test_image_words_that_are_no_variables_are_ignored() -> None:
     code = Code(source="oci:x", digest=f"sha256:{'0' * 64}", size=1, trees=(1,))
     text = b"""{"Entrypoint": ["/entry"], "Cmd": null, "WorkingDir": null, "User": "app:none",
         "Env": ["A=1", "", "NONE", "=x", "B=", "C=a=b"], "Labels": null, "StopSignal": "SIGWHAT",
@@ -173,7 +173,7 @@ def test_what_means_nothing_here_is_shown_as_it_was_given() -> None:
         b'{"FileSystemConfigs": []}', b'{"DeadLetterConfig": {"TargetArn": ""}}',
     ],
 )  # fmt: skip
-def test_an_empty_member_resets_what_it_names_and_nothing_else(reset: bytes) -> None:
+def test_empty_member_resets_only_its_setting(reset: bytes) -> None:
     code = Code(source="docker://x", digest=f"sha256:{'0' * 64}", size=1, trees=(1,))
     own = ImageSettings(entrypoint=["/entry"], cmd=["own"], env=["OWN=1"], working_dir="/task")
     before = Settings(

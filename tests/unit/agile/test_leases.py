@@ -161,7 +161,7 @@ def test_plugin_that_cannot_be_waited_for_is_hung_up_on(
     asyncio.run(ask(Config(name="a", state=str(tmp_path), pods=PodsConfig(range="10.244.1.0/24"))))
 
 
-def test_an_agent_whose_mount_was_removed_says_that_it_cannot_go_on(
+def test_agent_without_its_mount_reports_that_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a container: the path stays, but no file can be made there any more."""

@@ -146,7 +146,7 @@ def test_outbox_without_descriptor_refuses_one_message() -> None:
     on_loop(main)
 
 
-def test_who_never_reads_has_a_bounded_number_of_messages_kept(
+def test_messages_for_a_client_that_never_reads_are_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(link, "_UNSENT_MOST", 100)

@@ -83,7 +83,7 @@ def test_who_reads_its_own_output_holds_up_no_other_log(tmp_path: Path) -> None:
             _until_logged(tmp_path / "1.log", b"after %d\n" % attempt)
 
 
-def test_a_log_that_could_not_be_created_begins_when_it_can_be(tmp_path: Path) -> None:
+def test_log_begins_once_it_can_be_created(tmp_path: Path) -> None:
     log = tmp_path / "7.log"
     log.mkdir()
     with _keeper(tmp_path) as (_, keeper), ExitStack() as stack:

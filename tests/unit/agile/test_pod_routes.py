@@ -54,7 +54,7 @@ def test_a_node_that_does_not_forward_is_told_what_to_set(monkeypatch: pytest.Mo
     assert "net.nowhere.ip_forward to 1 on the node" in str(raised.value.hint)
 
 
-def test_forwarding_that_another_program_ended_is_set_again_or_told(
+def test_forwarding_turned_off_is_set_again_or_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     setting = tmp_path / "ip_forward"
@@ -208,7 +208,7 @@ def raising(error: Exception) -> Callable[..., Object]:
         ([FOUR, SIX], "fd00:77::/64", (FOUR, "fd00:77::/64")),
     ],
 )
-def test_the_node_gives_the_ranges_that_the_configuration_lacks(
+def test_missing_ranges_are_taken_from_the_node(
     monkeypatch: pytest.MonkeyPatch, of_node: list[str], configured: str, expected: tuple[str, str]
 ) -> None:
     assert of(monkeypatch, of_node, configured) == expected

@@ -66,7 +66,7 @@ def test_registry_refuses_when_numbers_are_taken(
     asyncio.run(main())
 
 
-def test_files_that_are_gone_hold_up_no_look_at_those_of_others(tmp_path: Path) -> None:
+def test_missing_files_do_not_delay_looks_at_others(tmp_path: Path) -> None:
     registered: list[str] = []
 
     async def register(entry: Registered) -> None:

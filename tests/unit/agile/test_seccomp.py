@@ -133,7 +133,7 @@ def test_only_known_socket_families() -> None:
     assert pairs == {1}
 
 
-def test_of_netlink_only_what_is_of_the_instances_own_network() -> None:
+def test_netlink_shows_only_the_instances_network() -> None:
     """Not the kernel's events of devices, which every network namespace hears."""
     protocols = (*range(64), 2**32 - 1)
     verdicts = {p: run(PROGRAM, NUMBERS["socket"], (16, 3, p)) for p in protocols}
@@ -212,7 +212,7 @@ def test_a_zygote_may_enter_namespaces_and_no_more() -> None:
     assert more == set(ZYGOTE_CALLS)
 
 
-def test_numbers_that_headers_define_by_another_name_are_known(
+def test_call_numbers_under_other_names_are_known(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As asm-generic/unistd.h does, which arm64 has."""

@@ -131,9 +131,7 @@ def sleeps(pid: int) -> int:
     return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
 
-def test_a_server_that_cannot_be_started_again_is_when_it_can(
-    program: Path, tmp_path: Path
-) -> None:
+def test_server_is_restarted_once_it_can_be(program: Path, tmp_path: Path) -> None:
     with keeper(program, tmp_path) as process, client(tmp_path) as peer:
         assert ask(peer, b"first") == b"first"
         before = limit_files(process.pid, 3)  # all taken
@@ -164,9 +162,7 @@ def test_an_answer_of_the_largest_size_is_read_to_its_end(program: Path, tmp_pat
         assert ask(peer, b"next") == b"next"
 
 
-def test_all_that_a_server_answered_before_its_end_is_passed_on(
-    program: Path, tmp_path: Path
-) -> None:
+def test_answers_before_a_servers_end_are_passed_on(program: Path, tmp_path: Path) -> None:
     with keeper(program, tmp_path) as process, client(tmp_path) as peer:
         [server] = servers(tmp_path)
         send(peer, b"last and largest")

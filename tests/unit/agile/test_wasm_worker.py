@@ -146,7 +146,7 @@ def test_a_file_that_is_no_module_is_reported(run: Run) -> None:
             assert words in output
 
 
-def test_it_ends_with_its_last_client_when_it_is_given_no_more(run: Run) -> None:
+def test_worker_ends_with_its_last_client(run: Run) -> None:
     with run(MODULE, "next") as worker:
         worker.connection.close()
         other = worker.connect()  # it was there for the next

@@ -39,7 +39,7 @@ def test_a_neutral_call_goes_with_what_it_prepares() -> None:
     assert calls == gaps == ["cgroup", "mount", "mount", "mount"]
 
 
-def test_a_languages_start_lasts_to_the_programs_first_own_call() -> None:
+def test_language_start_lasts_to_first_own_call() -> None:
     words = ["process.start", "-", "signals", "-", "cgroup", "signals", "mount"]
     calls, gaps = charge(words)
     assert calls == [*["process.start"] * 4, "cgroup", "signals", "mount"]

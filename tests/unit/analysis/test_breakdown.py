@@ -253,7 +253,7 @@ def test_work_beside_the_path_is_in_the_sum_alone() -> None:
     assert wall(held, "ns.net") + wall(held, "process.start") == 100
 
 
-def test_waits_for_one_another_beside_the_path_are_no_ones_time() -> None:
+def test_mutual_waits_beside_the_path_count_nowhere() -> None:
     held = run(
         [*start_of_root(), fork(20, 101), wait(PIPE, 30, 90, tid=101),
          span("exit", 100, tid=101), call("unshare", "net", 50, 100)],
@@ -316,7 +316,7 @@ def test_the_load_generator_owns_the_time_before_the_first_fork() -> None:
     assert table["summed"].sum() == 100  # and is no thread of the start
 
 
-def test_the_time_to_the_first_instruction_after_execve_is_exec() -> None:
+def test_time_from_execve_to_first_instruction_is_exec() -> None:
     held = run(
         [*start_of_root(), call("unshare", "net", 10, 20), fork(30, 101),
          call("execve", "", 50, 61, 101),
@@ -329,7 +329,7 @@ def test_the_time_to_the_first_instruction_after_execve_is_exec() -> None:
 
 
 @pytest.mark.parametrize("answered", [80, 100])
-def test_from_when_the_first_packet_is_asked_for_all_is_packet(answered: int) -> None:
+def test_time_after_the_packet_request_is_packet(answered: int) -> None:
     rows = [*start_of_root(), call("unshare", "net", 10, 20), fork(30, 101),
             call("execve", "", 40, 51, 101),
             span("exec", 50, tid=101, name="exec", detail="/bin/payload"),
@@ -344,7 +344,7 @@ def test_from_when_the_first_packet_is_asked_for_all_is_packet(answered: int) ->
     assert wall(other, "packet") == 0
 
 
-def test_a_request_that_is_done_is_of_the_thread_that_says_so() -> None:
+def test_done_request_belongs_to_its_thread() -> None:
     held = run(
         [*start_of_root(), fork(20, 101), call("mount", "/x tmpfs", 40, 70, 101),
          call("write", "pipe:", 82, 85, 101), call("write", "pipe:", 90, 95)],
@@ -538,7 +538,7 @@ def test_two_samples_of_a_batch_do_not_share_their_time() -> None:
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
-def test_a_traced_start_of_an_unknown_process_is_divided_all_the_same(threads: int) -> None:
+def test_start_of_unknown_process_is_divided(threads: int) -> None:
     unknown = msgspec.structs.replace(sample(90, index=1), pid=0)
     rows = [call("unshare", "net", 20, 90, ROOT + number) | {"sample": 1}
             for number in range(1, threads + 1)]  # fmt: skip

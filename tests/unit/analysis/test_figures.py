@@ -185,7 +185,7 @@ def test_the_waterfall_shows_the_start_nearest_to_the_median(container: Analysis
     )
 
 
-def test_a_run_of_which_nothing_is_ready_has_points_and_no_lead(
+def test_run_without_ready_starts_has_points_and_no_lead(
     known_phases: None, tmp_path: Path
 ) -> None:
     run = Analysis(synthetic.nothing_ready(tmp_path))

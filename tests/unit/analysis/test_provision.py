@@ -16,7 +16,7 @@ from firstlight.store import Writer, read
 MAKE = 0.01
 
 
-def test_a_burst_takes_what_is_ready_and_the_rest_waits_in_line() -> None:
+def test_burst_takes_ready_parts_and_the_rest_queues() -> None:
     outcome = provision.simulate(Pool(2, 4, 100.0), MAKE, [1.0] * 6)
     assert (outcome.pods, outcome.missed) == (6, 2)
     # The pool's own network, wanted when the third pod left one, is made first.

@@ -148,7 +148,7 @@ def test_repetitions_go_to_least_known_point() -> None:
     assert chosen[-1] == "wide"
 
 
-def test_a_slow_point_does_not_keep_others_from_a_budgets_rest() -> None:
+def test_slow_point_leaves_budget_to_others() -> None:
     machine = Machine({"slow": 50.0, "quick": 1.0}, {"slow": 9.0, "quick": 1.0})
     schedule = machine.schedule(60.0)
     count = machine.measure(schedule)

@@ -50,7 +50,7 @@ def test_steps_of_batches_that_each_had_a_failure_give_no_bars(network: Analysis
     assert "steps" not in [picture.name for picture in pictures.bars(held, legend=False)]
 
 
-def test_the_waterfall_covers_the_start_once_and_its_causes_too(container: Analysis) -> None:
+def test_waterfall_covers_start_and_causes_once(container: Analysis) -> None:
     point = container.lead[0]
     sample = figures.median_sample(point.traced_samples)
     rows = values(synthetic.timeline(container.run, sample), sample, {sample.pid: "runc"})

@@ -93,7 +93,7 @@ def words(of: Run) -> str:
 
 
 @pytest.mark.parametrize("latencies", [ALIKE, APART], ids=["alike", "apart"])
-def test_traced_starts_are_told_apart_where_the_headline_is_of_them(
+def test_traced_starts_rank_where_headline_is_traced(
     latencies: Sequence[Sequence[float]],
 ) -> None:
     untraced = run(KINDS[4], latencies)

@@ -25,9 +25,7 @@ def test_a_runtime_is_known_by_what_it_says_of_itself(tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize("script", ["exit 1", "echo what?", "printf '\\377'", "cat"])
-def test_a_runtime_that_does_not_say_is_known_by_its_files_name(
-    tmp_path: Path, script: str
-) -> None:
+def test_runtime_without_version_is_named_by_its_file(tmp_path: Path, script: str) -> None:
     assert not Oci(program(tmp_path / "runsc", script)).joins_network
     assert Oci(program(tmp_path / "other", script)).joins_network
 

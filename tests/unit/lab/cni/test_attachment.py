@@ -130,7 +130,7 @@ def test_a_result_is_read_as_json_strictly(bench: Bench, printed: str, fact: str
     assert done.startswith(f"plugin one ADD: {fact}")
 
 
-def test_the_version_is_added_where_an_old_plugin_leaves_it_out(bench: Bench) -> None:
+def test_version_missing_from_old_plugins_is_added(bench: Bench) -> None:
     script(bench.directory / "bin" / "one", "cat > /dev/null; echo '{\"ips\": []}'")
     assert not bench.run("up", bench.network("one"), POD)
     assert bench.result == {"ips": [], "cniVersion": "1.0.0"}

@@ -33,7 +33,7 @@ def test_the_last_line_is_brought_along() -> None:
     )
 
 
-def test_without_output_the_error_is_the_stuck_function_alone() -> None:
+def test_error_without_output_is_the_stuck_function() -> None:
     assert hung("firstlight step x 1 2\n", WHERE) == WHERE
 
 

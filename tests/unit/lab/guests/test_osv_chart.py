@@ -70,7 +70,7 @@ def test_half_a_chart_gives_the_spans_that_it_has(size: int) -> None:
         "",
     ],
 )
-def test_a_kernel_without_a_clock_says_nothing_rather_than_zero(console_text: str) -> None:
+def test_kernel_without_a_clock_gives_no_zero(console_text: str) -> None:
     assert printed(lines(console_text)) == ([], [])
 
 

@@ -84,9 +84,7 @@ def test_windows_that_end_at_once_are_all_read(follower: Follower, tmp_path: Pat
         assert [follower.read().lost for _ in range(3)] == [0, 7, 0]
 
 
-def test_a_start_that_a_cut_divides_is_whole_in_the_next_window(
-    follower: Follower, tmp_path: Path
-) -> None:
+def test_start_divided_by_a_cut_is_whole_afterwards(follower: Follower, tmp_path: Path) -> None:
     (tmp_path / "windows").write_text(
         window(begin(10, 500, "runc", "run", "a"), fork(10, 11, 600), last=0, lost=1)
         + window(execute(10, 11, 1500), begin(20, 1600, "runc", "run", "b"), last=0)
@@ -115,7 +113,7 @@ def test_a_start_is_traced_only_if_all_its_windows_were(follower: Follower, tmp_
     ]  # fmt: skip
 
 
-def test_starts_that_are_not_traced_as_the_analysis_is_behind_are_counted(
+def test_starts_untraced_for_a_late_analysis_are_counted(
     follower: Follower, tmp_path: Path
 ) -> None:
     (tmp_path / "windows").write_text(
@@ -128,9 +126,7 @@ def test_starts_that_are_not_traced_as_the_analysis_is_behind_are_counted(
     assert [each.late for each in windows] == [0, 1, 0]
 
 
-def test_of_daemons_no_more_is_kept_than_the_starts_under_way_need(
-    follower: Follower, tmp_path: Path
-) -> None:
+def test_daemons_are_kept_only_for_starts_under_way(follower: Follower, tmp_path: Path) -> None:
     (tmp_path / "windows").write_text(
         "".join(
             window(

@@ -118,7 +118,7 @@ def test_an_engine_without_a_daemon_is_the_first_sign() -> None:
     assert start.labels["container"] == "mine"
 
 
-def test_a_program_of_an_engine_that_starts_nothing_is_no_start() -> None:
+def test_engine_program_that_starts_nothing_is_no_start() -> None:
     assert join([program("podman", "ps")], []) == []
 
 
