@@ -38,6 +38,46 @@ class Refused(Failed):
         self.status = status
 
 
+class _Said(logging.Handler):
+    """What was logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.words: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.words.append(record.getMessage())
+
+
+def settings(kubeconfig: str = "", context: str = "") -> Any:  # noqa: ANN401 - an untyped client
+    """The Python client's settings by this file, or kubectl's, and this or the current context.
+
+    Raises what the client does, and Failed where it only logs why a plugin gave no credentials.
+    """
+    from kubernetes import client, config
+
+    made: Any = client.Configuration()
+    said, log = _Said(), logging.getLogger()
+    log.addHandler(said)
+    try:
+        config.load_kube_config(  # type: ignore[no-untyped-call]
+            kubeconfig or None, context or None, made
+        )
+    finally:
+        log.removeHandler(said)
+    if said.words and not made.api_key and not made.cert_file:
+        raise Failed(f"no credentials: {said.words[-1]}")
+    again = made.refresh_api_key_hook
+
+    def trim(used: Any) -> None:  # noqa: ANN401
+        if again:
+            again(used)
+        used.api_key = {name: key.strip() for name, key in used.api_key.items()}
+
+    made.refresh_api_key_hook = trim  # a token's file may end with a new line
+    return made
+
+
 class Server:
     """The API server of a kubeconfig file, or "in-cluster". Raises FirstlightError."""
 
@@ -47,15 +87,16 @@ class Server:
         except ImportError as error:
             raise Unsupported("the Python client of Kubernetes is missing",
                               "pip install 'firstlight[kubernetes]'") from error  # fmt: skip
+        made = None
         try:
             if kubeconfig == IN_CLUSTER:
                 config.load_incluster_config()  # type: ignore[no-untyped-call]
             else:
-                config.load_kube_config(kubeconfig)  # type: ignore[no-untyped-call]
+                made = settings(kubeconfig)
         except Exception as error:
             raise Failed(f"cannot use the kubeconfig {kubeconfig}: {error}",
                          "name another file, or in-cluster in a pod") from error  # fmt: skip
-        self._client: Any = client.ApiClient()
+        self._client: Any = client.ApiClient(made)
 
     def ask(
         self, method: str, path: str, body: Object | None = None, accept: str = "application/json"

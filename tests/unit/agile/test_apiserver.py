@@ -15,6 +15,7 @@ import pytest
 
 from firstlight.agile import apiserver
 from firstlight.agile.apiserver import Refused, Server
+from firstlight.errors import Failed
 
 PATH = "/apis/example.dev/v1/things"
 
@@ -57,15 +58,35 @@ def server(tmp_path: Path) -> Iterator[Server]:
         http.shutdown()
 
 
+def kubeconfig(directory: Path, user: dict[str, object], port: int = 1) -> str:
+    """A kubeconfig of a server at this port, whose user has these credentials."""
+    file = directory / "kubeconfig"
+    file.write_text(
+        json.dumps({
+            "current-context": "a",
+            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+            "users": [{"name": "u", "user": user}],
+            "contexts": [{"name": "a", "context": {"cluster": "c", "user": "u"}}],
+        })
+    )  # fmt: skip
+    return str(file)
+
+
+def test_new_line_at_the_end_of_a_tokens_file_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("good\n")
+    made = apiserver.settings(kubeconfig(tmp_path, {"tokenFile": str(tmp_path / "token")}))
+    assert made.get_api_key_with_prefix("BearerToken") == "Bearer good"
+
+
+def test_why_a_plugin_gives_no_credentials_is_said(tmp_path: Path) -> None:
+    words = ["-c", "echo run cloud login >&2; exit 1"]
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "args": words}
+    with pytest.raises(Failed, match="run cloud login"):
+        apiserver.settings(kubeconfig(tmp_path, {"exec": plugin}))
+
+
 def at_port(port: int, directory: Path) -> Server:
-    kubeconfig = directory / "kubeconfig"
-    kubeconfig.write_text(json.dumps({
-        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
-        "users": [{"name": "u", "user": {"token": "t"}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-    }))  # fmt: skip
-    return Server(str(kubeconfig))
+    return Server(kubeconfig(directory, {"token": "t"}, port))
 
 
 def test_a_server_that_is_cut_off_is_given_up_within_seconds(

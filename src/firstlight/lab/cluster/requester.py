@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from firstlight.agile import apiserver
 from firstlight.lab.cluster import start_server
 
 _ACCOUNT_SECONDS = 30.0
@@ -178,14 +179,11 @@ class Cluster:
     may_exist = False
 
     def __init__(self, configuration: Configuration) -> None:
-        from kubernetes import client, config
+        from kubernetes import client
 
         self.configuration = configuration
         self._client = client
-        self._settings = client.Configuration()
-        config.load_kube_config(  # type: ignore[no-untyped-call]
-            configuration.kubeconfig, configuration.context or None, self._settings
-        )
+        self._settings = apiserver.settings(configuration.kubeconfig, configuration.context)
         self._settings.retries = 0
         self._idle: list[Any] = []
         self.api = self.connection()

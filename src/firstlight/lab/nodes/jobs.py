@@ -16,6 +16,7 @@ from typing import IO, Any
 import msgspec
 
 from firstlight import __version__
+from firstlight.agile import apiserver
 from firstlight.errors import Failed, FirstlightError, Unsupported
 from firstlight.host.workspace import DISK
 from firstlight.lab.nodes.order import VARIABLE, Event, Order
@@ -53,17 +54,14 @@ class Nodes:
 
     def __init__(self, kubeconfig: str, context: str, image: str, name: str) -> None:
         try:
-            from kubernetes import client, config
+            from kubernetes import client
         except ImportError as error:
             raise Unsupported("the Python client of Kubernetes is missing",
                               "pip install 'firstlight[kubernetes]'") from error  # fmt: skip
         self._client = client
-        self._settings: Any = client.Configuration()
         self._image, self._name = image or IMAGE, f"firstlight-{name}".lower()
         try:
-            config.load_kube_config(  # type: ignore[no-untyped-call]
-                kubeconfig or None, context or None, self._settings
-            )
+            self._settings: Any = apiserver.settings(kubeconfig, context)
         except Exception as error:
             raise Failed(f"cannot use the kubeconfig {kubeconfig or '~/.kube/config'}: {error}",
                          "give one with --kubeconfig FILE") from error  # fmt: skip
