@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/mount.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <poll.h>
@@ -29,6 +30,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -46,6 +48,15 @@ static const char *const counters[] = {
 	"/proc/sys/net/ipv4/ip_unprivileged_port_start",
 };
 enum { COUNTERS = sizeof counters / sizeof *counters };
+
+/* The identifiers that the next SysV objects will get, if they were set. The kernel resets one to -1
+ * when it uses it, so a value that still stands shows that no object was made. */
+static const char *const next_ids[] = {
+	"sys/kernel/msg_next_id",
+	"sys/kernel/sem_next_id",
+	"sys/kernel/shm_next_id",
+};
+enum { NEXT_IDS = sizeof next_ids / sizeof *next_ids };
 
 /* For entering networks, mounting /tmp, killing processes, and setting an instance's streams,
  * limits and user. */
@@ -66,7 +77,8 @@ struct keeper {
 	int control, proc, last_pid, mounts, home, sockets, changes, out_of_memory, processes, null;
 	bool in_network, has_words; /* has_words: those of the function alone are read */
 	struct text texts[COUNTERS];
-	struct stat tmp;
+	int next_ids[NEXT_IDS], queues; /* queues: the directory of the POSIX queues */
+	struct stat tmp, no_queues;
 	struct statfs tmp_use;
 	char **argv, **envp, *directory;
 	struct progress *progress;
@@ -220,6 +232,59 @@ static bool processes_are_gone(void)
 	return kill(-1, 0) && errno == ESRCH;
 }
 
+static void close_ipc(void)
+{
+	for (int i = 0; i < NEXT_IDS; i++)
+		descriptor_close(&keeper.next_ids[i]);
+	descriptor_close(&keeper.queues);
+}
+
+static int open_queues(void)
+{
+	int context FILE_SCOPE = (int)syscall(SYS_fsopen, "mqueue", FSOPEN_CLOEXEC);
+	if (context < 0 || syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
+		return -1;
+	return (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, 0);
+}
+
+/* The first objects get identifier 0, as in a new namespace. Where the kernel lacks any of this, each
+ * instance gets a new namespace. */
+static void open_ipc(void)
+{
+	keeper.queues = open_queues();
+	memset(&keeper.no_queues, 0, sizeof keeper.no_queues);
+	bool works = keeper.queues >= 0 && !fstat(keeper.queues, &keeper.no_queues);
+	for (int i = 0; i < NEXT_IDS; i++) {
+		int file = works ? openat(keeper.proc, next_ids[i], O_RDWR | O_CLOEXEC) : -1;
+		works = file >= 0 && pwrite(file, "0", 1, 0) == 1;
+		keeper.next_ids[i] = file;
+	}
+	if (!works)
+		close_ipc();
+}
+
+/* No SysV object was made, and no POSIX queue made or removed. */
+static bool ipc_is_unused(void)
+{
+	struct stat now;
+	memset(&now, 0, sizeof now);
+	for (int i = 0; i < NEXT_IDS; i++)
+		if (!reads(keeper.next_ids[i], "0\n"))
+			return false;
+	return !fstat(keeper.queues, &now) && !memcmp(&now, &keeper.no_queues, sizeof now);
+}
+
+static bool ipc_is_renewed(void)
+{
+	if (ipc_is_unused())
+		return true;
+	close_ipc();
+	if (unshare(CLONE_NEWIPC))
+		return false;
+	open_ipc();
+	return true;
+}
+
 static bool pids_begin_again(void)
 {
 	return keeper.last_pid < 0 || pwrite(keeper.last_pid, "1", 1, 0) == 1;
@@ -228,7 +293,7 @@ static bool pids_begin_again(void)
 static bool is_renewed(void)
 {
 	return processes_are_gone() && !mounts_changed() && host_name_is_kept() &&
-	       tmp_is_renewed() && !unshare(CLONE_NEWIPC) && pids_begin_again();
+	       tmp_is_renewed() && ipc_is_renewed() && pids_begin_again();
 }
 
 /* It takes memory of the cgroup, which may have none to spare. */
@@ -366,6 +431,7 @@ static void settle(int self)
 	if (keeper.mounts < 0)
 		fail(STEP_PROC, -errno);
 	keeper.processes = sandbox_open_processes(keeper.house, place->cgroup);
+	open_ipc();
 	descriptor_close(&place->tree);
 	descriptor_close(&place->network);
 	descriptor_close(&place->hosts);

@@ -342,6 +342,41 @@ def test_what_root_leaves_in_a_sandbox_ends_it_or_is_removed(tmp_path: Path) -> 
     with_function(tmp_path, main)
 
 
+IPC = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+print(os.readlink("/proc/self/ns/ipc"))
+exec(os.environ.get("ACT", ""))
+"""
+MADE = (
+    "libc.shmctl(libc.shmget(0, 4096, 0o600), 0, None)",
+    "libc.semctl(libc.semget(0, 1, 0o600), 0, 0)",
+    "libc.msgctl(libc.msgget(0, 0o600), 0, None)",
+    "libc.mq_open(b'/left', os.O_CREAT, 0o600, None)",
+)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/sys/kernel/shm_next_id").exists(), reason="needs CONFIG_CHECKPOINT_RESTORE"
+)
+def test_ipc_namespace_is_kept_until_something_is_made_in_it(tmp_path: Path) -> None:
+    async def main(runtime: Runtime, function: Function) -> None:
+        async def space(act: str = "") -> bytes:
+            async with await runtime.start(doing(function, act)) as instance:
+                assert (await instance.wait()).status == 0
+                assert instance.stdout
+                return await instance.stdout.read()
+
+        kept = await space()
+        for act in MADE:
+            assert await space("libc.shmget(7, 0, 0), libc.mq_open(b'/none', 0)") == kept
+            assert await space(act) == kept
+            before, kept = kept, await space()
+            assert kept != before, act
+
+    with_function(tmp_path, main, command=("/usr/bin/python3", "-c", IPC))
+
+
 def test_changed_function_gets_new_sandbox(tmp_path: Path) -> None:
     async def main(runtime: Runtime, function: Function) -> None:
         before, _ = await run(runtime, function)
