@@ -70,10 +70,24 @@ def base() -> bytes:
 def rest(extra: tuple[str, ...] = (), netlink: bool = True) -> bytes:
     """The calls that ``base`` allows and ``program(extra, netlink)`` does not. Raises
     Unsupported.
+
+    The kernel compiles it at each start, so it is short: ``base`` alone looks at the architecture,
+    and calls that both deny join ranges.
     """
     full, wide = _leaves(extra, netlink), _leaves(_MAKING)
-    leaves = {n: _returns(_ALLOW) if leaf == wide[n] else leaf for n, leaf in full.items()}
-    return _program(_search(_ranges(leaves)))
+    leaves = dict.fromkeys(full, _returns(_ALLOW))
+    last, since = None, list[int]()
+    for number, leaf in full.items():
+        if leaf != wide[number]:
+            leaves[number] = leaf
+            if leaf == last:
+                leaves.update(dict.fromkeys(since, leaf))
+            last, since = leaf, []
+        elif leaf == last:
+            since.append(number)
+        else:
+            last = None
+    return encode([(_LOAD, 0, 0, _NUMBER), *_search(_ranges(leaves))])
 
 
 def without(calls: tuple[str, ...]) -> bytes:
