@@ -278,7 +278,10 @@ int main(void)
 	host_namespace = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
 	if (host_namespace < 0)
 		die("open the host's network namespace", errno);
-	int error = rtnl_open(&host, NETLINK_ROUTE);
+	int error = net_quick_open();
+	if (error)
+		die("open our directory in /proc", -error);
+	error = rtnl_open(&host, NETLINK_ROUTE);
 	if (error)
 		die("open the host's network", -error);
 	for (;;) {

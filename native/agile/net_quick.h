@@ -14,7 +14,8 @@ void net_add(uint64_t *digest, const void *bytes, size_t size);
 /* Reads a file into text, of NET_TEXT_MAX bytes; returns its size, 0 for one that cannot be read. */
 size_t net_read(int directory, const char *name, char *text);
 
-/* These return 0 or a negative errno. */
+/* These return 0 or a negative errno. The first is called once, before the others. */
+int net_quick_open(void);
 int net_quick_digest(uint64_t *digest);
 /* The number of sockets there that anybody still holds. Ours count until a grace period after they
  * were closed, so this is asked before one is opened. */

@@ -23,6 +23,9 @@ void rest_open(void)
 	home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
 	if (home < 0)
 		node_die("open the host's network namespace", -errno);
+	int failed = net_quick_open();
+	if (failed)
+		node_die("open its directory in /proc", failed);
 }
 
 static void rest(int index)
