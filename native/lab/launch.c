@@ -281,14 +281,14 @@ static int prepare(struct batch *batch, const struct launch_request *request, st
 static int64_t next_deadline(struct batch *batch, uint32_t started, int64_t deadline,
 			     uint32_t *waiting)
 {
-	int64_t next = INT64_MAX;
+	int64_t next = INT64_MAX, now = clock_now();
 	*waiting = 0;
 	for (uint32_t i = 0; i < started; i++) {
 		struct launch_instance *instance = &batch->instances[i];
 		int64_t until = instance->record.intended + deadline;
 		if (launch_instance_settled(instance))
 			continue;
-		if (until <= clock_now()) {
+		if (until <= now) {
 			instance->record.expired = 1;
 			continue;
 		}
