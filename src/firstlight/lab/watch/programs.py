@@ -16,7 +16,7 @@ MONITORS = ("conmon", "conmonrs")
 ENGINES = ("podman", "buildah", "ctr", "nerdctl")
 """Engines without a daemon, and clients: their process is the first sign of a start."""
 
-DAEMONS = ("containerd", "dockerd", "crio", "cri-dockerd")
+DAEMONS = ("containerd", "dockerd", "crio", "cri-dockerd", "buildkitd")
 CNI_DIRECTORIES = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
 
 _STARTING = ("create", "run", "start", "restore")
@@ -123,7 +123,7 @@ def labels_of(bundle: str, document: object = None) -> dict[str, str]:
     """The labels in a bundle's annotations: pod, namespace, container, image.
 
     ``document`` is its config.json, if that was read before. Knows those of containerd's CRI
-    plugin, CRI-O and Podman. Empty if there are none.
+    plugin, CRI-O, Podman and nerdctl. Empty if there are none.
     """
     if document is None and bundle.startswith("/"):
         document = read_json(Path(bundle) / "config.json")
@@ -172,7 +172,8 @@ def _crio_names(annotations: dict[str, object]) -> dict[str, str]:
     return labels | ({"container": name[1]} if len(name) == 6 else {})
 
 
-_KEYS = {"containerd": "io.kubernetes.cri.sandbox-id", "cri-o": "io.kubernetes.cri-o.SandboxID"}
+_KEYS = {"containerd": "io.kubernetes.cri.sandbox-id", "cri-o": "io.kubernetes.cri-o.SandboxID",
+         "nerdctl": "nerdctl/name"}  # fmt: skip
 """An annotation of each engine's own. Podman gives CRI-O's to the containers of its pods."""
 
 _MANAGERS = {"libpod": "podman", "cri-o": "cri-o"}
@@ -180,7 +181,11 @@ _MANAGERS = {"libpod": "podman", "cri-o": "cri-o"}
 _ANNOTATIONS = {
     "pod": ("io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name"),
     "namespace": ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace"),
-    "container": ("io.kubernetes.cri.container-name", "io.kubernetes.container.name"),
+    "container": (
+        "io.kubernetes.cri.container-name",
+        "io.kubernetes.container.name",
+        "nerdctl/name",
+    ),
     "image": ("io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName"),
     "kind": ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"),
     "traceparent": ("traceparent",),

@@ -261,10 +261,14 @@ def test_a_runtime_is_known_by_its_name_or_by_its_options() -> None:
 def test_what_engines_execute_is_watched_by_any_name(tmp_path: Path) -> None:
     (tmp_path / "bridge").touch()
     names = watched(["my-runtime"], (tmp_path, tmp_path / "missing"))
-    assert {"my-runtime", "runc", "bridge", "containerd-shim/", "conmon/", "crio//"} <= set(names)
+    assert {"my-runtime", "runc", "bridge", "containerd-shim/", "conmon/", "crio//",
+            "buildkitd//"} <= set(names)  # fmt: skip
 
 
 def test_annotations_name_engine_of_unknown_shim() -> None:
     assert labels_of("", {"annotations": {"io.kubernetes.cri.sandbox-id": "s"}}) == {
         "sandbox": "s", "engine": "containerd",
+    }  # fmt: skip
+    assert labels_of("", {"annotations": {"nerdctl/name": "web-1"}}) == {
+        "container": "web-1", "engine": "nerdctl",
     }  # fmt: skip
