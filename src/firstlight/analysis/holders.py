@@ -19,7 +19,8 @@ from firstlight.store import Run
 SCHEMA = pl.Schema(
     {"sample": pl.UInt32(), "lock": pl.String(), "holder": pl.String(), "waited": pl.Int64()}
 )
-RUNNING = "running, or waiting for a CPU"
+RUNNING = "running, waiting for a CPU, or not traced"
+"""No traced thread is seen to wait under the lock. Any program of the machine may hold it."""
 
 # The functions that run under a lock, and those that wait after releasing it.
 _UNDER = {
@@ -43,8 +44,8 @@ def holders(run: Run) -> pl.DataFrame:
     """How long each traced sample waited for a lock, by what its holder was waiting for.
 
     As SCHEMA: ``waited`` in ns, summed over the sample's threads, for locks whose holders can be
-    determined. The holder can be any traced thread of the same batch; if none waits, ``holder`` is
-    RUNNING.
+    determined. The holder is looked for among the traced threads of the same batch; if none waits,
+    ``holder`` is RUNNING.
     """
     parts = [pl.DataFrame(schema=SCHEMA)]
     for _, spans in run.span_batches():
