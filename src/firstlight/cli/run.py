@@ -78,7 +78,8 @@ def run(
 ) -> None:
     """Measure an experiment and print its figures.
 
-    Ctrl-C keeps what was measured and cleans up. Exit status 1 if no start became ready.
+    Ctrl-C keeps what was measured and cleans up. Exit status 1 if no start became ready: such a run
+    ends after one repetition of each point.
 
     With --nodes each node measures in a Job (make lab-image builds its --image), and the report has
     the node as an axis. A node that fails is a failed start. Ctrl-C removes the Jobs.

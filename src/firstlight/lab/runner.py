@@ -102,6 +102,10 @@ def run(plan: Plan, out: Path, progress: Progress = Silent(), *, resume: bool = 
             interrupted = False
         finally:
             warnings = warnings if earlier else []
+            if schedule.is_given_up:
+                warnings.append(
+                    "No start became ready, so the run ended after one repetition of each point."
+                )
             if plan.budget is not None and (short := schedule.short()):
                 warnings.append(
                     f"{short} of {len(cases)} points have fewer than {LEAST} batches: "

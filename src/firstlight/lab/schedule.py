@@ -4,6 +4,8 @@ Without a budget a run has a fixed number of repetitions. With one it ends when 
 first every point is measured once, those with few instances first, then once traced; after
 ``LEAST`` repetitions of each, every further one goes to the point whose median is known least well,
 by its relative 95 % interval.
+
+A run whose first repetition of every point has no ready start ends there: more would fail alike.
 """
 
 import random
@@ -44,7 +46,8 @@ class Schedule:
     most. ``traced(case)`` says whether a case is traced as well. ``earlier`` are the samples of an
     interrupted run that this one continues. ``ended`` is called with the samples of each batch.
     Points that differ in the axis ``beside`` alone are measured one right after the other; so are
-    the batches of each round and point, if ``together``.
+    the batches of each round and point, if ``together``. ``is_given_up`` once no start of a whole
+    round became ready.
     """
 
     cases: Sequence[Case]
@@ -56,6 +59,7 @@ class Schedule:
     beside: str = ""
     together: bool = False
     clock: Callable[[], float] = time.monotonic
+    is_given_up: bool = False
     _took: dict[int, float] = field(default_factory=dict)
     _known: dict[int, tuple[list[int], list[int]]] = field(default_factory=dict)
     _rounds: Counter[int] = field(default_factory=Counter)
@@ -65,13 +69,17 @@ class Schedule:
         self._begun = self.clock()
         self._order = random.Random(self.seed)  # noqa: S311 - a schedule, not a secret
         self._done = _done(self.earlier)
+        self._has_ready = any(sample.latency is not None for sample in self.earlier)
         for sample in self.earlier:
             self._learn(self._number(sample.point), sample)
 
     def batches(self) -> Iterator[Batch]:
         """The batches. With a budget, each depends on the samples given to ``ended`` before."""
         least = self.repetitions or LEAST
-        for _ in range(least if self.budget is None else min(least, LEAST)):
+        for number in range(least if self.budget is None else min(least, LEAST)):
+            if number and self._took and not self._has_ready:
+                self.is_given_up = True
+                return
             yield from self._timely(self._round(range(len(self.cases))))
         while self.budget is not None and (open_ := self._open()):
             yield from self._timely(self._round(self._like(max(open_, key=self._width))))
@@ -80,6 +88,7 @@ class Schedule:
         """Record how long a batch took."""
         number = self._number(batch.point)
         self._took[number] = seconds
+        self._has_ready |= any(sample.latency is not None for sample in samples)
         for sample in samples:
             self._learn(number, sample)
 

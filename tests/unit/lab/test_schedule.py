@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -173,6 +174,26 @@ def test_a_run_can_be_continued_with_more_repetitions() -> None:
     rest = list(machine.schedule(None, repetitions=5, earlier=machine.samples).batches())
     assert {batch.repetition for batch in rest} == {2, 3, 4}
     assert len(rest) == 6
+
+
+@pytest.mark.parametrize("budget", [None, 100.0])
+@pytest.mark.parametrize("ready", [0, 1])
+def test_a_run_without_a_ready_start_ends_after_one_repetition(
+    budget: float | None, ready: int
+) -> None:
+    machine = Machine({"one": 1.0, "two": 1.0})
+    schedule = machine.schedule(budget, repetitions=4)
+    measured = []
+    for number, batch in enumerate(schedule.batches()):
+        machine.now += 1.0
+        stamps = Stamps(0, 0, 5 if number < ready else None, 5)
+        ended = msgspec.structs.replace(sample(batch, number, 1), stamps=stamps)
+        schedule.ended(batch, [ended], 1.0)
+        measured.append(ended)
+    assert (len(measured), schedule.is_given_up) == ((8, False) if ready else (2, True))
+    # Once its cause is mended, the rest of the run can be measured.
+    again = machine.schedule(budget, repetitions=4, earlier=measured)
+    assert len(list(again.batches())) == 8 - len(measured)
 
 
 def test_what_could_not_be_traced_is_not_measured_again() -> None:
