@@ -63,6 +63,8 @@ def settings(kubeconfig: str = "", context: str = "") -> Any:  # noqa: ANN401 - 
         config.load_kube_config(  # type: ignore[no-untyped-call]
             kubeconfig or None, context or None, made
         )
+    except (AttributeError, KeyError, TypeError) as error:  # the client's, for other YAML
+        raise Failed("it is not a kubeconfig") from error
     finally:
         log.removeHandler(said)
     if said.words and not made.api_key and not made.cert_file:

@@ -95,6 +95,8 @@ def run(
                               "leave one of them out")  # fmt: skip
     if in_turn and not nodes:
         raise FirstlightError("--in-turn needs nodes", "choose them with --nodes")
+    if context and not (kubeconfig or nodes):
+        raise FirstlightError("--context needs a kubeconfig", "give its file with --kubeconfig")
     if resume and out is None:
         raise FirstlightError("--resume needs the run to continue", "give its directory with --out")
     options = Options(

@@ -309,6 +309,21 @@ def test_an_option_without_effect_on_an_experiment_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_context_without_its_kubeconfig_is_refused(tmp_path: Path) -> None:
+    error = refusal("run", "kubernetes-pods", "--context", "mine", "--out", str(tmp_path / "run"))
+    assert error.message == "--context needs a kubeconfig"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "root:x:0:0:root:/root:/bin/bash", "contexts: 5"])
+def test_what_is_no_kubeconfig_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "file").write_text(text)
+    words = ("run", "kubernetes-pods", "--kubeconfig", str(tmp_path / "file"), "--context", "mine")
+    error = refusal(*words, "--out", str(tmp_path / "run"))
+    assert f"cannot use the kubeconfig {tmp_path / 'file'}: it is not a kubeconfig" in error.message
+    assert error.hint == "give another with --kubeconfig or --context"
+
+
 @pytest.mark.parametrize(
     ("prefix", "name", "fact"),
     [("", "none", "does not exist"), ("unix://", "none", "does not exist"),

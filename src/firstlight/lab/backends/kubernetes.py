@@ -15,6 +15,7 @@ from typing import Self
 
 import msgspec
 
+from firstlight.agile import apiserver
 from firstlight.errors import Unsupported
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Prepared
@@ -86,6 +87,7 @@ class Kubernetes:
             if not Path(self.cluster.kubeconfig).is_file():
                 raise Unsupported(f"the kubeconfig {self.cluster.kubeconfig} does not exist",
                                   "give one with --kubeconfig FILE")  # fmt: skip
+            _read_kubeconfig(self.cluster)
             return
         running.probe()
         running.handlers((self.runtime,), (self.network,))
@@ -135,6 +137,18 @@ class Kubernetes:
     @property
     def _args(self) -> tuple[str, ...]:
         return ("reach", gateway(self.network)) if self.end_point is EndPoint.FIRST_PACKET else ()
+
+
+def _read_kubeconfig(of: Users) -> None:
+    """Raise Unsupported if the file is no kubeconfig, or lacks the context."""
+    try:
+        apiserver.settings(of.kubeconfig, of.context)
+    except ImportError as error:
+        raise Unsupported("the Python client of Kubernetes is missing",
+                          "pip install 'firstlight[kubernetes]'") from error  # fmt: skip
+    except Exception as error:
+        raise Unsupported(f"cannot use the kubeconfig {of.kubeconfig}: {error}",
+                          "give another with --kubeconfig or --context") from error  # fmt: skip
 
 
 def gateway(name: str) -> str:
