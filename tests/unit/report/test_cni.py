@@ -147,6 +147,21 @@ def test_advice_names_the_largest_phase_that_has_a_remedy(
     assert "arp_notify" in message
 
 
+def test_the_share_of_a_gain_is_that_of_the_times_beside_it(
+    run: store.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced = [msgspec.structs.replace(run.samples[0], index=at, traced=True) for at in range(3)]
+    rows = [
+        (at, phase, "kernel", "on CPU", wall * 1000, 0)
+        for at, pair in enumerate(((90, 10), (50, 150), (40, 60)))
+        for phase, wall in zip(("garp", "exec"), pair, strict=True)
+    ]
+    frame = pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    monkeypatch.setattr(breakdown, "breakdown", lambda _run: frame)
+    message = cni.advice(Analysis(replace(run, samples=traced)))
+    assert "garp takes 50.0 µs of 100 µs (50 %" in message
+
+
 @pytest.mark.parametrize("wall", [0, 1700])
 def test_phases_that_take_little_promise_no_gain(
     run: store.Run, monkeypatch: pytest.MonkeyPatch, wall: int

@@ -138,9 +138,8 @@ def advice(analysis: Analysis) -> str:
     is_largest = bool(contenders) and all(_walls_apart(walls, most, each) for each in contenders)
     return (
         f"{'The largest' if is_largest else 'A large'} possible gain is in {most['cni']}: "
-        f"{most['phase']} takes "
-        f"{duration(most['wall'])} of "
-        f"{duration(most['total'])} ({percent(most['share'])}, medians of traced starts), mainly "
+        f"{most['phase']} takes {duration(most['wall'])} of {duration(most['total'])} "
+        f"({percent(most['wall'] / most['total'])}, medians of traced starts), mainly "
         f"{causes['cause'][0]}. Remedy: {_REMEDIES[most['phase']]}."
     )
 
