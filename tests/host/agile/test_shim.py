@@ -230,7 +230,8 @@ def test_pod_containers_share_name_and_shm_and_outlive_server(
     pod = make_pod(containerd, server, dns_config=messages.DNSConfig(servers=["192.0.2.9"]))
     path, output = fifo(tmp_path, "out")
     first = bundle(tmp_path, "a", "while [ ! -e /dev/shm/go ]; do sleep 0.05; done; exit 9", pod)
-    second = bundle(tmp_path, "b", "hostname; cat /etc/resolv.conf; touch /dev/shm/go", pod)
+    show = "hostname; cat /etc/resolv.conf /etc/hosts; touch /dev/shm/go"
+    second = bundle(tmp_path, "b", show, pod)
     create(containerd, server, first)
     start(containerd, server, "a")
     waiting = server.connect()
@@ -241,7 +242,8 @@ def test_pod_containers_share_name_and_shm_and_outlive_server(
     start(containerd, server, "b")
     assert waiting.receive(messages.WaitResponse).exit_status == 9
     assert wait(containerd, server, "b") == 0
-    assert read_all(output) == "pod\nnameserver 192.0.2.9\n"
+    hosts = Path("/etc/hosts").read_text()
+    assert read_all(output) == f"pod\nnameserver 192.0.2.9\n{hosts}"
     for name in ("a", "b"):
         call(containerd, server, "Delete", messages.DeleteResponse, name)
     named = messages.SandboxRequest(sandbox_id="pod")

@@ -29,6 +29,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (config.pools.sandbox.low, config.pools.sandbox.dry) == (1, "wait")
     assert config.socket == Path("/run/firstlight-agile/edge/socket")
+    assert config.logs_directory == Path("/run/firstlight-agile/edge/logs")
+    (tmp_path / "c").write_text('[logs]\ndirectory = "/var/log/f"\n')
+    assert load(tmp_path / "c").logs_directory == Path("/var/log/f")
 
 
 @pytest.mark.parametrize(

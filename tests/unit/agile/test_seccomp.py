@@ -2,7 +2,7 @@
 
 import errno
 from pathlib import Path
-from struct import unpack_from
+from struct import pack, unpack_from
 
 import pytest
 from hypothesis import given
@@ -223,3 +223,12 @@ def test_call_numbers_under_other_names_are_known(
     )
     monkeypatch.setattr(seccomp, "native", lambda _: headers)
     assert seccomp.system_calls() == {"fcntl": 25, "clone3": 435}
+
+
+def test_code_beyond_a_conditional_jump_is_reached() -> None:
+    """Its offset has 8 bits."""
+    again = ((seccomp._LOAD, 0, 0, 0),) * 200
+    ranges = [(first, (*again, *seccomp._returns(first))) for first in range(0, 40, 10)]
+    code = [(seccomp._LOAD, 0, 0, 0), *seccomp._search(ranges)]
+    program = b"".join(pack("=HBBI", *each) for each in code)
+    assert [run(program, number) for number in (0, 9, 10, 25, 39)] == [0, 0, 10, 20, 30]
