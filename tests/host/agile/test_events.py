@@ -21,6 +21,7 @@ from tests.support.lambda_host import (
     zipped,
 )
 
+from firstlight.agile.functions import events
 from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.functions.errors import DiskFull
 from firstlight.agile.functions.records import Event, Registration, Settings, ZipSource
@@ -53,7 +54,11 @@ async def until_empty(functions: Functions) -> None:
         await asyncio.sleep(0.02)
 
 
-def test_failing_event_is_retried_then_dead_lettered(tmp_path: Path) -> None:
+def test_failing_event_is_retried_then_dead_lettered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_BUSY_SECONDS", 60.0)
+
     async def main(functions: Functions) -> None:
         await functions.add("fails", ZipSource(data=zipped(app=FAILS)), QUICK)
         await functions.add("none", ZipSource(data=zipped(app="main = print\n")), QUICK)
@@ -68,10 +73,13 @@ def test_failing_event_is_retried_then_dead_lettered(tmp_path: Path) -> None:
         await functions.accept("none", b"2", request_id="c")
         await asyncio.sleep(0.2)
         assert await functions.waiting() == 1
-        await functions.remove("none")
+        await functions.remove("none")  # another's of that name does not get it
+        await functions.add("none", ZipSource(data=zipped(app=FAILS)), QUICK)
+        functions._store.hasten(events.clock(), events.clock())
+        functions._queue._news.set()
         await until_empty(functions)
         assert [each["request"] for each in letters(functions)] == ["a", "c"]
-        assert "there is no function" in letters(functions)[1]["reason"]
+        assert "none that accepted it was removed" in letters(functions)[1]["reason"]
 
     with_functions(tmp_path, main)
 

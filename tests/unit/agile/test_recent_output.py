@@ -39,13 +39,15 @@ def test_instances_are_not_mixed_and_the_oldest_lines_go() -> None:
         first(b"c\n")
         assert await texts(written, "f") == ["b", "ac"]
         for number in range(5000):
-            written.add("f", f"line {number}".encode())
+            first(f"line {number}\n".encode())
         kept = await texts(written, "f")
         assert kept[-1] == "line 4999"
         assert 500 < len(kept) < 2000
         assert await texts(written, "g") == []
         written.forget("f")
-        assert await texts(written, "f") == []
+        written.sink("f")(b"of another function\n")
+        first(b"late\n")
+        assert await texts(written, "f") == ["of another function"]
 
     asyncio.run(main())
 
@@ -64,12 +66,13 @@ def test_a_long_line_leaves_what_fits() -> None:
 def test_who_follows_gets_each_line_once() -> None:
     async def main() -> None:
         written = RecentOutput()
-        written.add("f", b"first")
+        take = written.sink("f")
+        take(b"first\n")
         text, at = await written.following("f", (0, 0), 0)
         assert len(logs.lines(text)) == 1
         waits = asyncio.create_task(written.following("f", at, 60))
         await asyncio.sleep(0)
-        written.add("f", b"second")
+        take(b"second\n")
         text, at = await waits
         assert [line.text for line in logs.lines(text)] == ["second"]
         assert await texts(written, "f", at) == []

@@ -184,8 +184,9 @@ class Functions:
             self._check_new(name)
             revision = await self._make_revision(name, given, source, owner, tries)
             function = Registration(
-                name=name, revisions={LATEST: revision}, owner=owner, tags=tags or {}
-            )
+                name=name, revisions={LATEST: revision}, owner=owner, tags=tags or {},
+                born=revision.number,
+            )  # fmt: skip
             return await self._save(await self._publish(function) if publish else function)
 
     async def apply(
@@ -209,6 +210,7 @@ class Functions:
             function = Registration(
                 name=name, revisions={LATEST: revision}, owner=owner, tags=tags,
                 concurrency=concurrency, queue=queue, published=before.published if before else 0,
+                born=before.born if before else revision.number,
             )  # fmt: skip
             return await self._save(await self._publish(function))
 
@@ -388,7 +390,7 @@ class Functions:
         now = clock()
         await self._queue.accept(Event(
             id=request_id, name=name, qualifier=qualifier, payload=event, context=client_context,
-            trace=trace, accepted=now, due=now,
+            trace=trace, accepted=now, due=now, born=self.get(name).born,
         ))  # fmt: skip
 
     async def waiting(self) -> int:
@@ -396,6 +398,8 @@ class Functions:
         return await self._queue.waiting() if self._lock >= 0 else 0
 
     async def _answer_event(self, event: Event) -> Answer:
+        if self.get(event.name).born != event.born:
+            raise NotFound(f"the function {event.name} that accepted it was removed")
         answer, _ = await self.invoke(
             event.name, event.payload, event.qualifier, request_id=event.id,
             client_context=event.context, trace=event.trace,

@@ -140,7 +140,8 @@ class Provisioned(Struct, frozen=True):
 class Registration(Struct, frozen=True, kw_only=True):
     """A function: its versions by name, including ``$LATEST``, and its aliases.
 
-    ``provisioned`` is keyed by the names of versions and aliases.
+    ``provisioned`` is keyed by the names of versions and aliases. ``born`` is the number of its
+    first revision, by which it differs from one that had its name before.
     """
 
     name: str
@@ -152,6 +153,7 @@ class Registration(Struct, frozen=True, kw_only=True):
     published: int = 0
     tags: dict[str, str] = {}
     provisioned: dict[str, Provisioned] = {}
+    born: int = 0
 
     @property
     def latest(self) -> Revision:
@@ -168,7 +170,7 @@ class Registration(Struct, frozen=True, kw_only=True):
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """An accepted asynchronous event. ``qualifier`` is the caller's."""
+    """An accepted asynchronous event. ``qualifier`` is the caller's, ``born`` its function's."""
 
     id: str
     name: str
@@ -179,3 +181,4 @@ class Event(Struct, frozen=True, kw_only=True):
     accepted: float
     attempts: int = 0
     due: float = 0.0
+    born: int = 0

@@ -46,13 +46,15 @@ class RecentOutput:
         self._of: dict[str, _Lines] = {}
 
     def sink(self, name: str) -> Callable[[bytes], None]:
-        """A receiver of one instance's output, in any parts; an empty part ends it."""
-        rest = bytearray()
+        """A receiver of one instance's output, in any parts; an empty part ends it.
+
+        After ``forget`` nobody reads what it gets: another function may have the name.
+        """
+        rest, lines = bytearray(), self._of.setdefault(name, _Lines())
 
         def take(part: bytes) -> None:
             rest.extend(part)
             *whole, last = rest.split(b"\n")
-            lines = self._of.setdefault(name, _Lines())
             for line in whole:
                 for at in range(0, max(len(line), 1), _LINE_MOST):
                     end = at + _LINE_MOST
@@ -63,12 +65,6 @@ class RecentOutput:
                 rest.clear()
 
         return take
-
-    def add(self, name: str, text: bytes) -> None:
-        """Add what an instance wrote in its whole life."""
-        take = self.sink(name)
-        take(text)
-        take(b"")
 
     def forget(self, name: str) -> None:
         """Remove a function's lines."""

@@ -99,8 +99,10 @@ class Serving:
     ) -> Answer:
         if version.kind == "command" or per_event.has_handler(version):
             run = per_event.run_command if version.kind == "command" else per_event.call_handler
+            sink = self.recent_output.sink(version.name)
             answer = await run(self.runtime, version, event.payload)
-            self.recent_output.add(version.name, answer.log_tail)
+            sink(answer.log_tail)
+            sink(b"")
             return answer
         if version.kind == "http":
             raise Failed(f"{version.name} serves HTTP, not events", "call it by its URL")
