@@ -13,10 +13,14 @@ _PART = bytes(1 << 16)
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-def _served(server: _Server, ask: Callable[[Upstream], Awaitable[None]], seconds: float) -> None:
+def _served(
+    server: _Server, ask: Callable[[Upstream], Awaitable[None]], seconds: float,
+    is_alive: bool = True,
+) -> None:  # fmt: skip
     async def main() -> None:
         listener = await asyncio.start_server(server, "127.0.0.1", 0)
-        upstream = Upstream("127.0.0.1", listener.sockets[0].getsockname()[1], seconds)
+        port = listener.sockets[0].getsockname()[1]
+        upstream = Upstream("127.0.0.1", port, seconds, lambda: is_alive)
         async with asyncio.timeout(20), listener:
             await ask(upstream)
             upstream.close()
@@ -120,7 +124,24 @@ def test_each_failure_has_its_kind() -> None:
 
     _served(fails, ask, 0.1)
     with pytest.raises(Unreached, match="failed"):
-        asyncio.run(_answered(Upstream("127.0.0.1", 1, 1)))
+        asyncio.run(_answered(Upstream("127.0.0.1", 1, 1, lambda: True)))
+
+
+def test_a_server_that_has_ended_is_sent_nothing_at_its_address() -> None:
+    received = []
+
+    async def another(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.append(await reader.read(1))
+        writer.close()
+
+    async def ask(upstream: Upstream) -> None:
+        with pytest.raises(Unreached, match="has ended"):
+            await _answered(upstream)
+        while not received:
+            await asyncio.sleep(0)
+
+    _served(another, ask, 5, is_alive=False)
+    assert received == [b""]
 
 
 def test_a_client_is_not_waited_for_on_the_server_s_time() -> None:

@@ -7,7 +7,7 @@ httpx reads none before all is written; so sockets are read and written directly
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 import h11
@@ -157,9 +157,14 @@ class Exchange:
 class Upstream:
     """The connections to one server."""
 
-    def __init__(self, address: str, port: int, seconds: float) -> None:
-        """The server may be silent for so many seconds."""
+    def __init__(
+        self, address: str, port: int, seconds: float, is_alive: Callable[[], bool]
+    ) -> None:
+        """The server may be silent for so many seconds. The address is another's once it has ended,
+        and nothing is sent there.
+        """
         self._address, self._port, self.seconds = address, port, seconds
+        self._is_alive = is_alive
         self._kept: dict[socket.socket, tuple[h11.Connection, asyncio.TimerHandle]] = {}
         self._closed = False
 
@@ -229,6 +234,8 @@ class Upstream:
             async with asyncio.timeout(CONNECT_SECONDS):
                 address = self._address, self._port
                 await asyncio.get_running_loop().sock_connect(connection, address)
+            if not self._is_alive():
+                raise ConnectionError("it has ended")
         except OSError as error:
             connection.close()
             raise Unreached(str(error) or "it takes too long") from None

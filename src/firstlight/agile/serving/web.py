@@ -36,9 +36,11 @@ class WebInstance:
         self.version, self.instance, self._log = version, instance, log
         self.requests = 0
         self.expiry: asyncio.TimerHandle | None = None
-        self.upstream = Upstream(str(instance.address), version.port, version.timeout)
-        instance.ended.add_done_callback(lambda _: log.close())
         self._pidfd = -1
+        self.upstream = Upstream(
+            str(instance.address), version.port, version.timeout, lambda: self.is_alive
+        )
+        instance.ended.add_done_callback(lambda _: log.close())
         with suppress(OSError):
             self._pidfd = os.pidfd_open(instance.pid)
 
