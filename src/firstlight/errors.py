@@ -60,6 +60,11 @@ class Failed(FirstlightError):
     """A program or a system call that firstlight needs has failed."""
 
 
+def printable(text: str) -> str:
+    """A text that others wrote, on one line and without control characters of terminals."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def describe(error: OSError) -> str:
     """The fact of a failed call, after the file that it was about if there is one."""
     return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)

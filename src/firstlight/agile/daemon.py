@@ -19,6 +19,7 @@ from firstlight.agile.config import Config
 from firstlight.agile.functions import remote
 from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.link import Outbox
+from firstlight.agile.log_lines import log_lines
 from firstlight.agile.node import liveness, process
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import Serving, per_event
@@ -39,6 +40,7 @@ def serve(config: Config, ready: Callable[[], None] = lambda: None, keep: bool =
     With ``keep``, SIGTERM ends this process alone: the instances go on, and the next call with the
     same name takes them over. ``ready`` is called when clients are served; systemd is notified too.
     """
+    log_lines()
     asyncio.run(_serve(config, ready, keep))
 
 

@@ -383,9 +383,10 @@ def follow(
 
     from firstlight.agile.apiserver import Server
     from firstlight.agile.functions.follow import Follower
+    from firstlight.agile.log_lines import log_lines
     from firstlight.cli.agile import _configuration
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_lines("%(levelname)s %(name)s: %(message)s", logging.INFO)
     # The runtime completes a request after its client has left. The kernel ignores signals to a
     # container's first process that have no handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

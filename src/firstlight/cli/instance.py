@@ -10,7 +10,7 @@ import typer
 from firstlight.cli import attach
 from firstlight.cli.agile import ConfigFile, Env, connect, pairs
 from firstlight.cli.output import Json, completion, examples, print_json, print_table, to_line
-from firstlight.errors import FirstlightError
+from firstlight.errors import FirstlightError, printable
 
 if TYPE_CHECKING:
     from firstlight.agile.client import Started
@@ -178,11 +178,6 @@ def _line(event: "Happened") -> str:
     words = f" ({event.words})" if event.words else ""
     name = f" of {printable(event.name)}" if event.name else ""
     return f"{when} {event.kind} {event.id}{name}{words}: {command}\n"
-
-
-def printable(text: str) -> str:
-    """The text without terminal control characters."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _number(name: str) -> int:

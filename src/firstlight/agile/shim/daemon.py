@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from firstlight.agile.log_lines import log_lines
 from firstlight.agile.shim.command import make
 from firstlight.agile.shim.events import Events
 from firstlight.agile.shim.keeper import Keeper
@@ -122,7 +123,7 @@ def _is_ours(pid: int, runtime: Path) -> bool:
 
 def main(directory: str, events: str, runtime: str, prepared: str) -> None:
     """Serve."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_lines("%(levelname)s %(name)s: %(message)s", logging.INFO)
     take_room()
     make(Path(directory))
 
