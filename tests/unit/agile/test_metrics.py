@@ -26,7 +26,7 @@ def made() -> metrics.Metrics:
     serving: Any = SimpleNamespace(
         observers=[], runtime=runtime, loads=lambda: [Load("f", 2, 1, 4), Load("f", 1, 0, 0)]
     )
-    return metrics.Metrics(serving)
+    return metrics.Metrics(serving, list)
 
 
 def outcome(name: str = "f", **more: Any) -> Invocation:
@@ -72,9 +72,19 @@ def test_a_start_is_in_the_bucket_of_its_time(made: metrics.Metrics, accept: str
     assert result[("firstlight_instances",)] == 2
 
 
-def test_functions_beyond_the_most_are_counted_together(made: metrics.Metrics) -> None:
-    for number in range(metrics.FUNCTIONS_MAX + 5):
-        made.answered(outcome(f"f{number}", start_ns=1))
+def test_functions_beyond_the_most_are_counted_together(
+    made: metrics.Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"f{number}" for number in range(metrics.FUNCTIONS_MAX + 5)]
+    monkeypatch.setattr(made, "_names", lambda: names)
+    for name in names:
+        made.answered(outcome(name, start_ns=1, cause="exit"))
     result = samples(made, "")
     assert result["firstlight_function_requests_total", "other"] == 5
     assert len([1 for name, *_ in result if name == "firstlight_function_requests_total"]) == 1001
+    del names[:-5]  # the rest are removed
+    samples(made, "")
+    made.answered(outcome(names[0], start_ns=1))
+    result = samples(made, "")
+    assert result["firstlight_function_requests_total", names[0]] == 1
+    assert not [labels for _, *labels in result if "f0" in labels]

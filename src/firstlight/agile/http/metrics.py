@@ -1,14 +1,14 @@
 """``/metrics`` for Prometheus: what a node has started and answered, and what it has ready.
 
 Only the label for functions would be unbounded: after ``FUNCTIONS_MAX`` names, further ones become
-``other``. Metrics by function are written here, because prometheus-client takes 0.2 s for 1,000 of
-them; the library writes the rest.
+``other``, until a scrape finds that functions were removed. Metrics by function are written here,
+because prometheus-client takes 0.2 s for 1,000 of them; the library writes the rest.
 """
 
 import asyncio
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import accumulate
 from typing import Any
@@ -71,10 +71,10 @@ class _Histogram:
 
 
 class Metrics:
-    """Counts a runtime's starts and its functions' answers."""
+    """Counts a runtime's starts and its functions' answers. ``names`` are those registered."""
 
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
+    def __init__(self, serving: Serving, names: Callable[[], Iterable[str]]) -> None:
+        self._serving, self._names = serving, names
         self._starts: dict[tuple[str, str, str], _Histogram] = {}
         self._functions: set[str] = set()
         self.requests: Counter[str] = Counter()
@@ -117,6 +117,8 @@ class Metrics:
 
     async def text(self, accept: str) -> tuple[bytes, str]:
         """All metrics, and their content type."""
+        if len(self._functions) >= FUNCTIONS_MAX:
+            self._forget(self._functions.difference(self._names()))
         encode, content_type = choose_encoder(accept)
         rest: bytes = encode(self._registry)
         parts = [rest.removesuffix(b"# EOF\n")]
@@ -142,6 +144,15 @@ class Metrics:
         if is_open:
             parts.append(b"# EOF\n")
         return b"".join(parts), content_type
+
+    def _forget(self, names: set[str]) -> None:
+        """Drop the series of functions that were removed, so that others have theirs."""
+        self._functions -= names
+        for name in names:
+            self.requests.pop(name, None)
+            self.busy_seconds.pop(name, None)
+        self.failures = Counter({k: v for k, v in self.failures.items() if k[0] not in names})
+        self._starts = {k: v for k, v in self._starts.items() if k[0] not in names}
 
     def _loads(self) -> tuple[Mapping[tuple[str, str], int], Mapping[str, int]]:
         """Each function's instances by state, and its requests that wait for one."""

@@ -16,7 +16,7 @@ async def opened(config: Config, functions: Functions, serving: Serving) -> Asyn
     """Serve a runtime's functions in the context. Raises Failed."""
     routes = [
         *lambda_api.routes(functions),
-        *metrics.routes(metrics.Metrics(serving)),
+        *metrics.routes(metrics.Metrics(serving, functions.names)),
         *urls.routes(functions, serving),
     ]
     assert config.http
