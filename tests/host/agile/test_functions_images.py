@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -310,6 +311,8 @@ def test_image_of_layers_starts_one_unpacking_interpreter(
 
     def verify(pid: int, uid: int) -> list[str]:
         verified.append(pid)
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        assert re.search(r"core file size +1 +1 ", limits)  # 0 does not stop a piped core_pattern
         return rights(pid, uid)
 
     monkeypatch.setattr(unpack, "Child", start)

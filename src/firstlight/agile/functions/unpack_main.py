@@ -382,8 +382,8 @@ def _confine(job: dict[str, Any], program: bytes) -> None:
     os.chroot(target)
     os.chdir("/")
     limits = ((resource.RLIMIT_AS, _MEMORY), (resource.RLIMIT_NOFILE, 1024),
-              (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, job["bytes"]))  # fmt: skip
-    for limit, value in limits:
+              (resource.RLIMIT_CORE, 1), (resource.RLIMIT_FSIZE, job["bytes"]))  # fmt: skip
+    for limit, value in limits:  # no core files, nor the program of a core_pattern that is a pipe
         resource.setrlimit(limit, (value, value))
     os.umask(0o022)
     for capability in range(last + 1):
