@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firstlight.agile import partial
+from firstlight.agile.function import NodeFailed
 from firstlight.agile.serving import runtime_api
 from firstlight.agile.serving.answer import PAYLOAD_MAX
 from firstlight.agile.serving.runtime_api import Event, Lost, Reply, RuntimeApi
@@ -311,6 +313,25 @@ def test_who_asks_on_without_reading_is_hung_up_on() -> None:
         connection.data_received(b"GET /none HTTP/1.1\r\n\r\n")
         assert transport.closed
         assert not transport.written
+
+    asyncio.run(main())
+
+
+def test_answer_that_gives_way_to_others_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partial, "MOST", 1000)
+    monkeypatch.setattr(partial.Partial, "_all", set())  # other tests lose no connections
+    monkeypatch.setattr(partial.Partial, "_total", 0)
+
+    async def main() -> None:
+        connection, transport, request = await asked()
+        connection.data_received(ANSWER + b"Content-Length: 5000\r\n\r\n" + bytes(999))
+        assert not request.done()
+        connection.data_received(bytes(2))
+        with pytest.raises(NodeFailed, match="was dropped"):
+            await request
+        assert transport.closed
+        connection.connection_lost(None)
+        assert partial.Partial._total == 0
 
     asyncio.run(main())
 

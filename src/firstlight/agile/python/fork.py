@@ -18,6 +18,7 @@ from firstlight.agile.node import kept
 from firstlight.agile.node.kept import KeptFork
 from firstlight.agile.node.process import Keepsake
 from firstlight.agile.output import Output, pipes
+from firstlight.agile.partial import Partial
 from firstlight.agile.python.place import Place
 from firstlight.errors import Failed
 
@@ -44,7 +45,13 @@ class Line(Struct, frozen=True):
     failed: str = "no reason given"
 
 
-_lines = msgspec.json.Decoder(Line)
+class _LongLine(Line, frozen=True):
+    """One whose result is not parsed: that takes the loop's time, and many times its memory."""
+
+    result: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_lines, _long_lines = msgspec.json.Decoder(Line), msgspec.json.Decoder(_LongLine)
 
 
 class Fork:
@@ -80,9 +87,7 @@ class Fork:
 
     async def listen(self) -> None:
         """Open the reader of its lines."""
-        self._reader, self._writer = await asyncio.open_connection(
-            sock=self._events, limit=ANSWER_MOST
-        )
+        self._reader, self._writer = await asyncio.open_connection(sock=self._events, limit=_SHORT)
         self._listens = True
 
     def hand_over(self) -> None:
@@ -133,8 +138,8 @@ class Fork:
         """Send its handler's event, and wait for its end; returns its answer or its wait status."""
         self._writer.write(line)
         answer = b""
-        with suppress(ValueError, ConnectionError):
-            answer = await self._reader.readline()
+        with suppress(ValueError, ConnectionError, Failed):
+            answer = await self._read_line()
         if answer:
             with suppress(Failed):
                 return self.parsed(answer)
@@ -167,7 +172,7 @@ class Fork:
 
     async def _line(self) -> bytes:
         try:
-            line = await self._reader.readline()
+            line = await self._read_line()
         except ValueError:
             raise HandlerFailed(
                 "Function.ResponseSizeTooLarge",
@@ -189,10 +194,35 @@ class Fork:
             raise HandlerFailed("Runtime.ExitError", f"{self.name} ended without an answer{how}")
         return line
 
+    async def _read_line(self) -> bytes:
+        """A line, or what came instead of its end. Raises ValueError for a longer one than an
+        answer may be, ConnectionError, NodeFailed.
+        """
+        try:
+            return await self._reader.readuntil()
+        except asyncio.IncompleteReadError as error:
+            return error.partial
+        except asyncio.LimitOverrunError:
+            pass
+        with Partial(self.name) as line:
+            while len(line) <= ANSWER_MOST:
+                try:
+                    line.add(await self._reader.readuntil())
+                except asyncio.IncompleteReadError as error:
+                    line.add(error.partial)
+                except asyncio.LimitOverrunError as error:
+                    line.add(await self._reader.readexactly(error.consumed))
+                    continue
+                return line.take()
+        raise ValueError
+
     def parsed(self, line: bytes) -> Line:
         """Parse a line from it. Raises Failed."""
         try:
-            return coding.decode(line, _lines) if len(line) <= _SHORT else _lines.decode(line)
+            if len(line) <= _SHORT:
+                return coding.decode(line, _lines)
+            line.decode()  # which the other does not check
+            return _long_lines.decode(line)
         except (ValueError, RecursionError, msgspec.MsgspecError) as error:
             raise HandlerFailed(
                 HANDLER_ERROR, f"{self.name} wrote something other than an answer: {error}",

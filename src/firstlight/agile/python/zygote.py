@@ -200,6 +200,8 @@ class Zygote:
             )
         if answer.began is None:
             raise HandlerFailed(HANDLER_ERROR, f"{handler} failed: {answer.failed}")
+        if isinstance(answer.result, msgspec.Raw):
+            return answer.result
         try:
             return msgspec.Raw(coding.encode(answer.result))
         except (RecursionError, ValueError) as error:

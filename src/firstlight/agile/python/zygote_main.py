@@ -112,7 +112,8 @@ def _answer(handler: Handler, line: bytes) -> bytes:
         answer["raised"], answer["error"] = _described(), _named(error)
     else:
         try:
-            text = json.dumps({**answer, "result": result}, allow_nan=False, ensure_ascii=False)
+            text = json.dumps({**answer, "result": result}, allow_nan=False, ensure_ascii=False,
+                              separators=(",", ":"))  # fmt: skip
             # Half a surrogate pair is its escape; the manager takes that in short answers alone.
             encoded = text.encode(errors="backslashreplace")
             return (encoded if len(encoded) < _SHORT else text.encode()) + b"\n"

@@ -188,7 +188,7 @@ async def start(
         instance, log = await _start_fork(runtime, version, requested, sink, unforked)
     else:
         instance, log = await start_logged(runtime, definition(version), sink, requested)
-    api = RuntimeApi()
+    api = RuntimeApi(version.name)
     instance.ended.add_done_callback(lambda _: api.end())
     instance.ended.add_done_callback(lambda _: log.close())
     kept = KeptInstance(version, instance, api, log, requested)

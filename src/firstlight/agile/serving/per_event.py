@@ -9,6 +9,7 @@ import msgspec
 from firstlight.agile.function import HANDLER_ERROR, Ended, Function, HandlerFailed
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.output import Output, pipes
+from firstlight.agile.partial import Partial
 from firstlight.agile.python.drain import Drain
 from firstlight.agile.python.interpreter import ImportFailed
 from firstlight.agile.runtime import Runtime
@@ -62,7 +63,7 @@ async def run_command(runtime: Runtime, version: FunctionVersion, event: bytes) 
     payload, in_time = b"", False
     try:
         async with asyncio.timeout(version.timeout):
-            payload = await _read(output)
+            payload = await _read(output, version.name)
             if len(payload) <= PAYLOAD_MAX:
                 ended = await instance.wait()
             in_time = True
@@ -86,12 +87,12 @@ async def run_command(runtime: Runtime, version: FunctionVersion, event: bytes) 
     return answer
 
 
-async def _read(output: Output) -> bytes:
-    """Read an answer, to its end or until it is too long."""
-    payload = bytearray()
-    while len(payload) <= PAYLOAD_MAX and (part := await output.read()):
-        payload += part
-    return bytes(payload)
+async def _read(output: Output, name: str) -> bytes:
+    """Read an answer, to its end or until it is too long. Raises NodeFailed."""
+    with Partial(name) as payload:
+        while len(payload) <= PAYLOAD_MAX and (part := await output.read()):
+            payload.add(part)
+        return payload.take()
 
 
 def has_handler(version: FunctionVersion) -> bool:

@@ -17,6 +17,8 @@ from types import ModuleType
 from msgspec import Struct
 
 from firstlight.agile import upgrade_request
+from firstlight.agile.function import NodeFailed
+from firstlight.agile.partial import Partial
 from firstlight.agile.serving.answer import PAYLOAD_MAX
 from firstlight.errors import Failed
 
@@ -86,9 +88,10 @@ class _Pending:
 
 
 class RuntimeApi:
-    """One instance's server; ``ask`` gives the instance an event."""
+    """The server of one instance of a function; ``ask`` gives the instance an event."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: str = "") -> None:
+        self.function = function
         self._loop = asyncio.get_running_loop()
         self.initialized: asyncio.Future[Reply | None] = self._loop.create_future()
         """None once it asks for its first event; an error if it says that it failed before."""
@@ -191,6 +194,12 @@ class RuntimeApi:
         else:
             connection.refuse(404, "NotFound", "there is no such call")
 
+    def give_up(self, connection: "_Connection", error: NodeFailed) -> None:
+        """End a connection whose body gave way to others'. Who waits for it is told."""
+        if self._answering is connection and self._pending and not self._pending.reply.done():
+            self._pending.reply.set_exception(error)
+        connection.abort()
+
     def _next(self, connection: "_Connection") -> None:
         if self._pending and self._pending.taken and not self._pending.reply.done():
             connection.refuse(403, "InvalidStateTransition", "an event is not answered yet")
@@ -241,7 +250,7 @@ class _Connection(asyncio.Protocol):
         self._head = 0
         """Bytes of a head, or since the last of the body: trailers are kept, too."""
         self._headers: dict[bytes, bytes] = {}
-        self._body: bytearray | None = bytearray()
+        self._body: Partial | None = Partial(self._api.function)
         self._room = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -253,6 +262,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
         self._open = False
+        self._drop_body()
         self._api.forget(self)
 
     def data_received(self, data: bytes) -> None:
@@ -306,17 +316,29 @@ class _Connection(asyncio.Protocol):
         if self._body is None:
             return
         if len(self._body) + len(body) > self._room:
-            self._body = None  # the rest is read and dropped
-        else:
-            self._body += body
+            self._drop_body()  # the rest is read and dropped
+            return
+        try:
+            self._body.add(body)
+        except NodeFailed as error:
+            self._api.give_up(self, error)
 
     def on_message_complete(self) -> None:
         if self._parser.should_upgrade() and upgrade_request.has_content(self._headers.items()):
             return  # which follows
         self._in_head, self._busy, self._head = True, True, 0
-        body = None if self._body is None else bytes(self._body)
+        try:
+            body = None if self._body is None else self._body.take()
+        except NodeFailed as error:
+            self._api.give_up(self, error)
+            return
         self._body = None
         self._api.handle(self, self._parser.get_method(), self._path, body, self._headers)
+
+    def _drop_body(self) -> None:
+        if self._body is not None:
+            self._body.close()
+            self._body = None
 
     def _unread(self) -> bool:
         """Whether it sends requests without reading the answers, which would pile up here."""

@@ -1,0 +1,77 @@
+"""Answers that have begun to come: what they take together in this process is bounded.
+
+Beyond the bound, the function that has most of it loses its longest, so that none takes the room of
+another's.
+"""
+
+from collections import Counter
+from types import TracebackType
+from typing import ClassVar
+
+from firstlight.agile.function import NodeFailed
+
+MOST = 256 << 20
+"""Bytes of all answers together."""
+
+
+class Partial:
+    """An answer that comes in parts; it counts until it is closed. A context manager."""
+
+    _all: ClassVar[set["Partial"]] = set()
+    _total: ClassVar[int] = 0
+
+    def __init__(self, function: str) -> None:
+        self._function, self._data, self._is_dropped = function, bytearray(), False
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __enter__(self) -> "Partial":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.close()
+
+    def add(self, part: bytes) -> None:
+        """Raises NodeFailed if it gave way to others."""
+        self._check()
+        Partial._all.add(self)
+        self._data += part
+        Partial._total += len(part)
+        if Partial._total > MOST:
+            self._drop_one()
+        self._check()
+
+    def take(self) -> bytes:
+        """All that was added. Raises NodeFailed if it gave way to others."""
+        self._check()
+        data = bytes(self._data)
+        self.close()
+        return data
+
+    def close(self) -> None:
+        """Count no more."""
+        Partial._all.discard(self)
+        Partial._total -= len(self._data)
+        self._data = bytearray()
+
+    def _check(self) -> None:
+        if self._is_dropped:
+            raise NodeFailed(
+                f"an answer of {self._function} was dropped: those that had begun to come took "
+                f"more than {MOST} bytes, and most was of {self._function}",
+                "call it less often at once, or have it return less",
+            )
+
+    @classmethod
+    def _drop_one(cls) -> None:
+        of: Counter[str] = Counter()
+        for each in cls._all:
+            of[each._function] += len(each)
+        [(function, _)] = of.most_common(1)
+        longest = max((each for each in cls._all if each._function == function), key=len)
+        longest._is_dropped = True
+        longest.close()
