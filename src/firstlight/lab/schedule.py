@@ -77,7 +77,7 @@ class Schedule:
         """The batches. With a budget, each depends on the samples given to ``ended`` before."""
         least = self.repetitions or LEAST
         for number in range(least if self.budget is None else min(least, LEAST)):
-            if number and self._took and not self._has_ready:
+            if number and len(self._took) == len(self.cases) and not self._has_ready:
                 self.is_given_up = True
                 return
             yield from self._timely(self._round(range(len(self.cases))))

@@ -196,6 +196,16 @@ def test_a_run_without_a_ready_start_ends_after_one_repetition(
     assert len(list(again.batches())) == 8 - len(measured)
 
 
+def test_a_budget_that_ends_before_each_point_is_measured_is_the_reason() -> None:
+    machine = Machine({"one": 60.0, "two": 60.0})
+    schedule = machine.schedule(60.0)
+    for batch in schedule.batches():
+        machine.now += 60.0
+        failed = msgspec.structs.replace(sample(batch, 0, 1), stamps=Stamps(0, 0, None, 5))
+        schedule.ended(batch, [failed], 60.0)
+    assert (schedule.short(), schedule.is_given_up) == (2, False)
+
+
 def test_what_could_not_be_traced_is_not_measured_again() -> None:
     point: Point = {"instances": 3}
     untraced = [
