@@ -21,6 +21,7 @@ from tests.support.watched_start import MS, start
 from firstlight.report.live import server
 from firstlight.report.live.board import Board
 from firstlight.report.live.metrics import Metrics
+from firstlight.units import duration
 
 CHROMIUM = shutil.which("chromium")
 OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
@@ -58,14 +59,16 @@ def test_the_page_shows_starts_as_they_come() -> None:
             board.add(start(index, (index + 1) * 30 * MS))
         board.add(start(3, None))
         expect(page.locator("#latest .start")).to_have_count(4)
-        expect(page.locator("h1")).to_contain_text("4 starts in the last hour: median 60 ms")
+        expect(page.locator("h1")).to_contain_text("4 starts in the last hour: median 60.0 ms")
         expect(page.locator("h1")).to_contain_text("1 failed")
         expect(page.locator("#latest .start .total").first).to_have_text("failed")
-        expect(page.locator("#slowest .start .total").first).to_have_text("90 ms")
+        expect(page.locator("#slowest .start .total").first).to_have_text("90.0 ms")
         assert page.locator("#phases rect").count() >= 2
         page.locator("#latest .bar rect").first.hover(force=True)
-        expect(page.locator("#tip")).to_contain_text("mount: 90 ms, on CPU")
+        expect(page.locator("#tip")).to_contain_text("mount: 90.0 ms, on CPU")
         expect(page.locator("#untraced")).to_be_hidden()
+        took = [0, 7, 999, 1_234, 1_100 * MS, 999.6 * MS, 1_000 * MS, 99.4 * MS, 3_600_000 * MS]
+        assert page.evaluate("took => took.map(duration)", took) == list(map(duration, took))
 
 
 def test_a_page_without_phases_says_why() -> None:

@@ -6,9 +6,11 @@ const SVG = "http://www.w3.org/2000/svg";
 const byId = (id) => document.getElementById(id);
 const tip = byId("tip");
 
+// Three digits, as units.py writes them.
 function duration(ns) {
   const [scale, unit] = ns >= 1e9 ? [1e9, "s"] : ns >= 1e6 ? [1e6, "ms"] : ns >= 1e3 ? [1e3, "µs"] : [1, "ns"];
-  return `${(ns / scale).toPrecision(3).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "")} ${unit}`;
+  const value = ns / scale;
+  return `${value.toFixed(value >= 1 && value < 10 ? 2 : value >= 10 && value < 100 ? 1 : 0)} ${unit}`;
 }
 
 function clock(seconds) {
