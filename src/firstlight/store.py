@@ -256,14 +256,15 @@ def read(path: Path) -> Run:
         path,
         header,
         list(_samples(path / "samples.jsonl", header)),
-        _decode(footer_file, footer_file.read_bytes(), Footer) if footer_file.exists() else None,
+        _decode(footer_file, _content(footer_file), Footer) if footer_file.exists() else None,
     )
 
 
 def _spans(file: Path) -> pl.DataFrame:
+    content = _content(file)
     try:
         with _panics_unprinted():
-            spans = pl.read_ipc(file.read_bytes()).match_to_schema(SPAN_SCHEMA)
+            spans = pl.read_ipc(content).match_to_schema(SPAN_SCHEMA)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise BadRun(f"cannot read {file}: {error}", "delete this file to read the rest") from error
     needed = pl.exclude("result", "peer").is_not_null()
@@ -372,9 +373,7 @@ _COUNTERPARTS = {
 def _samples(file: Path, header: Header) -> Iterator[Sample]:
     if not file.exists():
         return
-    if not file.is_file():
-        raise BadRun(f"{file} is not a regular file", _DAMAGED)
-    lines = file.read_bytes().split(b"\n")
+    lines = _content(file).split(b"\n")
     known: set[int] = set()
     for number, line in enumerate(lines[:-1], start=1):
         sample = _decode(f"{file}:{number}", line, Sample)
@@ -383,6 +382,12 @@ def _samples(file: Path, header: Header) -> Iterator[Sample]:
             raise BadRun(f"{file}:{number}: a second sample {sample.index}", _DAMAGED)
         known.add(sample.index)
         yield sample
+
+
+def _content(file: Path) -> bytes:
+    if not file.is_file():  # reading a pipe or a device may never end
+        raise BadRun(f"{file} is not a regular file", _DAMAGED)
+    return file.read_bytes()
 
 
 def _decode(where: Path | str, raw: bytes, kind: type[T]) -> T:

@@ -175,12 +175,13 @@ def test_samples_that_are_there_twice_are_an_error(tmp_path: Path) -> None:
         read(samples.parent)
 
 
-def test_samples_that_are_no_file_are_an_error(tmp_path: Path) -> None:
-    samples = written(tmp_path / "run", sample()) / "samples.jsonl"
-    samples.unlink()
-    os.mkfifo(samples)
+@pytest.mark.parametrize("name", ["samples.jsonl", "footer.json", "spans/0.arrow"])
+def test_what_may_never_end_is_not_read(name: str, tmp_path: Path) -> None:
+    file = written(tmp_path / "run", sample()) / name
+    file.unlink()
+    os.mkfifo(file)
     with pytest.raises(BadRun, match="not a regular file"):
-        read(samples.parent)
+        list(read(tmp_path / "run").span_batches())
 
 
 @pytest.mark.parametrize("content", [b"", b"ARROW1", b"\0" * 100, None])
