@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+enum { PIECE = 2048 }; /* the kernel allocates and clears as much as is asked for of a sysctl */
+
 static int own = -1; /* our directory in /proc, which takes as long to find as a file in it */
 
 int net_quick_open(void)
@@ -29,7 +31,8 @@ size_t net_read(int directory, const char *name, char *text)
 	ssize_t part = 1;
 	int file FILE_SCOPE = openat(directory, name, O_RDONLY | O_CLOEXEC);
 	while (file >= 0 && part > 0 && size < NET_TEXT_MAX - 1) {
-		part = read(file, text + size, NET_TEXT_MAX - 1 - size);
+		size_t room = NET_TEXT_MAX - 1 - size;
+		part = read(file, text + size, room < PIECE ? room : PIECE);
 		if (part > 0)
 			size += (size_t)part;
 	}
