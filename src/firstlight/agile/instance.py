@@ -33,8 +33,9 @@ class Instance:
         self.stdout: Output | None = None
         self.stderr: Output | None = None
         self._signal, self._hung = signal, hung
-        self.network: asyncio.Future[Network] = asyncio.get_running_loop().create_future()
-        self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.network: asyncio.Future[Network] = loop.create_future()
+        self.ended: asyncio.Future[Ended] = loop.create_future()
 
     async def wait(self) -> Ended:
         """Wait for its end; returns how it ended. Raises Failed while the node hangs."""

@@ -21,34 +21,34 @@ class History:
         self._events: deque[Happened] = deque(maxlen=_EVENTS_KEPT)
         self._serial = 0
         self._more = asyncio.Event()
-        self._ended: OrderedDict[int, Listed] = OrderedDict()
+        self._ended: OrderedDict[int, tuple[Instance, Ended, str, int]] = OrderedDict()
 
     def started(self, instance: "Instance") -> None:
         """Record a start."""
-        self._add("started", instance, None)
+        self._add("started", instance, None, "")
 
     def ended(self, instance: "Instance", ended: Ended) -> None:
         """Record an end."""
         kind = ("out of memory" if ended.out_of_memory else
                 "timed out" if ended.timed_out else "ended")  # fmt: skip
-        self._add(kind, instance, ended)
-        self._ended[instance.number] = listed(instance, ended)
+        words = _words(instance, ended)
+        self._add(kind, instance, ended, words)
+        self._ended[instance.number] = instance, ended, words, time.monotonic_ns()
         if len(self._ended) > _ENDED_KEPT:
             self._ended.popitem(last=False)
 
     def last(self) -> list[Listed]:
         """The latest instances that ended, in the order of their ids."""
-        return [instance for _, instance in sorted(self._ended.items())]
+        return [listed(*ended) for _, ended in sorted(self._ended.items())]
 
-    def _add(self, kind: str, instance: "Instance", ended: Ended | None) -> None:
+    def _add(self, kind: str, instance: "Instance", ended: Ended | None, words: str) -> None:
         self._serial += 1
         function = instance.function
         self._events.append(
             Happened(
                 serial=self._serial, time=time.time_ns(), kind=kind, id=instance.id,
                 rootfs=function.rootfs, command=function.command, handler=function.handler,
-                name=function.name, pid=instance.pid, ended=ended,
-                words=_words(instance, ended) if ended else "",
+                name=function.name, pid=instance.pid, ended=ended, words=words,
             )
         )  # fmt: skip
         self._more.set()
@@ -78,12 +78,14 @@ def _words(instance: "Instance", ended: Ended) -> str:
     return ended.words(instance.function.memory, instance.function.lifetime)
 
 
-def listed(instance: "Instance", ended: Ended | None = None) -> Listed:
-    """An instance as ``ps`` shows it, without its environment."""
+def listed(
+    instance: "Instance", ended: Ended | None = None, state: str = "", until: int = 0
+) -> Listed:
+    """An instance as ``ps`` shows it, without its environment. ``until`` is when it ended."""
     function, began = instance.function, instance.stamps.get("running", 0)
-    state = _words(instance, ended) if ended else instance.state
     return Listed(
         id=instance.id, pid=instance.pid, function=function, started=began, ended=ended,
         address=None if instance.address is None else str(instance.address),
-        state=state, age=max(0.0, (time.monotonic_ns() - began) / 1e9) if began else 0.0,
+        state=state or instance.state,
+        age=max(0.0, ((until or time.monotonic_ns()) - began) / 1e9) if began else 0.0,
     )  # fmt: skip

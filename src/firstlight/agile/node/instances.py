@@ -494,8 +494,7 @@ class Instances:
             observe(warm, event.running - event.requested)
         network = self._stock.network(event.network)
         if event.id not in self._running:
-            packed = network.address.packed if network and network.address else b""
-            address = int.from_bytes(packed, "little")
+            address = network.address if network else None
             instance = self._running.add(event.id, function, event.pid, address, event.flags)
             instance.stamps = {"requested": event.requested, "running": event.running}
         instance = self._running[event.id]
@@ -592,4 +591,4 @@ def _how(event: Event, function: Function | None) -> Ended:
         bool(event.flags & wire.TIMED_OUT),
     )  # fmt: skip
     lost = is_first and ended.signal == signal.SIGKILL and not event.flags & limits
-    return replace(ended, lost=lost)
+    return replace(ended, lost=True) if lost else ended

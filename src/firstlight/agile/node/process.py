@@ -267,6 +267,8 @@ class Node:
         descriptor = descriptors[0] if descriptors else -1
         for event in events:
             match event.verb:
+                case EventVerb.STARTED | EventVerb.ENDED | EventVerb.RESTED:  # most are
+                    self._tell(event)
                 case EventVerb.DONE:
                     self._done(event)
                 case EventVerb.RICH:

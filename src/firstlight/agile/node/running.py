@@ -54,10 +54,12 @@ class Running:
         """The running instances, by id."""
         return [listed(instance) for _, instance in sorted(self._running.items())]
 
-    def add(self, number: int, function: Function, pid: int, address: int, flags: int) -> Instance:
+    def add(
+        self, number: int, function: Function, pid: int, address: IPv4Address | None, flags: int
+    ) -> Instance:
         """A new instance. Without a node it has ended: its answer was still on the way."""
         instance = Instance(
-            number, function, pid, _address(address), bool(flags & wire.WARM), self._signal,
+            number, function, pid, address, bool(flags & wire.WARM), self._signal,
             self._hung,
         )  # fmt: skip
         if self._node():
@@ -70,7 +72,7 @@ class Running:
         """Note an answer's instance. Its events may have arrived before, even that of its end."""
         instance = self._running.get(answer.instance) or self._ended.get(answer.instance)
         instance = instance or self.add(
-            answer.instance, function, answer.pid, answer.address, answer.flags
+            answer.instance, function, answer.pid, _address(answer.address), answer.flags
         )
         instance.stamps = answer.stamps
         # A network may have been left before the start of its instance was reported.

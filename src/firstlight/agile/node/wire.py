@@ -250,7 +250,7 @@ def events(message: bytes) -> tuple[list[Event], bytes]:
     kind = int.from_bytes(message[:4], "little")
     if kind in (EventVerb.FUNCTION, EventVerb.PART):
         return [Event(*_EVENT.unpack_from(message))], message[_EVENT.size :]
-    return [Event(*fields) for fields in _EVENT.iter_unpack(message)], b""
+    return list(map(Event._make, _EVENT.iter_unpack(message))), b""
 
 
 def definition(body: bytes) -> Definition:

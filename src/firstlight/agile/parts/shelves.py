@@ -253,13 +253,12 @@ class Parts:
         )  # fmt: skip
 
     def used(self, index: int) -> Held | None:
-        """Note that the node gave it to an instance; returns its record, or None if unknown."""
+        """Note that the node gave it to an instance; returns its record if it was on a shelf."""
         held = self._held.get(index)
-        if held is None:
+        if held is None or not held.shelved:
             return None
-        before = Held(held.index, held.made, held.reach, held.shelved, held.function)
         held.shelved = False
-        return before
+        return held
 
     def get(self, index: int) -> Held | None:
         """The part with that index."""

@@ -125,10 +125,10 @@ class Stock:
     def take(self, event: Event) -> None:
         """Count what a start took from the shelves, or what ended with a sandbox that waited."""
         network = self.parts.used(event.network)
-        if network and network.shelved and network.function == NOBODY:
+        if network and network.function == NOBODY:
             self._shelves[network.reach].taken()
         cgroup = self.parts.used(event.cgroup)
-        if cgroup and cgroup.shelved:
+        if cgroup:
             (self._cgroups.lost if event.function == _NO_FUNCTION else self._cgroups.taken)()
 
     def network(self, index: int) -> Network | None:
