@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 _SHOWN = 12
 """As many points are shown, the latest ones."""
 _SHOWN_AFTER = 0.03
-"""The share of the work after which the time that the rest takes is known well enough to tell."""
+"""The share of the time after which what the rest takes is known well enough to tell."""
 _WARM_UP = 5.0
-"""Seconds in which the first batches take longer than later ones: tell at a tenth of the work."""
+"""Seconds in which the first batches take longer than later ones: tell at a tenth of the time."""
+_ASTRAY = 1.3
+"""A time that turns out to be longer or shorter by this factor is told again."""
 
 
 @dataclass
@@ -34,7 +36,8 @@ class _Figures:
 class Progress:
     """A bar with the current batch and the time left, and below it each point's median so far.
 
-    Without a terminal, one line says how long the run takes, once that is known.
+    Without a terminal, a line says how long the run takes once that is known, and another where it
+    turns out otherwise.
     """
 
     def __init__(self, title: str, budget: float | None) -> None:
@@ -54,7 +57,7 @@ class Progress:
         )  # fmt: skip
         self._is_live = sys.stderr.isatty()
         self._begun = self._first = time.monotonic()
-        self._is_shown = budget is not None
+        self._has_budget, self._said = budget is not None, 0.0
         if budget is not None:
             takes = _roughly(budget) if budget >= 90 else f"{budget:.0f} s"
             say(f"{title}: this takes about {takes}")
@@ -76,9 +79,17 @@ class Progress:
         if not done:
             self._first = now
         spent = now - self._first
-        if done >= (0.1 if spent < _WARM_UP else _SHOWN_AFTER) and not self._is_shown:
-            self._is_shown = True
-            say(f"this takes about {_roughly(self._first - self._begun + spent / done)}")
+        if done >= (0.1 if spent < _WARM_UP else _SHOWN_AFTER) and not self._has_budget:
+            self._tell(self._first - self._begun + spent / done)
+
+    def _tell(self, seconds: float) -> None:
+        if not self._said:
+            say(f"this takes about {_roughly(seconds)}")
+        elif self._said / _ASTRAY <= seconds <= self._said * _ASTRAY:
+            return
+        elif _roughly(seconds) != _roughly(self._said):
+            say(f"this takes about {_roughly(seconds)} in all, not {_roughly(self._said)}")
+        self._said = seconds
 
     def end(self, batch: "Batch", samples: Sequence["Sample"]) -> None:
         """Add the batch's untraced starts to the figures."""

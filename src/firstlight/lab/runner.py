@@ -27,7 +27,7 @@ from firstlight.lab import stuck
 from firstlight.lab.backends import Ask, Backend, Command, Execute, ending_at
 from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.lab.load import Generator, Outcome
-from firstlight.lab.schedule import LEAST, Batch, Schedule, work
+from firstlight.lab.schedule import LEAST, Batch, Schedule
 from firstlight.model import Ending, Footer, GuestLog, Header, Point, Sample, Stamps
 from firstlight.native import checkout
 from firstlight.store import Writer, read
@@ -59,7 +59,7 @@ class Progress(Protocol):
     """Gets each batch before it is measured, and its samples afterwards."""
 
     def begin(self, batch: Batch, done: float) -> None:
-        """``done`` is the share of the run's work, or of its budget, that is behind it."""
+        """``done`` is the share of the run's time that is behind it, as far as that is known."""
 
     def end(self, batch: Batch, samples: Sequenced[Sample]) -> None:
         """The samples of the batch that began last."""
@@ -117,14 +117,10 @@ def run(plan: Plan, out: Path, progress: Progress = Silent(), *, resume: bool = 
 
 def _measure(lab: "_Lab", schedule: Schedule, progress: Progress) -> None:
     begun = time.monotonic()
-    whole, behind = schedule.work(), 0
     for batch in schedule.batches():
         at = time.monotonic()
-        progress.begin(
-            batch, behind / whole if schedule.budget is None else (at - begun) / schedule.budget
-        )
+        progress.begin(batch, schedule.done(at - begun))
         samples = lab.measure(batch)
-        behind += work(batch.case)
         schedule.ended(batch, samples, time.monotonic() - at)
         progress.end(batch, samples)
 

@@ -11,8 +11,9 @@ A run whose first repetition of every point has no ready start ends there: more 
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from firstlight.analysis.stats import FEWEST_BATCHES, quantile_interval
 from firstlight.lab.experiments import Case
@@ -61,6 +62,8 @@ class Schedule:
     clock: Callable[[], float] = time.monotonic
     is_given_up: bool = False
     _took: dict[int, float] = field(default_factory=dict)
+    _rest: Counter[tuple[int, bool]] = field(default_factory=Counter)
+    _times: dict[tuple[int, bool], list[float]] = field(default_factory=dict)
     _known: dict[int, tuple[list[int], list[int]]] = field(default_factory=dict)
     _rounds: Counter[int] = field(default_factory=Counter)
 
@@ -75,12 +78,21 @@ class Schedule:
 
     def batches(self) -> Iterator[Batch]:
         """The batches. With a budget, each depends on the samples given to ``ended`` before."""
-        least = self.repetitions or LEAST
-        for number in range(least if self.budget is None else min(least, LEAST)):
+        least, every = self.repetitions or LEAST, range(len(self.cases))
+        rounds: Iterable[Iterable[Batch]]
+        if self.budget is None:
+            planned = [self._round(every) for _ in range(least)]
+            self._rest.update(
+                (self._number(batch.point), batch.traced) for each in planned for batch in each
+            )
+            rounds = planned
+        else:
+            rounds = (self._timely(self._round(every)) for _ in range(min(least, LEAST)))
+        for number, batches in enumerate(rounds):
             if number and len(self._took) == len(self.cases) and not self._has_ready:
                 self.is_given_up = True
                 return
-            yield from self._timely(self._round(range(len(self.cases))))
+            yield from batches
         while self.budget is not None and (open_ := self._open()):
             yield from self._timely(self._round(self._like(max(open_, key=self._width))))
 
@@ -88,14 +100,30 @@ class Schedule:
         """Record how long a batch took."""
         number = self._number(batch.point)
         self._took[number] = seconds
+        self._rest[number, batch.traced] -= 1
+        self._times.setdefault((number, batch.traced), []).append(seconds)
         self._has_ready |= any(sample.latency is not None for sample in samples)
         for sample in samples:
             self._learn(number, sample)
 
-    def work(self) -> int:
-        """The relative duration of all batches, without a budget."""
-        once = sum(work(case) for case in self.cases for _ in self._of(case, 0))
-        return once * (self.repetitions or 0)
+    def done(self, spent: float) -> float:
+        """The share of the time that is behind, after ``spent`` seconds.
+
+        A batch to come takes as long as those of its case did, traced or not; of a case that was
+        not measured yet, as long as others did for as much work.
+        """
+        if self.budget is not None:
+            return spent / self.budget
+        measured = sum(map(sum, self._times.values()))
+        if not measured:
+            return 0.0
+        known = sum(len(took) * work(self.cases[n]) for (n, _), took in self._times.items())
+        left = sum(
+            count * (fmean(took) if (took := self._times.get((number, traced)))
+                     else work(self.cases[number]) * measured / known)
+            for (number, traced), count in self._rest.items()
+        )  # fmt: skip
+        return spent / (spent + left)
 
     def short(self) -> int:
         """How many points have fewer repetitions than ``LEAST``, or than asked for."""

@@ -1,4 +1,4 @@
-"""How long a run takes is told from its batches, not from its set-up or its first starts."""
+"""How long a run takes is told from its batches, and again where it turns out otherwise."""
 
 from types import SimpleNamespace
 from typing import cast
@@ -12,17 +12,18 @@ BATCH = cast(Batch, SimpleNamespace(traced=False, point={"instances": 1}))
 
 
 @pytest.mark.parametrize(
-    ("set_up", "batches", "words"),
+    ("set_up", "batches", "told"),
     [
-        (4.0, [0.1] * 40, "10 s"),
-        (4.0, [0.2, 1.0] + [0.1] * 46, "20 s"),  # 10 s in fact
-        (4.0, [40.0] * 40, "27 min"),
+        (4.0, [0.1] * 40, ["10 s"]),
+        (4.0, [0.2, 1.0] + [0.1] * 46, ["20 s", "10 s in all, not 20 s"]),
+        (1.0, [1.0] * 5 + [2.0] * 20, ["30 s", "40 s in all, not 30 s"]),
+        (4.0, [40.0] * 40, ["27 min"]),
     ],
 )
 def test_a_run_says_how_long_it_takes(
     set_up: float,
     batches: list[float],
-    words: str,
+    told: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -33,4 +34,4 @@ def test_a_run_says_how_long_it_takes(
     for number, seconds in enumerate(batches):
         shown.begin(BATCH, number / len(batches))
         now[0] += seconds
-    assert capsys.readouterr().err == f"this takes about {words}\n"
+    assert capsys.readouterr().err == "".join(f"this takes about {each}\n" for each in told)

@@ -206,6 +206,24 @@ def test_a_budget_that_ends_before_each_point_is_measured_is_the_reason() -> Non
     assert (schedule.short(), schedule.is_given_up) == (2, False)
 
 
+@pytest.mark.parametrize("earlier", [0, 7])
+def test_time_of_run_is_foreseen_from_its_first_round(earlier: int) -> None:
+    """Points of other paces; of a continued run, only what is left counts."""
+    machine = Machine({"a": 1.0, "b": 8.0, "c": 0.2})
+    machine.measure(machine.schedule(None, repetitions=10), earlier)
+    schedule = machine.schedule(None, repetitions=10, earlier=machine.samples)
+    begun, foreseen = machine.now, []
+    assert schedule.done(5.0) == 0.0
+    for number, batch in enumerate(schedule.batches()):
+        if number > 3:
+            foreseen.append((machine.now - begun) / schedule.done(machine.now - begun))
+        seconds = machine.seconds[str(batch.point["name"])]
+        machine.now += seconds
+        schedule.ended(batch, [sample(batch, number, MS)], seconds)
+    assert schedule.done(machine.now - begun) == 1.0
+    assert foreseen == pytest.approx([machine.now - begun] * len(foreseen))
+
+
 def test_what_could_not_be_traced_is_not_measured_again() -> None:
     point: Point = {"instances": 3}
     untraced = [
