@@ -18,9 +18,10 @@ def _tables(analysis: Analysis) -> Iterator[Table]:
         assert point.boot
         init = duration_interval(dict(point.boot.phases)[boot.INIT])
         build = str(point.point["build"])
-        counts = [f"{facts.get(f'{build}: {name}', 0):,}" for name in _COUNTED]
-        linker = duration(float(str(facts.get(f"{build}: linker ns", 0))))
-        rows.append((build, *counts, linker, init))
+        known = {name: facts.get(f"{build}: {name}") for name in (*_COUNTED, "linker ns")}
+        of = {name: each if isinstance(each, int | float) else 0 for name, each in known.items()}
+        linker = duration(of["linker ns"])
+        rows.append((build, *(f"{of[name]:,}" for name in _COUNTED), linker, init))
     headings = ("build", "devices", "objects", "relocations", "linker", "hypervisor init")
     if rows:
         yield Table("contents of each build", headings, tuple(rows))
