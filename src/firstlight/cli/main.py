@@ -45,6 +45,7 @@ _SHORTAGES = _DISK_ERRORS | {
 _REFUSALS = {errno.EPERM, errno.ENOSYS}
 """What a host may lack, or refuse, anywhere. Another error of no file shows its traceback."""
 _INTERRUPTED = 128 + signal.SIGINT
+_MOMENT = 0.001
 _FOR_OTHERS = frozenset({"trace", "agile"})
 """Verbs that pass the caller's environment on; of the runtime's only servers look for programs."""
 _READERS = frozenset({"run", "trace", "watch", "report", "compare", "gate", "claims"})
@@ -99,6 +100,18 @@ def _options(
 
 def main() -> None:
     """Run a verb. An error becomes a message, a hint and an exit status."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        try:
+            _main()
+        finally:  # there is nothing left to undo: another signal just ends this
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+
+
+def _main() -> None:
     warnings.simplefilter("ignore", EncodingWarning)  # asked of every program by a variable
     # If the parent ignored it, the exit status of a child would be lost.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -107,6 +120,7 @@ def main() -> None:
     for stream in sys.stdout, sys.stderr:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="firstlight")
+    sys.unraisablehook = _interrupt_again
     try:
         _handle_signals()
         _run_verb()
@@ -185,6 +199,17 @@ def _can(descriptor: int, mode: str) -> bool:
     """Whether an open descriptor may be read or written."""
     access = fcntl(descriptor, F_GETFL) & os.O_ACCMODE
     return access in (os.O_RDWR, os.O_RDONLY if mode == "r" else os.O_WRONLY)
+
+
+def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Have an interrupt that came while an object was finalized, where Python drops it, come
+    again.
+    """
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+        return
+    signal.signal(signal.SIGALRM, _terminate)
+    signal.setitimer(signal.ITIMER_REAL, _MOMENT)
 
 
 def _terminate(number: int, _frame: object) -> None:

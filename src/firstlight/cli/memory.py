@@ -12,6 +12,8 @@ from firstlight.errors import FirstlightError
 
 _LEAST = 1536 << 20
 """Of address space, most of which is never used: enough for a small run."""
+_FOR_PICTURES = 72 << 30
+"""Of address space, which the JavaScript engine that draws them reserves: it aborts without."""
 _THREADS = ("POLARS_MAX_THREADS", "OPENBLAS_NUM_THREADS")
 _OWN_THREADS, _FOR_EACH_CPU, _MOST = 12, 3, 256
 """Threads that the libraries start in any case and for each CPU; no more than 256 are tried."""
@@ -47,6 +49,13 @@ def fit() -> None:
             del os.environ[name]
         else:
             os.environ[name] = value
+
+
+def allow_pictures() -> None:
+    """Raise FirstlightError if virtual memory is limited so that no picture can be drawn."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= limit < _FOR_PICTURES:
+        raise too_little(f"pictures take {_FOR_PICTURES >> 30} GiB, most of it never used")
 
 
 def _can_start(count: int) -> bool:

@@ -170,8 +170,10 @@ def show(runs: "list[Analysis]", *, as_json: bool) -> None:
 
 
 def _draw(runs: "list[Analysis]", directory: Path) -> None:
+    from firstlight.cli import memory
     from firstlight.report import pictures
 
+    memory.allow_pictures()
     experiments = [run.header.experiment for run in runs]
     for run, name in zip(runs, _names(runs), strict=True):
         several = experiments.count(run.header.experiment) > 1

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tests.support import synthetic
 from typer.testing import CliRunner, Result
 
 from firstlight.cli import main as cli
-from firstlight.cli import memory
+from firstlight.cli import memory, report
 from firstlight.cli import options as cli_options
 from firstlight.errors import FirstlightError, Unsupported
 from firstlight.lab import runner
@@ -79,6 +80,13 @@ def test_too_little_virtual_memory_is_named(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "virtual memory is limited to 1024 MiB" in done.stderr
     assert "ulimit -v" in done.stderr
+
+
+def test_pictures_need_address_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without, the JavaScript engine aborts."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (8 << 30, resource.RLIM_INFINITY))
+    with pytest.raises(FirstlightError, match="limited to 8192 MiB: pictures take 72 GiB"):
+        report._draw([], Path("none"))
 
 
 def test_report_bounds_virtual_memory() -> None:
@@ -233,6 +241,36 @@ def test_ctrl_c_before_the_command_line_is_imported_just_ends_it(tmp_path: Path)
 
 
 HEAVY = ("asyncio", "rich", "pydantic", "polars", "firstlight.lab", "firstlight.agile.runtime")
+
+
+class _Finalized:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _while_finalizing() -> None:
+    _Finalized()
+    signal.sigtimedwait((), 60)
+
+
+def _while_failing() -> None:
+    raise FirstlightError("a", "b")
+
+
+@pytest.mark.parametrize("verb", [_while_finalizing, _while_failing])
+def test_interrupt_ends_in_words_wherever_it_comes(
+    verb: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a finalizer, where Python drops it, and while an error is told."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(cli, "_run_verb", verb)
+    monkeypatch.setattr(cli, "say", lambda _: signal.raise_signal(signal.SIGTERM))
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capfd.readouterr() == ("", "")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_agile_verbs_import_no_lab_runtime_or_rich() -> None:
