@@ -61,7 +61,7 @@ def test_traced_command_gets_only_given_descriptors(tmp_path: Path) -> None:
     ("text", "mode", "message", "hint"),
     [
         ("echo x\n", 0o755, "cannot be executed", "begin a script with #!"),
-        ("#!/nonexistent/sh\n", 0o755, "cannot be executed", "begin a script with #!"),
+        ("#!/none/sh\n", 0o755, "cannot be executed: its interpreter '/none/sh'", "install it"),
         ("#!/bin/sh\n", 0o644, "is not executable", "chmod +x"),
     ],
 )

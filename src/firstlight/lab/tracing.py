@@ -1,6 +1,7 @@
 """Traces the start of a user's command, in the user's own environment."""
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -53,13 +54,8 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
     run is kept in ``out``, or deleted on exit. Raises Unsupported and Failed.
     """
     program = shutil.which(argv[0])
-    if not program and Path(argv[0]).exists():
-        raise Unsupported(
-            f"{argv[0]!r} is not executable",
-            "chmod +x it, or run it by its interpreter, such as sh"
-            if Path(argv[0]).is_file()
-            else "give the path of a program",
-        )
+    if not program and (fact := _refused(Path(argv[0]))):
+        raise Unsupported(f"{argv[0]!r} {fact[0]}", fact[1])
     if not program:
         raise Unsupported(f"command {argv[0]!r} is not found", "give its path, or install it")
     try:
@@ -79,10 +75,8 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
             try:
                 outcome, lost, losses, spans = _run(command)
                 if not lost and spans.filter(pl.col("kind") == "exec").is_empty():
-                    raise Failed(
-                        f"{argv[0]!r} cannot be executed",
-                        "begin a script with #! and a program that exists, or run it by sh",
-                    )
+                    why, remedy = _inexecutable(Path(program))
+                    raise Failed(f"{argv[0]!r} cannot be executed: {why}", remedy)
                 ready = _executed(spans, until) if until else outcome.exited
             except KeyboardInterrupt:
                 writer.discard()
@@ -92,6 +86,37 @@ def traced(argv: Sequence[str], until: str | None, out: Path | None) -> Iterator
             writer.append([_sample(point, outcome, ready, status, lost)])
             writer.finish(Footer(ended=datetime.now(UTC).isoformat(timespec="seconds")))
         yield Traced(store.read(directory), status, losses)
+
+
+def _refused(program: Path) -> tuple[str, str] | None:
+    """Why a path leads to no program, and the remedy; None where nothing is."""
+    if not program.exists():
+        return None
+    if not program.is_file():
+        return "is not executable", "give the path of a program"
+    if os.statvfs(program).f_flag & os.ST_NOEXEC:
+        return ("cannot be executed: its file system is mounted noexec",
+                "copy it to another one, or run it by its interpreter, such as sh")  # fmt: skip
+    return "is not executable", "chmod +x it, or run it by its interpreter, such as sh"
+
+
+def _inexecutable(program: Path) -> tuple[str, str]:
+    """Why the kernel does not execute a file that may be executed, and the remedy: execve(2)."""
+    with program.open("rb") as file:
+        head = file.read(4096)
+    if head.startswith(b"#!"):
+        words = head[2:].partition(b"\n")[0].split(b" ")
+        first = next((word for word in words if word.strip()), b"")
+        return (f"its interpreter {os.fsdecode(first)!r} is missing, or is no program",
+                "install it, or correct the first line of the script")  # fmt: skip
+    loader = re.search(rb"\0(/[^\0]*/ld[^\0]*)\0", head)
+    if not head.startswith(b"\x7fELF"):
+        return ("it is neither a program nor a script with #!",
+                "begin a script with #! and a program that exists, or run it by sh")  # fmt: skip
+    if loader and not Path(os.fsdecode(loader[1])).exists():
+        return (f"its loader {os.fsdecode(loader[1])} is missing",
+                "install the C library that it was built for")  # fmt: skip
+    return f"it is no sound program for {os.uname().machine}", "build or install one that is"
 
 
 def _run(command: Execute) -> tuple[Outcome, int, str, pl.DataFrame]:
