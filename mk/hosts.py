@@ -305,8 +305,8 @@ def _contain(host: Host, root: Path) -> dict[str, tuple[str, str, float]]:
     command = [
         "podman", "run", "--rm", f"--name={name}", "--runtime=runc", "--network=none",
         "--pid=private", "--cgroupns=private", "--tmpfs=/tmp:exec", f"--ulimit=nofile=1024:{most}",
-        "--ulimit=nproc=4000:4000", f"--env=SCALE={SLOWER}", f"--env=STEPS={' '.join(host.steps)}",
-        *host.podman, "--rootfs", f"{root}:O",
+        "--ulimit=nproc=4000:4000", f"--env=FIRSTLIGHT_SLOWER={SLOWER}",
+        f"--env=STEPS={' '.join(host.steps)}", *host.podman, "--rootfs", f"{root}:O",
         "/bin/sh", "-c", f"{host.before}; exec {host.check}",
     ]  # fmt: skip
     with _log(host).open("w") as log, _removed(name), subprocess.Popen(
@@ -352,7 +352,8 @@ def _results(host: Host, release: str) -> dict[str, tuple[str, str, float]]:
 
 def _init(host: Host) -> str:
     return f"""#!/bin/sh
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root SCALE={SLOWER} STEPS="{" ".join(host.steps)}"
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+export FIRSTLIGHT_SLOWER={SLOWER} STEPS="{" ".join(host.steps)}"
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev 2> /dev/null
@@ -401,7 +402,11 @@ def _document(results: dict[str, dict[str, tuple[str, str, float]]]) -> str:
         "`podman` is a privileged container with this machine's kernel and namespaces of its own; "
         "`podman-least` has no more than suffices: "
         f"`{' '.join(LEAST)}`. `sudo` is a user in a privileged container who may run sudo. "
-        f"`debian-13-hardened` has one CPU, 1 GiB of memory, no swap, and `{HARDENED}`.",
+        f"`debian-13-hardened` has one CPU, 1 GiB of memory, no swap, and `{HARDENED}`. "
+        f"`FIRSTLIGHT_SLOWER={SLOWER}` makes all deadlines {SLOWER} times as long there, so that "
+        "slowness is no failure, and does so with any number from 1 to 1000 on a slow machine of "
+        "yours. Deadlines that you give stay, as do those of the HTTP server's clients and the "
+        "10 s in which a container's packet is answered.",
         "",
         f"| host | kernel | cgroups | {' | '.join(STEPS.values())} |",
         f"|---|---|---|{'---|' * len(STEPS)}",

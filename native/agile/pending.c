@@ -15,7 +15,7 @@ static bool defer(const struct ask *ask, struct rights *rights, int client)
 		.rights = *rights,
 		.client = client,
 		.client_generation = node.clients[client].generation,
-		.until = clock_now() + PENDING_SECONDS * CLOCK_SECOND,
+		.until = clock_now() + clock_longer(PENDING_SECONDS * CLOCK_SECOND),
 	};
 	rights->count = 0;
 	return true;
@@ -43,7 +43,7 @@ static int refuse(struct pending *pending, int error, enum step step, int64_t no
 {
 	pending->error = error;
 	pending->step = step;
-	pending->until = now + PENDING_SECONDS * CLOCK_SECOND;
+	pending->until = now + clock_longer(PENDING_SECONDS * CLOCK_SECOND);
 	return client_refuse(pending->client, &pending->ask, error, step);
 }
 

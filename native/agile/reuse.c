@@ -71,7 +71,7 @@ static void carry_on(int index, const struct news *news)
 	sandbox->address = instance->address;
 	sandbox->before = index;
 	sandbox->state = INSTANCE_RENEWING;
-	sandbox->until = clock_now() + renewal_most;
+	sandbox->until = clock_now() + clock_longer(renewal_most);
 	queue_push(&node.renewing, instance_next, next);
 	node.progress[next].pid = node.progress[index].pid;
 	if (node_watch_again(sandbox->control, ON_INSTANCE, next, EPOLLIN))

@@ -92,8 +92,8 @@ int main(int argc, char **argv)
 	int failed = open_standard();
 	if (failed)
 		return fail("open the standard streams", -failed);
-	int node FILE_SCOPE =
-		socket_connect(argv[1], SOCK_SEQPACKET, SILENCE_SECONDS * CLOCK_SECOND);
+	int node FILE_SCOPE = socket_connect(argv[1], SOCK_SEQPACKET,
+					     clock_longer(SILENCE_SECONDS * CLOCK_SECOND));
 	if (node < 0)
 		return fail("reach the node", -node);
 	failed = socket_send(node, &ask, sizeof ask, (int[]){0, 1, 2}, 3);

@@ -1,8 +1,9 @@
-/* The time of a clock, in ns. */
+/* The time of a clock, and deadlines, in ns. */
 #ifndef FIRSTLIGHT_CLOCK_H
 #define FIRSTLIGHT_CLOCK_H
 
 #include <stdint.h>
+#include <stdlib.h>
 #include <sys/time.h>
 #include <time.h>
 
@@ -23,6 +24,14 @@ static inline int64_t clock_of(struct timeval time)
 static inline int64_t clock_now(void)
 {
 	return clock_read(CLOCK_MONOTONIC);
+}
+
+/* A deadline on this machine: as src/firstlight/deadlines.py, which checks the variable. */
+static inline int64_t clock_longer(int64_t deadline)
+{
+	const char *word = getenv("FIRSTLIGHT_SLOWER");
+	double times = word ? strtod(word, NULL) : 1;
+	return times > 1 && times <= 1000 ? (int64_t)((double)deadline * times) : deadline;
 }
 
 #endif

@@ -1,4 +1,5 @@
 #include "rtnl.h"
+#include "clock.h"
 
 #include <errno.h>
 #include <linux/if_link.h>
@@ -15,7 +16,7 @@ enum { ANSWER_MAX = 32768, WAIT_SECONDS = 5, MAC = 6 };
 
 int rtnl_open(struct rtnl *netlink, int family)
 {
-	struct timeval wait = {.tv_sec = WAIT_SECONDS};
+	struct timeval wait = {.tv_sec = clock_longer(WAIT_SECONDS)};
 	int error;
 	netlink->sequence = 0;
 	netlink->socket = mnl_socket_open2(family, SOCK_CLOEXEC);

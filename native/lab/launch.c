@@ -369,7 +369,7 @@ static int stop(struct batch *batch, const struct launch_request *request, struc
 			for (uint32_t i = 0; i < batch->count; i++)
 				launch_instance_kill(&batch->instances[i], request->flags);
 			has_killed = 1;
-			until = clock_now() + UNKILLABLE_NS;
+			until = clock_now() + clock_longer(UNKILLABLE_NS);
 		}
 		bad = serve_events(until, error);
 	}

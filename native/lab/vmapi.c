@@ -78,7 +78,7 @@ int vmapi_begin(struct vmapi *api, const char *socket, const char *requests)
 {
 	*api = (struct vmapi){
 		.fd = -1, .created = -1, .timer = -1, .socket = -1, .address = socket};
-	api->limit = clock_now() + SOCKET_NS;
+	api->limit = clock_now() + clock_longer(SOCKET_NS);
 	if (strlen(socket) > SOCKET_MAX)
 		return error_set(&api->error, 0, "the API socket's path is longer than %d: %s",
 				 SOCKET_MAX, socket);
@@ -116,7 +116,7 @@ static int try_to_connect(struct vmapi *api)
 		if (clock_now() >= api->limit)
 			return error_set(&api->error, reason,
 					 "no API socket at %s after %" PRId64 " s", api->address,
-					 SOCKET_NS / CLOCK_SECOND);
+					 clock_longer(SOCKET_NS) / CLOCK_SECOND);
 		if (reason == ENOENT)
 			return wake_at(api, api->limit);
 		if (reason == ECONNREFUSED || reason == EAGAIN)

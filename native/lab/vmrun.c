@@ -298,7 +298,7 @@ static void stop(struct machine *vm)
 	if (vm->is_ready && vm->has_last_line && !vm->has_said_all && vm->pidfd >= 0) {
 		(void)signal(SIGPIPE, SIG_IGN); /* it may just have ended */
 		if (write(vm->keyboard, "\n", 1) == 1)
-			serve(vm, -1, clock_now() + LAST_WORDS_NS);
+			serve(vm, -1, clock_now() + clock_longer(LAST_WORDS_NS));
 	}
 	if (vm->pidfd >= 0) {
 		kill(vm->pid, SIGKILL);

@@ -105,7 +105,8 @@ static int delete (const char *path, const char *namespace, const char *id)
 {
 	struct text asked = {.size = 0}, request = {.size = 0}, response;
 	unsigned char header[HEADER] = {0, 0, 0, 0, 0, 0, 0, 1, REQUEST, 0};
-	int peer FILE_SCOPE = socket_connect(path, SOCK_STREAM, SECONDS * CLOCK_SECOND);
+	int peer FILE_SCOPE =
+		socket_connect(path, SOCK_STREAM, clock_longer(SECONDS * CLOCK_SECOND));
 	if (peer < 0)
 		return peer;
 	int failed = add_field(&asked, 1, id, strlen(id));
@@ -170,7 +171,8 @@ int main(int count, char **words)
 		}
 	}
 	if (!strcmp(action, "start")) {
-		int peer FILE_SCOPE = socket_connect(path, SOCK_STREAM, SECONDS * CLOCK_SECOND);
+		int peer FILE_SCOPE =
+			socket_connect(path, SOCK_STREAM, clock_longer(SECONDS * CLOCK_SECOND));
 		if (peer < 0) {
 			errno = -peer;
 			return fail("firstlight's shim server does not listen at", path);

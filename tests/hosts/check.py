@@ -2,8 +2,9 @@
 
 Runs inside a host of ``mk/hosts.py``, with the firstlight that is installed beside the interpreter.
 A step is ``ok``, ``refused`` (firstlight says what it lacks), ``failed``, or ``partial`` where the
-host's time ends before the step does. A slow host is no failure: it gets ``SCALE`` times the usual
-deadlines. With ``SUDO`` firstlight is run by sudo. ``STEPS`` names the steps to run, if not all.
+host's time ends before the step does. A slow host is no failure: all deadlines, here and in
+firstlight, are ``FIRSTLIGHT_SLOWER`` times the usual. With ``SUDO`` firstlight is run by sudo.
+``STEPS`` names the steps to run, if not all.
 """
 
 import json
@@ -17,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-SCALE = float(os.environ.get("SCALE", "1"))
-SUDO = ("sudo", "-n") if os.environ.get("SUDO") else ()
+SLOWER = float(os.environ.get("FIRSTLIGHT_SLOWER", "1"))
+SUDO = ("sudo", "-n", "--preserve-env=FIRSTLIGHT_SLOWER") if os.environ.get("SUDO") else ()
 FIRSTLIGHT = (*SUDO, str(Path(sys.executable).parent / "firstlight"))
 WORK = Path(tempfile.mkdtemp(prefix="check."))
 Outcome = tuple[str, str]
@@ -28,7 +29,7 @@ def firstlight(*words: str, seconds: float = 60) -> subprocess.CompletedProcess[
     """Run a verb to its end."""
     return subprocess.run(
         [*FIRSTLIGHT, *words], capture_output=True, text=True, cwd=WORK,
-        timeout=seconds * SCALE, errors="replace",
+        timeout=seconds * SLOWER, errors="replace",
     )  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def main_job(*more: str) -> Outcome:
     out = WORK / f"run{len(more)}"
     done = firstlight(
         "run", "container-creation", "--runtime", "runc", "--instances", "1", "--repetitions", "1",
-        "--deadline", str(60 * SCALE), "--out", str(out), "--json", *more, seconds=300,
+        "--out", str(out), "--json", *more, seconds=300,
     )  # fmt: skip
     if not out.exists():
         return refused(done)
@@ -133,9 +134,9 @@ def traced_parts() -> Iterator[Outcome]:
                 commands = list(prepared.commands)
                 tracer.start()
                 shape = BURST if together else Sequence()
-                started = generator.run(batch, commands, shape, deadline=60 * SCALE)
+                started = generator.run(batch, commands, shape, deadline=60 * SLOWER)
                 lost += tracer.stop()
-                generator.stop(batch, deadline=60 * SCALE)
+                generator.stop(batch, deadline=60 * SLOWER)
             seen += sum(file.stat().st_size for file in place.directory.rglob("batch.events"))
             ready = sum(each.reply.ready is not None for each in started)
             if together:
@@ -179,7 +180,7 @@ def up(ended: list[int | None]) -> Iterator[Callable[..., subprocess.CompletedPr
         cwd=WORK,
     )
     try:
-        end = time.monotonic() + 60 * SCALE
+        end = time.monotonic() + 60 * SLOWER
         while firstlight("agile", "ps", "--config", str(config)).returncode:
             if server.poll() is not None:
                 assert server.stderr is not None
@@ -194,7 +195,7 @@ def up(ended: list[int | None]) -> Iterator[Callable[..., subprocess.CompletedPr
     finally:
         end_process(server.pid, "TERM")
         try:
-            ended.append(server.wait(60 * SCALE))
+            ended.append(server.wait(60 * SLOWER))
         except subprocess.TimeoutExpired:
             end_process(server.pid, "KILL")
             ended.append(None)
@@ -202,7 +203,7 @@ def up(ended: list[int | None]) -> Iterator[Callable[..., subprocess.CompletedPr
 
 def end_process(pid: int, signal: str) -> None:
     """Send a signal to a process, which is root's under sudo."""
-    subprocess.run([*SUDO, "kill", f"-{signal}", str(pid)], check=False, timeout=60 * SCALE)
+    subprocess.run([*SUDO, "kill", f"-{signal}", str(pid)], check=False, timeout=60 * SLOWER)
 
 
 def runtime() -> Outcome:

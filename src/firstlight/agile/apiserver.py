@@ -13,14 +13,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from firstlight.deadlines import longer
 from firstlight.errors import Failed, Unsupported
 
 IN_CLUSTER = "in-cluster"
 METADATA = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
 TABLE = "application/json;as=Table;g=meta.k8s.io;v=v1"
 """What kubectl shows of a list, without the objects' content."""
-_ASK_SECONDS, _WATCH_SECONDS = 30.0, 30
-_CONNECT_SECONDS = 3.0  # tried four times, and pods wait for an agent for 30 s
+_ASK_SECONDS, _WATCH_SECONDS = longer(30.0), 30
+_CONNECT_SECONDS = longer(3.0)  # tried four times, and pods wait for an agent for 30 s
 _WAIT_LEAST, _WAIT_MOST = 1.0, 60.0
 _EVENT_MOST = 16 << 20
 _GONE = 410

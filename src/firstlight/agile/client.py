@@ -29,13 +29,14 @@ from firstlight.agile.node.liveness import (
     wait_readable,
 )
 from firstlight.agile.node.wire import Answer, AnswerVerb, RequestVerb, Step, refused
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
 if TYPE_CHECKING:
     from firstlight.agile.wasm.client import Attached
 
 _PARTS = (Step.NETWORK, Step.CGROUP)
-_END_SECONDS = 60.0
+_END_SECONDS = longer(60.0)
 _ENDED_MOST = 65536
 """Ends that are kept until somebody waits for them."""
 _WAIT_SECONDS, _SEEN_MOST = 10.0, 65536

@@ -23,12 +23,13 @@ from firstlight.agile.log_lines import log_lines
 from firstlight.agile.node import liveness, process
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import Serving, per_event
+from firstlight.deadlines import longer
 from firstlight.errors import Failed, FirstlightError
 
 _NICE = -10
 _AT_ONCE = 64
 _WAIT_MOST = 60.0
-_NODE_SECONDS, _LOOK_SECONDS = 10.0, 0.02
+_NODE_SECONDS, _LOOK_SECONDS = longer(10.0), 0.02
 _CANNOT_ACCEPT, _ACCEPT_SECONDS = "socket.accept() out of system resource", 1.0  # asyncio's words
 _received = memoryview(bytearray(protocol.MESSAGE_MAX))  # allocating as much for each is slower
 _log = logging.getLogger(__name__)

@@ -16,10 +16,11 @@ from pathlib import Path
 from firstlight.agile.functions import mounts
 from firstlight.agile.network import networks
 from firstlight.agile.parts import cgroups
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
 _ELSEWHERE = "make room there, or name another state directory in the file of --config"
-_LOCK_SECONDS, _RETRY_SECONDS = 1.0, 0.02
+_LOCK_SECONDS, _RETRY_SECONDS = longer(1.0), 0.02
 
 
 class Journal:

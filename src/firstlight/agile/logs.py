@@ -13,12 +13,13 @@ from msgspec import Struct
 
 from firstlight.agile.config import Config
 from firstlight.agile.link import is_readable
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 from firstlight.native import native
 
 _PART = 64 << 10
-_LOOK_SECONDS, _BEGIN_SECONDS = 0.05, 10.0
-_END_SECONDS = 5.0
+_LOOK_SECONDS, _BEGIN_SECONDS = 0.05, longer(10.0)
+_END_SECONDS = longer(5.0)
 
 Position = tuple[int, int]
 """Inode and offset of what is to be read next; (0, 0) is the beginning of what is kept."""

@@ -154,9 +154,12 @@ Out = Annotated[
 Cold = Annotated[bool, typer.Option("--cold", help="Drop the page cache before each batch.")]
 Trace = Annotated[bool, typer.Option(help="Also trace starts, for the breakdown.")]
 Deadline = Annotated[
-    float,
-    typer.Option(metavar="SECONDS", min=0.1, max=YEAR, callback=finite, help="Deadline per start."),
-]
+    float | None,
+    typer.Option(
+        metavar="SECONDS", min=0.1, max=YEAR, callback=finite,
+        help="Deadline per start.  [default: 60]",
+    ),
+]  # fmt: skip
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the schedule's order.")]
 
 

@@ -72,7 +72,7 @@ def run(
     resume: opt.Resume = False,
     cold: opt.Cold = False,
     trace: opt.Trace = True,
-    deadline: opt.Deadline = 60.0,
+    deadline: opt.Deadline = None,
     seed: opt.Seed = 1,
     as_json: Json = False,
 ) -> None:
@@ -112,14 +112,14 @@ def run(
         context="" if nodes else context,
         image="" if nodes else image,
         cri=cri.removeprefix("unix://"),  # as crictl's configuration names it
-        deadline=deadline,
+        deadline=deadline or runner.DEADLINE_SECONDS,
     )
     opt.check_use(chosen, options)
     seconds = opt.budget(budget) or (_FAST_SECONDS if fast else None)
     default = _FAST if fast else _RIGOROUS if rigorous else None if seconds else chosen.repetitions
     plan = runner.Plan(
-        chosen, options, repetitions or default, seed, traced=trace, cold=cold, deadline=deadline,
-        budget=seconds,
+        chosen, options, repetitions or default, seed, traced=trace, cold=cold,
+        deadline=options.deadline, budget=seconds,
     )  # fmt: skip
     directory = out or RUNS / f"{chosen.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     if nodes:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from firstlight.cli.output import YEAR, Json, examples, finite, say
+from firstlight.deadlines import longer
 from firstlight.errors import FirstlightError, Unsupported
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def _stop_signals() -> "Iterator[int]":
     def stop(number: int, _: "FrameType | None") -> None:
         signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGALRM, give_up)
-        signal.alarm(_STOP_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, longer(_STOP_SECONDS))
 
     def give_up(number: int, _: "FrameType | None") -> None:
         signal.signal(number, signal.SIG_DFL)

@@ -8,11 +8,12 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
 _ROOT = Path("/sys/fs/cgroup")
 PREFIX = "firstlight-"
-_EMPTY_SECONDS = 5.0  # a killed process stays in its cgroup until the kernel has torn it down
+_EMPTY_SECONDS = longer(5.0)  # a killed process stays until the kernel has torn it down
 _RETRY_SECONDS = 0.01
 
 

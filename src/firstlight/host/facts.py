@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from firstlight.deadlines import longer
 from firstlight.errors import Unsupported
 from firstlight.host.cgroups import is_unified
 
@@ -152,7 +153,9 @@ def read_line(file: Path) -> str:
 def version(program: str, option: str) -> str | None:
     """The version that a program prints; None if it prints none or is not installed."""
     try:
-        done = subprocess.run([program, option], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            [program, option], capture_output=True, text=True, errors="replace", timeout=longer(10)
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     match = _VERSION.search(done.stdout)

@@ -4,10 +4,11 @@ import threading
 import time
 from socket import if_nametoindex
 
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 from firstlight.host.commands import run
 
-_SETTLE_SECONDS = 60
+_SETTLE_SECONDS = longer(60)
 
 
 def settle() -> None:
@@ -26,7 +27,7 @@ def settle() -> None:
         while link_exists("fl-s"):
             if time.monotonic() > deadline:
                 raise Failed(
-                    f"the kernel has not destroyed old network namespaces in {_SETTLE_SECONDS} s",
+                    f"the kernel has not destroyed old network namespaces in {_SETTLE_SECONDS:g} s",
                     "see dmesg for what holds them",
                 )
             time.sleep(0.002)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from pyroute2 import netns
 
+from firstlight.deadlines import longer
 from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported
 from firstlight.host import cgroups, mounts
 from firstlight.host.mounts import unmount_below
@@ -37,10 +38,10 @@ _LOOP_CLR_FD, _LOOP_GET_STATUS64 = 0x4C01, 0x4C05
 _LOOP_INFO = struct.Struct("56x 64s 112x")  # loop_info64: only lo_file_name
 _OF_SCRATCH = re.compile("owner|work")
 _OF_WATCH = re.compile(r"window\.\d+\.(events|text|stacks)|watch-\d{8}T\d{6}\.\d+")
-_EXIT_SECONDS = 5.0
+_EXIT_SECONDS = longer(5.0)
 _LOOKS = 50
 _ROUNDS = 3  # a process may fork during a search: the next round finds its child
-_STARTING_SECONDS = 10.0  # a run makes its directory, then writes its owner
+_STARTING_SECONDS = longer(10.0)  # a run makes its directory, then writes its owner
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from fcntl import ioctl
 from pathlib import Path
 
+from firstlight.deadlines import longer
 from firstlight.errors import Failed, UnknownName, Unsupported
 from firstlight.native import native
 
@@ -16,7 +17,7 @@ TECHNIQUES = ("bind", "overlay", "tmpfs", "squashfs", "erofs")
 
 _LOOP_CONTROL = Path("/dev/loop-control")
 _LOOP_CTL_REMOVE = 0x4C81
-_RELEASE_SECONDS = 5
+_RELEASE_SECONDS = longer(5)
 _BLOCK = Path("/sys/block")
 MAKERS = {
     "squashfs": ("mksquashfs", "squashfs-tools"),

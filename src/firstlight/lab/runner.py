@@ -19,6 +19,7 @@ import msgspec
 
 from firstlight import __version__
 from firstlight.analysis.compare import apart
+from firstlight.deadlines import longer
 from firstlight.errors import Failed, FirstlightError, Unsupported
 from firstlight.host import facts
 from firstlight.host.netns import settle
@@ -33,8 +34,8 @@ from firstlight.native import checkout
 from firstlight.store import Writer, read
 from firstlight.trace import bpf
 
-DEADLINE_SECONDS = 60.0
-_STOP_SECONDS = 30.0
+DEADLINE_SECONDS = longer(60.0)
+_STOP_SECONDS = longer(30.0)
 _LAST_LINE_CHARACTERS = 300
 
 

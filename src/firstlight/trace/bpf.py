@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
+from firstlight.deadlines import longer
 from firstlight.errors import WITH_SUDO, Failed, Unsupported
 from firstlight.host.facts import PROC, SYS, read_line
 from firstlight.host.ownership import scratch
@@ -120,7 +121,7 @@ class Tracer:
         assert self._process.stderr is not None
         answer = self._process.stdout.readline()
         if not answer.startswith(expected):
-            reason = self._process.stderr.read().strip() or ending(self._process.wait(60))
+            reason = self._process.stderr.read().strip() or ending(self._process.wait(longer(60)))
             raise Failed(f"the tracer failed: {reason}", _HINT)
         return answer
 

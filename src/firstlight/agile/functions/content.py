@@ -31,12 +31,13 @@ from firstlight.agile.functions.records import Code
 from firstlight.agile.functions.store import Store
 from firstlight.agile.functions.unpack import Job, Unpacker, unpacking
 from firstlight.agile.wasm.workers import MODULE_MAX
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
 ZIP_MOST = 250 << 20
 """Bytes of a zip file's content, as Lambda limits them."""
 IMAGE_MOST = 10 << 30
-_COPY_SECONDS, _WORDS_MOST = 1800.0, 500
+_COPY_SECONDS, _WORDS_MOST = longer(1800.0), 500
 _PART = 1 << 20
 _MAGIC = b"\0asm\x01\0\0\0"
 _TASK = "var/task"

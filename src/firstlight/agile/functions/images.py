@@ -28,10 +28,11 @@ from firstlight.agile.functions.errors import (
 )
 from firstlight.agile.functions.errors import DiskFull as Full
 from firstlight.agile.functions.records import TRANSPORTS, ImageSettings
+from firstlight.deadlines import longer
 from firstlight.errors import Failed, Unsupported
 
 LAYERS_MOST = 127
-_SECONDS = 1800
+_SECONDS = longer(1800)
 _WORDS_MOST = 4096
 _PART = 1 << 20
 _DOCUMENT_MOST = 4 << 20
@@ -134,7 +135,7 @@ def fetch(source: str, stage: Path, blobs: Path, uid: int) -> Image:
         ) as child:  # fmt: skip
             status = child.finish()
     except TimeoutError:
-        raise NoImage(f"{source}: fetching it takes more than {_SECONDS} s") from None
+        raise NoImage(f"{source}: fetching it takes more than {_SECONDS:g} s") from None
     if status:
         raise _failure(source, child.errors.decode(errors="replace"))
     return _check_layout(source, stage / "layout", blobs)

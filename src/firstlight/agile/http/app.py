@@ -19,10 +19,11 @@ from firstlight.agile.http import sigv4
 from firstlight.agile.http.bounded import Bounded
 from firstlight.agile.http.connection import Connection
 from firstlight.agile.http.sigv4 import Verified
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
 _BACKLOG = 1024
-_CLOSE_SECONDS = 5
+_CLOSE_SECONDS = round(longer(5))
 
 
 class _Server(uvicorn.Server):

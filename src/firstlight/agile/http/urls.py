@@ -23,6 +23,7 @@ from firstlight.agile.serving import Serving, Throttled
 from firstlight.agile.serving.answer import timed_out
 from firstlight.agile.serving.upstream import Broken, Exchange, Headers, Late, Malformed, Unreached
 from firstlight.agile.serving.web import WebInstance
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
 PREFIX = "/function"
@@ -31,7 +32,7 @@ _ONE_HOP = {
     b"transfer-encoding", b"upgrade", b"proxy-connection",
 }  # fmt: skip
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_END_SECONDS, _SOON_SECONDS = 1.0, 0.1
+_END_SECONDS, _SOON_SECONDS = longer(1.0), longer(0.1)
 """How long a broken connection waits for the news that the instance has ended: one whose first
 process is ending, and another, such as a shell, which ends when its server has.
 """

@@ -12,9 +12,10 @@ from ipaddress import IPv4Network
 
 from firstlight.agile.network import nethelper
 from firstlight.agile.network.nethelper import NetHelper
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
-GONE_SECONDS, RETRY_SECONDS = 10.0, 0.01
+GONE_SECONDS, RETRY_SECONDS = longer(10.0), 0.01
 _SWEEP_SECONDS, _SWEEP_SHARE = 0.5, 4
 
 

@@ -15,10 +15,11 @@ from typing import Any
 
 from firstlight.agile.network import nethelper
 from firstlight.agile.network.firewall import Listing, Run
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
 _LEGACY_TABLES = Path("/proc/thread-self/net/ip_tables_names")
-_SECONDS = 10.0
+_SECONDS = longer(10.0)
 _log = logging.getLogger(__name__)
 
 

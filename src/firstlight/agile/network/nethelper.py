@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from firstlight.agile import helper
 from firstlight.agile.helper import Helper
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 from firstlight.native import native
 
@@ -23,7 +24,7 @@ PROGRAM = "net-helper"
 _REQUEST, _ANSWER = Struct("=IIQi4s4s16s16sI16s16s"), Struct("=QQQQi28s")
 _RANGE = Struct("=4s4si")
 RANGES_MAX, _BODY_MAX, _MESSAGE_MAX = 1024, 65536, 4096
-SILENCE_SECONDS = 10.0
+SILENCE_SECONDS = longer(10.0)
 """A helper with requests that is silent for this long hangs."""
 _FIRST = 6
 """So many times as long may the first answer take, for which the kernel loads modules."""

@@ -10,9 +10,10 @@ from firstlight.agile.config import Pools, PoolSize
 from firstlight.agile.function import Counts
 from firstlight.agile.node.process import Node
 from firstlight.agile.parts.demand import Demand
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
-_WARM_SECONDS = 10.0
+_WARM_SECONDS = longer(10.0)
 
 
 class GenericSandboxes:

@@ -40,13 +40,14 @@ from firstlight.agile.parts.cgroups import Cgroups
 from firstlight.agile.parts.pool import LoadGate
 from firstlight.agile.parts.shelves import Held
 from firstlight.agile.parts.stock import Stock
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
 ZYGOTE_PROFILE, _BASE_PROFILE = 1, 4
 ZYGOTE_CALLS = ("setns",)
 NO_FLAGS = Flag(0)
 _RETRY_SECONDS = 0.1
-_END_SECONDS = 10.0
+_END_SECONDS = longer(10.0)
 _log = logging.getLogger(__name__)
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from firstlight.agile import protocol
 from firstlight.agile.link import is_readable
 from firstlight.agile.node import wire
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
 LOOK_SECONDS = 10.0
 """Who waits looks after this time, and again."""
-HANG_SECONDS = 30.0
+HANG_SECONDS = longer(30.0)
 """Who does not answer a look in this time hangs."""
 
 

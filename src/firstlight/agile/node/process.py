@@ -15,18 +15,20 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from firstlight import deadlines
 from firstlight.agile import helper
 from firstlight.agile.config import Config, PoolSize
 from firstlight.agile.link import Link, is_readable
 from firstlight.agile.node import liveness, wire
 from firstlight.agile.node.liveness import peer
 from firstlight.agile.node.wire import Event, EventVerb, OrderVerb
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 from firstlight.native import native
 
 _log = logging.getLogger(__name__)
-_START_SECONDS = 10.0
-_END_SECONDS = 10.0
+_START_SECONDS = longer(10.0)
+_END_SECONDS = longer(10.0)
 
 
 @dataclass
@@ -396,7 +398,7 @@ def _start(config: Config) -> socket.socket:
     reading, writing = os.pipe()
     try:
         words = str(config.directory), str(config.instances)
-        pid = helper.spawn(path, writing, *words, environment={})
+        pid = helper.spawn(path, writing, *words, environment=deadlines.variable())
     except OSError as error:
         raise Failed(f"cannot start {path}: {error.strerror}",
                      "more pids and open files, or fewer instances") from error  # fmt: skip

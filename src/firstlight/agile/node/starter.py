@@ -11,9 +11,10 @@ from firstlight.agile.link import is_passing, rights
 from firstlight.agile.node import liveness, wire
 from firstlight.agile.node.liveness import peer
 from firstlight.agile.node.wire import Answer, AnswerVerb, RequestVerb
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
-ANSWER_SECONDS = 60.0
+ANSWER_SECONDS = longer(60.0)
 """The node refuses a start that waits for parts after half of it."""
 
 

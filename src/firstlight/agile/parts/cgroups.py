@@ -15,13 +15,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from firstlight.deadlines import longer
 from firstlight.errors import Failed, Unsupported
 
 CONTROLLERS = ("cpu", "memory", "pids")
 _ENABLED = "+cpu +memory +pids"
 _PERIOD_US = 100_000
 _OPTIONAL = (".swap.", ".memsw.", ".kmem.tcp.", ".oom.group")
-_EMPTY_SECONDS = 10.0
+_EMPTY_SECONDS = longer(10.0)
 _RETRY_SECONDS = 0.01
 
 

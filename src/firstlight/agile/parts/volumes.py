@@ -18,6 +18,7 @@ from pathlib import Path
 from struct import Struct
 
 from firstlight.agile.function import SECRETS, Function, Volume
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
 SECRET_MOST = 64 << 10
@@ -31,7 +32,7 @@ _SET_STRING, _CREATE = 1, 6
 _ATTRIBUTES = Struct("=QQQQ")  # set, cleared, propagation, user namespace; mount_setattr(2)
 _HOW = Struct("=QQQ")  # flags, mode, resolve; openat2(2)
 _NO_MAGIC_LINKS, _NO_LINKS, _IN_ROOT = 2, 4, 16
-_SECONDS = 10.0
+_SECONDS = longer(10.0)
 _LINKS_MOST = 40
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -20,13 +20,14 @@ from firstlight.agile.pods.cluster import Trouble
 from firstlight.agile.pods.leases import Lease, Leases
 from firstlight.agile.pods.networks import PodNetwork, PodNetworks
 from firstlight.agile.pods.wire import Answer, Code, Request, Verb
+from firstlight.deadlines import longer
 from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported
 
 _BACKLOG = 4096
 _RIGHT, _RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS), socket.CMSG_SPACE(4)
 _AT_ONCE = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 _LOOK_SECONDS, _RETRY_SECONDS = 10.0, 0.1
-_SILENCE_SECONDS = 30.0
+_SILENCE_SECONDS = longer(30.0)
 _CALM_SECONDS, _PATIENCE_SECONDS = 0.05, 1.0  # a pod still starts after its ADD
 _DONE = Answer().encode()
 _log = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ from firstlight.agile.apiserver import Object, Refused, Server
 from firstlight.agile.config import Config
 from firstlight.agile.function import Counts
 from firstlight.agile.pods.wire import Request
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 from firstlight.files import write_whole
 
@@ -30,7 +31,7 @@ CONDITION = "FirstlightPodNetworks"
 RANGES = "ranges"
 """The file beside the leases with the ranges of the Node."""
 _NODES = "/api/v1/nodes"
-_RANGE_SECONDS, _RETRY_SECONDS = 120.0, 1.0
+_RANGE_SECONDS, _RETRY_SECONDS = longer(120.0), 1.0
 _ROUTES_SECONDS = 15.0
 _EVENT_SECONDS = 60.0
 _log = logging.getLogger(__name__)

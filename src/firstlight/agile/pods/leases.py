@@ -18,9 +18,10 @@ from typing import NamedTuple
 import msgspec
 
 from firstlight.agile.pods.wire import Key
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
-_LOCK_SECONDS, _RETRY_SECONDS = 30.0, 0.02
+_LOCK_SECONDS, _RETRY_SECONDS = longer(30.0), 0.02
 _SPARE_LINES = 4096
 
 

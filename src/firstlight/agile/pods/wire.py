@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
 MAGIC = 0x31504C46
@@ -19,7 +20,7 @@ REQUEST = Struct("=IIII128s256s16s64s256s64s")
 ANSWER = Struct("=IiII4s4s16s16s6s6s16s444s")
 ATTACHMENT = Struct("=256s16s")
 _TEXT_MAX = 443
-_ASK_SECONDS = 10.0
+_ASK_SECONDS = longer(10.0)
 
 
 class Verb(IntEnum):

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from firstlight.agile.output import Output
+from firstlight.deadlines import longer
 
 _MOST = 8 << 10
 
@@ -32,7 +33,7 @@ class Drain:
 
     async def end(self) -> str:
         """The end of all outputs, once they have ended or a second has passed."""
-        await asyncio.wait(self._tasks, timeout=1.0)
+        await asyncio.wait(self._tasks, timeout=longer(1.0))
         return self.text
 
     def close(self) -> None:

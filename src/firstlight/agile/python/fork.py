@@ -20,6 +20,7 @@ from firstlight.agile.node.process import Keepsake
 from firstlight.agile.output import Output, pipes
 from firstlight.agile.partial import Partial
 from firstlight.agile.python.place import Place
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 ANSWER_MOST = 8 << 20
 _OUTPUT_MOST = 1 << 16
 _SHORT = 1 << 16  # bytes of an answer with half a surrogate pair: Python's parser takes its time
-_END_SECONDS = 1.0
+_END_SECONDS = longer(1.0)
 _PIDFD_GET_INFO, _PIDFD_INFO_EXIT = 0xC040FF0B, 8  # Linux 6.15
 
 

@@ -29,6 +29,7 @@ from firstlight.agile.python.drain import Drain
 from firstlight.agile.python.place import Placer
 from firstlight.agile.python.sources import Sources, clock
 from firstlight.agile.verify import Unconfined
+from firstlight.deadlines import longer
 from firstlight.errors import Failed, Unsupported
 from firstlight.native import native
 
@@ -39,10 +40,10 @@ _FILES_LEAST = 64  # for an interpreter that imports, and receives a fork's desc
 _NAMES_MOST = 9  # of files in /tmp
 _CONTROL = 3
 """The control socket, after the streams; see ``zygote_main``."""
-IMPORT_SECONDS = 10.0
+IMPORT_SECONDS = longer(10.0)
 """The least time limit of an import, which ``timeout`` raises."""
-_END_SECONDS = 5.0
-_SETTLE_SECONDS = _SEND_SECONDS = 10.0
+_END_SECONDS = longer(5.0)
+_SETTLE_SECONDS = _SEND_SECONDS = longer(10.0)
 # Unbuffered: forks would inherit what an import printed, and lose what they print before a crash.
 _ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
 # Libraries that start threads on import cannot be forked; these start one per CPU by default.

@@ -14,12 +14,13 @@ from firstlight.agile.helper import Helper
 from firstlight.agile.network.networks import Network
 from firstlight.agile.node.process import Keepsake
 from firstlight.agile.parts.cgroups import Cgroup, Cgroups
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
 _ZYGOTE = Struct("=Q64s")
 _REPORT = Struct("=ii")
 _STEPS = ("clone", "cgroup", "network", "mount", "host name", "rights")
-_SECONDS = 10.0
+_SECONDS = longer(10.0)
 _ENTERED = ("pid", "mnt", "net", "ipc", "uts", "cgroup")
 
 
@@ -125,7 +126,7 @@ class Placer:
                 async with asyncio.timeout(_SECONDS):
                     report = await loop.sock_recv(hold, _REPORT.size)
             except TimeoutError:
-                raise NodeFailed(f"a fork's sandbox was not ready in {_SECONDS} s") from None
+                raise NodeFailed(f"a fork's sandbox was not ready in {_SECONDS:g} s") from None
             except OSError:
                 report = b""
             if not report:

@@ -13,8 +13,9 @@ from contextlib import suppress
 import h11
 
 from firstlight.agile.link import is_readable
+from firstlight.deadlines import longer
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = longer(5.0)
 KEEP_SECONDS = 1.0
 """For so long a connection waits for another request; servers close theirs after 2 s or more."""
 _KEPT_MOST = 64

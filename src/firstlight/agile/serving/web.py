@@ -20,9 +20,10 @@ from firstlight.agile.serving.answer import ending, last_line, timed_out
 from firstlight.agile.serving.log import Log, start_logged
 from firstlight.agile.serving.starts import Starts, stopping
 from firstlight.agile.serving.upstream import CONNECT_SECONDS, Late, Upstream
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
-_START_SECONDS = 10.0
+_START_SECONDS = longer(10.0)
 _LOOK_SECONDS = 1.0
 _DRAIN_SECONDS = 900.0
 """How long the requests of a version that was replaced or removed may go on."""

@@ -7,6 +7,7 @@ from collections import deque
 from contextlib import suppress
 
 from firstlight.agile.shim.ttrpc import HEADER, Message, messages, now, request, timestamp
+from firstlight.deadlines import longer
 
 _SERVICE = "containerd.services.events.ttrpc.v1.Events"
 _TOPICS = {
@@ -16,7 +17,7 @@ _TOPICS = {
     "TaskExecStarted": "/tasks/exec-started",
 }  # fmt: skip
 _WAITING_MAX = 10_000
-_ANSWER_SECONDS = 10.0
+_ANSWER_SECONDS = longer(10.0)
 _AGAIN_SECONDS = 0.2
 _log = logging.getLogger(__name__)
 

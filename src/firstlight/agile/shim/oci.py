@@ -11,12 +11,13 @@ from pathlib import Path
 
 from firstlight.agile.shim.program import Program
 from firstlight.agile.shim.ttrpc import Code, Refused
+from firstlight.deadlines import longer
 
-_SECONDS = 60.0
+_SECONDS = longer(60.0)
 _NICE = -10
-_END_SECONDS = 5.0
+_END_SECONDS = longer(5.0)
 _AT_ONCE = 2 * len(os.sched_getaffinity(0))
-_PATIENCE_SECONDS = 2.0
+_PATIENCE_SECONDS = longer(2.0)
 _files = 1024
 _NULL = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 _DEFAULTS = {signal.Signals(number) for number in signal.valid_signals()

@@ -23,13 +23,14 @@ import msgspec
 from firstlight.agile.shim import oci
 from firstlight.agile.shim.mounts import mount, unmount
 from firstlight.agile.shim.ttrpc import Code, Message, Refused, messages, now
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 from firstlight.files import unfinished, write_whole
 from firstlight.native import native
 
 _ANSWER = Struct("=i256s")
 _PID = Struct("=i")
-_SECONDS = 60.0
+_SECONDS = longer(60.0)
 _QUIET_SECONDS = 0.3
 _SHM = ("nosuid", "nodev", "noexec", "mode=1777", "size=65536k")
 _USUAL = ("ipc", "uts", "pid")

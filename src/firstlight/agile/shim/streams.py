@@ -21,10 +21,11 @@ from urllib.parse import urlsplit
 
 from firstlight.agile.shim.keeper import Keeper
 from firstlight.agile.shim.ttrpc import Code, Refused
+from firstlight.deadlines import longer
 
 _CHUNK = 1 << 16
-_MASTER_SECONDS = 60.0
-_DRAIN_SECONDS = 10.0
+_MASTER_SECONDS = longer(60.0)
+_DRAIN_SECONDS = longer(10.0)
 _NULL = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
 

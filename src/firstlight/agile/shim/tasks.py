@@ -22,13 +22,14 @@ from firstlight.agile.shim.oci import OciRuntime
 from firstlight.agile.shim.sandboxes import Sandboxes, started
 from firstlight.agile.shim.streams import Streams
 from firstlight.agile.shim.ttrpc import Code, Message, Refused, messages, now, timestamp
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 from firstlight.files import write_whole
 
 CREATED, RUNNING, STOPPED, PAUSED = 1, 2, 3, 4
 """containerd.v1.types.Status."""
-_END_SECONDS = 60.0
-_OOM_SECONDS = 2.0
+_END_SECONDS = longer(60.0)
+_OOM_SECONDS = longer(2.0)
 _log = logging.getLogger(__name__)
 
 

@@ -7,9 +7,10 @@ from firstlight.agile.function import Function, Result
 from firstlight.agile.link import is_readable
 from firstlight.agile.wasm import event as wasm_event
 from firstlight.agile.wasm import wire
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
-_GRACE_SECONDS = 2.0
+_GRACE_SECONDS = longer(2.0)
 CONNECTIONS_MAX = 256
 """Of one worker: WASM_CONNECTIONS_MAX of native/agile/wasm.h."""
 

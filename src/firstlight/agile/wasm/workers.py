@@ -35,6 +35,7 @@ from firstlight.agile.single_flight import shared
 from firstlight.agile.wasm import event as wasm_event
 from firstlight.agile.wasm.channel import Channel
 from firstlight.agile.wasm.event import WORDS_MOST
+from firstlight.deadlines import longer
 from firstlight.errors import Failed, Unsupported
 from firstlight.native import make, native
 
@@ -47,7 +48,7 @@ WORKER_BYTES = 512 << 20
 IDLE_SECONDS = 300.0
 """After this time without a request the runtime leaves a worker, which ends with its last
 client."""
-COMPILE_SECONDS = 10.0
+COMPILE_SECONDS = longer(10.0)
 """Minimum deadline of a compilation, even if the function's is shorter."""
 ELEMENTS = 1 << 16
 MODULE_MAX = 256 << 20
@@ -55,7 +56,7 @@ _MEMORY_MAX = 4 << 30
 _PIDS, _FILES = 128, 4096
 _REFUSED = 3
 _STALE_SECONDS = 0.2
-_GRACE_SECONDS, _END_SECONDS = 2.0, 30.0
+_GRACE_SECONDS, _END_SECONDS = longer(2.0), longer(30.0)
 _DIRECTORIES = ("proc", "dev", "tmp")
 
 

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from firstlight.deadlines import longer
 from firstlight.errors import Unsupported
 from firstlight.host.ownership import scratch
 from firstlight.lab.backends import qemu_build
@@ -22,7 +23,7 @@ _KVM = Path("/dev/kvm")
 LOOPS = 100_000
 _FAIR_SECONDS = 0.02  # a processor needs 0.1 ms, TCG 1 ms
 _TRIES = 3  # the guest, or this process, may have waited for a CPU
-_TIMEOUT_SECONDS = 8.0
+_TIMEOUT_SECONDS = longer(8.0)
 _ENTRY = 0x100000
 _KVM_CPUS = ("host", "host,-arch-capabilities")
 """CPU models to try under KVM. Some nested KVMs refuse to set MSR_IA32_ARCH_CAPABILITIES, and QEMU

@@ -23,6 +23,7 @@ from typing import Self
 
 from pyroute2 import IPRoute, NetlinkError
 
+from firstlight.deadlines import longer
 from firstlight.errors import WITH_SUDO, Failed, UnknownName, Unsupported
 from firstlight.host.commands import run
 from firstlight.host.mounts import mount_points
@@ -42,8 +43,8 @@ _INTERFACE = "eth0"
 _UPLINK = "uplink"
 _ADDRESS = "192.0.2.1/24"  # reserved for documentation by RFC 5737: nobody's address
 _AT_ONCE = 4  # untimed ADDs and DELs at once: more would only wait for the kernel's locks
-_UNTIMED_SECONDS = 120.0  # for all of them together
-_CLEARING_SECONDS = 15.0  # a plugin may wait for a dead daemon; what is left is swept away
+_UNTIMED_SECONDS = longer(120.0)  # for all of them together
+_CLEARING_SECONDS = longer(15.0)  # a plugin may wait for a dead daemon; what is left is swept away
 
 
 @dataclass(frozen=True)

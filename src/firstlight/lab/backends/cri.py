@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from firstlight.deadlines import longer
 from firstlight.errors import Unsupported
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
@@ -25,7 +26,7 @@ from firstlight.lab.cluster.settings import PAYLOAD
 from firstlight.lab.cni import known
 from firstlight.model import EndPoint, Telemetry
 
-_TELEMETRY_SECONDS = 5.0
+_TELEMETRY_SECONDS = longer(5.0)
 _names = count()
 
 

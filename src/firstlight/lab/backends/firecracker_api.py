@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 
-_ANSWER_SECONDS = 120.0  # a snapshot writes the guest's whole memory
+_ANSWER_SECONDS = longer(120.0)  # a snapshot writes the guest's whole memory
 
 Body = dict[str, object]
 

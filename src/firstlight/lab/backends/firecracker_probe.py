@@ -7,6 +7,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+from firstlight.deadlines import longer
 from firstlight.errors import Unsupported
 from firstlight.host.ownership import scratch
 from firstlight.lab.backends import accel
@@ -40,7 +41,11 @@ def version(program: str) -> Version:
     """The version. Raises Unsupported for a program that is not Firecracker."""
     try:
         output = subprocess.run(
-            [program, "--version"], capture_output=True, text=True, errors="replace", timeout=20
+            [program, "--version"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=longer(20),
         ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unsupported(f"cannot run {program}: {error}", _GET) from error

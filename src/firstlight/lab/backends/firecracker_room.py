@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
 
+from firstlight.deadlines import longer
 from firstlight.errors import Failed, Unsupported
 
 CONFIG, REQUESTS, API, LOG = "config.json", "requests", "api.socket", "firecracker.log"
 STATE, MEMORY, DISK = "snapshot.state", "snapshot.memory", "disk"
-_MAKE_SECONDS = 120.0
+_MAKE_SECONDS = longer(120.0)
 
 
 @dataclass(frozen=True)

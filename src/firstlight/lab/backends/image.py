@@ -18,6 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import Literal
 
+from firstlight.deadlines import longer
 from firstlight.errors import Failed, Unsupported
 from firstlight.host.workspace import DISK, Workspace, make_directory
 from firstlight.lab.backends import Execute, Prepared
@@ -31,7 +32,7 @@ SNAPSHOTTERS = ("overlayfs", "native", "erofs")
 _ADDRESS = ("127.0.0.1", 5000)
 _NETWORK = "bridge"  # containerd needs one for its CRI, which is not used
 _FILE = 1 << 18
-_SECONDS = 120.0
+_SECONDS = longer(120.0)
 _names = count()
 
 
@@ -104,7 +105,7 @@ def _probe_erofs() -> None:
     """Raise Unsupported if containerd cannot make and mount images of erofs."""
     if not shutil.which("mkfs.erofs"):
         raise Unsupported("mkfs.erofs is not installed", "apt-get install erofs-utils")
-    done = subprocess.run(["mkfs.erofs", "--help"], capture_output=True, text=True, timeout=10)
+    done = _output(("mkfs.erofs", "--help"))
     if "--tar" not in done.stdout + done.stderr:
         raise Unsupported("mkfs.erofs is too old: it has no --tar", "install erofs-utils 1.8")
     if "erofs" not in Path("/proc/filesystems").read_text():
@@ -246,7 +247,16 @@ def _data(layers: int, mebibytes: int) -> list[dict[str, bytes]]:
     return parts
 
 
+def _output(argv: tuple[str, ...]) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Failed(f"cannot run {argv[0]}: {error}", "firstlight doctor shows more") from error
+
+
 def _check(argv: tuple[str, ...]) -> None:
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=_SECONDS)
+    done = _output(argv)
     if done.returncode:
         raise Failed(f"{' '.join(argv[:1] + argv[-3:])} failed: {done.stderr.strip()}")

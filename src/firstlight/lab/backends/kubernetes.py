@@ -16,6 +16,7 @@ from typing import Self
 import msgspec
 
 from firstlight.agile import apiserver
+from firstlight.deadlines import longer
 from firstlight.errors import Unsupported
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Prepared
@@ -27,7 +28,7 @@ from firstlight.lab.cluster.settings import PAYLOAD
 from firstlight.lab.cni import known
 from firstlight.model import EndPoint, Telemetry
 
-_TELEMETRY_SECONDS = 5.0
+_TELEMETRY_SECONDS = longer(5.0)
 _names = count()
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from firstlight.deadlines import longer
 from firstlight.errors import WITH_SUDO, Failed, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.commands import run
@@ -27,8 +28,8 @@ from firstlight.lab.backends.oci_spec import PAYLOAD, Process
 from firstlight.model import EndPoint
 from firstlight.native import native
 
-_DELETE_SECONDS = 20
-_TRY_SECONDS = 60
+_DELETE_SECONDS = longer(20)
+_TRY_SECONDS = longer(60)
 _LAST_CHARACTERS = 300
 
 
@@ -68,8 +69,8 @@ def _identity(program: str) -> str:
     """The runtime's own name: it may be a wrapper, or installed by another name."""
     try:
         done = subprocess.run(
-            [program, "--version"], capture_output=True, text=True, errors="replace", timeout=10,
-            stdin=subprocess.DEVNULL,
+            [program, "--version"], capture_output=True, text=True, errors="replace",
+            timeout=longer(10), stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return Path(program).name
@@ -131,7 +132,7 @@ class Oci:
                     capture_output=True, text=True, errors="replace", timeout=_TRY_SECONDS,
                 )  # fmt: skip
             except subprocess.TimeoutExpired as error:
-                raise Failed(f"a container has not ended after {_TRY_SECONDS} s") from error
+                raise Failed(f"a container has not ended after {_TRY_SECONDS:g} s") from error
         if done.returncode:
             raise Failed(_last_words(done.stderr) or f"exit status {done.returncode}")
 
@@ -248,7 +249,7 @@ class Bundles:
             except subprocess.TimeoutExpired as error:
                 raise Failed(
                     f"{self.oci.name} has not deleted container {container.name}"
-                    f" after {_DELETE_SECONDS} s"
+                    f" after {_DELETE_SECONDS:g} s"
                 ) from error
         cgroups.remove(cgroups.name(self.workspace.run))
         unmount_below(self.base)

@@ -17,6 +17,7 @@ from firstlight.agile import Config, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.config import Http, Pools, PoolSize
 from firstlight.agile.functions.records import DirectorySource, Settings
+from firstlight.deadlines import longer
 from firstlight.errors import Failed, UnknownName, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
@@ -26,7 +27,7 @@ from firstlight.lab.backends.functions import probe_python, workplace
 from firstlight.model import EndPoint
 
 _PORT = 9400
-_FULL_SECONDS, _LOOK_SECONDS = 60.0, 0.02
+_FULL_SECONDS, _LOOK_SECONDS = longer(60.0), 0.02
 _NAME = "measured"
 _HANDLER = "import time\n\n\ndef main(event, context):\n    return time.monotonic_ns()\n"
 _RATE = 1e4  # per second: untimed, so as fast as possible

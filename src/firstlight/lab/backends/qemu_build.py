@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from functools import cache
 
+from firstlight.deadlines import longer
 from firstlight.errors import Unsupported
 from firstlight.lab.guests import clock
 from firstlight.native import native
@@ -106,7 +107,7 @@ def _number(text: str, before: str, behind: str = "") -> int:
 def _output_of(*command: str, **environment: str) -> str:
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=30,
+            command, capture_output=True, text=True, errors="replace", timeout=longer(30),
             env=os.environ | environment,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:

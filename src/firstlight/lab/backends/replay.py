@@ -18,6 +18,7 @@ import msgspec
 from firstlight.agile import Config, Function, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.config import Pools, PoolSize
+from firstlight.deadlines import longer
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
 from firstlight.lab import replay
@@ -41,7 +42,7 @@ _NOON = replay.DAY / 2
 _TOGETHER = 0.01
 _RATE = 1e4
 _LOOK_SECONDS = 0.1
-_WARM_SECONDS = 60.0
+_WARM_SECONDS = longer(60.0)
 _MEASURED = 5
 
 

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 from firstlight.host.workspace import unshare
 from firstlight.lab.cluster import forward, image, links, mounts
@@ -44,8 +45,8 @@ from firstlight.lab.cluster.settings import (
 _NAMESPACES = 0x00020000 | 0x40000000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x02000000
 """CLONE_NEW of mount, net, uts, ipc, pid and cgroup."""
 _PR_SET_PDEATHSIG = 1
-_DEADLINE_SECONDS = 120.0  # for each component, on a busy machine
-_ASK_SECONDS = 2.0
+_DEADLINE_SECONDS = longer(120.0)  # for each component, on a busy machine
+_ASK_SECONDS = longer(2.0)
 _POLL_SECONDS = 0.05
 _LAST_WORDS = 400
 

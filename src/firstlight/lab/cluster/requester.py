@@ -19,14 +19,15 @@ from typing import Any
 import msgspec
 
 from firstlight.agile import apiserver
+from firstlight.deadlines import longer
 from firstlight.lab.cluster import start_server
 
-_ACCOUNT_SECONDS = 30.0
-_DELETE_SECONDS, _LOOK_SECONDS = 60.0, 5.0
-_ANSWER_SECONDS = 30.0
-_QUIET_SECONDS = 300.0
+_ACCOUNT_SECONDS = longer(30.0)
+_DELETE_SECONDS, _LOOK_SECONDS = longer(60.0), 5.0
+_ANSWER_SECONDS = longer(30.0)
+_QUIET_SECONDS = longer(300.0)
 """How long the API may take for an answer, and send no events before they are asked for again."""
-_LOG_SECONDS = 12.0  # longer than the payload waits for its packet
+_LOG_SECONDS = longer(12.0)  # longer than the payload waits for its packet
 _HOPELESS = ("ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff", "InvalidImageName",
              "CreateContainerConfigError", "CreateContainerError", "RunContainerError",
              "CrashLoopBackOff")  # fmt: skip

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import msgspec
 
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 from firstlight.host.workspace import Workspace
 from firstlight.lab.cluster import requester, sandboxer
 
-_END_SECONDS = 120.0  # time to delete what it has made
+_END_SECONDS = longer(120.0)  # time to delete what it has made
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from firstlight.agile.shim import command as shim
+from firstlight.deadlines import longer
 from firstlight.errors import WITH_SUDO, Failed, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.commands import run
@@ -35,9 +36,9 @@ from firstlight.lab.cni import known, plugin, services
 from firstlight.lab.cni.conf import NetworkList
 from firstlight.native import native
 
-_UP_SECONDS = 300.0  # in all: each component has a deadline of its own
-_DOWN_SECONDS = 20.0
-_QUIET_SECONDS = 120.0
+_UP_SECONDS = longer(300.0)  # in all: each component has a deadline of its own
+_DOWN_SECONDS = longer(20.0)
+_QUIET_SECONDS = longer(120.0)
 _POLL_SECONDS = 0.05
 _SHIM = "containerd-shim"  # as the kernel cuts its name
 _KEEPER, _SANDBOX = "shim-keeper", "pause"

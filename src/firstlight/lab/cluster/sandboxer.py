@@ -15,13 +15,14 @@ from typing import Any
 
 import msgspec
 
+from firstlight.deadlines import longer
 from firstlight.lab.cluster import start_server
 
 PROTO = "firstlight/lab/cluster/cri.proto"
 _INSTRUCTION = "firstlight ready "
-_STATUS_SECONDS = 10.0
-_LOG_SECONDS = 5.0
-_END_SECONDS = 60.0
+_STATUS_SECONDS = longer(10.0)
+_LOG_SECONDS = longer(5.0)
+_END_SECONDS = longer(60.0)
 
 
 class Configuration(msgspec.Struct, frozen=True):

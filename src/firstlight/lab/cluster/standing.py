@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from firstlight.deadlines import longer
 from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported
 from firstlight.files import write_whole
 from firstlight.host.ownership import start_time
@@ -32,8 +33,8 @@ from firstlight.lab.cluster.settings import API_PORT, Settings, components
 NAME = "cluster"
 _DIRECTORY = STATE / NAME
 _RECORD = _DIRECTORY / "cluster.json"
-_DOWN_SECONDS = 60.0
-_LOAD_SECONDS = 300.0
+_DOWN_SECONDS = longer(60.0)
+_LOAD_SECONDS = longer(300.0)
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -151,7 +152,11 @@ def load(archive: Path, nodes: Collection[str] = ()) -> None:
             continue
         words = (programs.path("ctr"), "--address", f"/proc/{record.first}/root{node.socket}",
                  "--namespace", "k8s.io", "images", "import", archive)  # fmt: skip
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_LOAD_SECONDS)
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=_LOAD_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise Failed(f"{node.name} has not imported {archive} in {_LOAD_SECONDS:g} s",
+                         "firstlight cluster status shows its components") from error  # fmt: skip
         if done.returncode:
             raise Failed(f"{node.name} cannot import {archive}: {done.stderr.strip()}")
 

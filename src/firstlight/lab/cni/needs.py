@@ -8,7 +8,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from firstlight.errors import Unsupported
+from firstlight.deadlines import VARIABLE, longer
+from firstlight.errors import Failed, Unsupported
 from firstlight.lab.cni.conf import BadConf, Json, NetworkList
 
 _KINDS = {
@@ -27,7 +28,7 @@ _LINK_KEYS = ("master", "hostInterface", "uplink")
 _FILE_KEYS = ("logfile", "log_file", "log_file_path")
 _UNDER = dict.fromkeys(_ON_A_LINK, "link probe0")
 _OPTIONS = {"veth": "peer name probe3", "macvlan": "mode bridge", "vlan": "id 7", "vrf": "table 7"}
-_SECONDS = 10
+_SECONDS = longer(10)
 
 
 def directories(network: NetworkList) -> set[Path]:
@@ -113,6 +114,9 @@ def _check_link(kind: str, who: str) -> None:
         raise Unsupported(
             f"unshare cannot be executed: {error.strerror}", "apt-get install util-linux iproute2"
         ) from error
+    except subprocess.TimeoutExpired as error:
+        raise Failed(f"ip has not made a {kind} link in {_SECONDS:g} s",
+                     f"if the machine is slow: {VARIABLE}=10") from error  # fmt: skip
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
         raise Unsupported(

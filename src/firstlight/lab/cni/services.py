@@ -28,13 +28,14 @@ from pyroute2 import IPRoute
 from firstlight.agile.config import load
 from firstlight.agile.pods import daemon as pods
 from firstlight.agile.pods import wire
+from firstlight.deadlines import longer
 from firstlight.errors import Failed, Unsupported
 from firstlight.host.workspace import make_directory
 from firstlight.lab.cni import agent, known, weaver
 from firstlight.lab.cni.known import NetworkInfo
 from firstlight.native import native
 
-_READY_SECONDS = 30.0
+_READY_SECONDS = longer(30.0)
 _ETCD = "http://127.0.0.1:2379"
 _OURS = (
     sys.executable,
@@ -134,7 +135,7 @@ def _fill(info: NetworkInfo) -> None:
 
 def _etcd_is_healthy() -> bool:
     try:
-        with urllib.request.urlopen(f"{_ETCD}/health", timeout=5) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"{_ETCD}/health", timeout=longer(5)) as answer:  # noqa: S310
             return bool(json.load(answer).get("health") == "true")
     except (OSError, ValueError):
         return False
@@ -144,7 +145,7 @@ def _put(key: str, value: Mapping[str, Any]) -> None:
     pair = {"key": key.encode(), "value": json.dumps(value).encode()}
     body = {name: base64.b64encode(part).decode() for name, part in pair.items()}
     request = urllib.request.Request(f"{_ETCD}/v3/kv/put", json.dumps(body).encode())  # noqa: S310
-    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=longer(10)) as answer:  # noqa: S310
         answer.read()
 
 

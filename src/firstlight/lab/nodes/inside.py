@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from firstlight.deadlines import longer
 from firstlight.errors import FirstlightError, Unsupported
 from firstlight.files import write_whole
 from firstlight.lab import runner
@@ -30,7 +31,7 @@ from firstlight.trace import bpf
 
 _RUN = Path("/run/firstlight-run")
 _SENT = Path("/run/firstlight-sent")
-_FETCH_SECONDS = 600.0
+_FETCH_SECONDS = longer(600.0)
 _ALIVE_SECONDS = 5.0
 _LOOK_SECONDS = 0.1
 

@@ -17,6 +17,7 @@ import msgspec
 
 from firstlight import __version__
 from firstlight.agile import apiserver
+from firstlight.deadlines import longer
 from firstlight.errors import Failed, FirstlightError, Unsupported
 from firstlight.host.workspace import DISK
 from firstlight.lab.nodes.order import VARIABLE, Event, Order
@@ -26,12 +27,12 @@ IMAGE = f"docker.io/firstlight/lab:{__version__}"
 """What ``make lab-image`` builds."""
 ALL = "all"
 _LABEL = "firstlight.run"
-_START_SECONDS = 300.0  # an image may have to be pulled
+_START_SECONDS = longer(300.0)  # an image may have to be pulled
 _RUN_MOST, _LINE_MOST = 1 << 30, 1 << 20
-_SILENT_SECONDS = 60.0
-_DELETE_SECONDS = 120.0
+_SILENT_SECONDS = longer(60.0)
+_DELETE_SECONDS = longer(120.0)
 _LONGEST_SECONDS = 6 * 3600  # for a Job that is not followed any more
-_ASK_SECONDS = 30.0
+_ASK_SECONDS = longer(30.0)
 _POLL_SECONDS = 0.2
 _PROGRAM = ("python3", "-m", "firstlight.lab.nodes.inside")
 _HOPELESS = ("ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff", "InvalidImageName",

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from firstlight.deadlines import longer
 from firstlight.errors import Failed
 from firstlight.lab.watch.programs import DAEMONS, Program, role
 from firstlight.lab.watch.starts import Executed, Start, join
@@ -31,7 +32,7 @@ _FILES = 4
 _DOCUMENT = struct.Struct("III")
 _OF_BUNDLE, _OF_ENGINE = 0, 1
 _LONGEST_NS = 20_000_000_000  # native/trace/watch.c
-_EXIT_SECONDS, _LOAD_SECONDS, _GLANCE_SECONDS = 10, 120, 0.1
+_EXIT_SECONDS, _LOAD_SECONDS, _GLANCE_SECONDS = longer(10), longer(120), 0.1
 _LOOK_SECONDS = 5  # this takes 20 µs per process of the node
 _KEPT = frozenset(
     ("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "TRACEPARENT")
