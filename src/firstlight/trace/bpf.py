@@ -44,7 +44,7 @@ _HINT = "run firstlight doctor to see what is missing"
 UNTRACED = f"{_HINT}; run --no-trace measures without a breakdown"
 _SYS_ADMIN, _LOADING = 21, {"CAP_BPF": 39, "CAP_PERFMON": 38}
 _ALL_USERS = (1 << 32) - 1
-_AT_ONCE = 1 << 14
+_AT_ONCE = 1 << 15
 """Events that are decoded at once: as Python's objects they take 10 times their size."""
 _FILES = 64
 """Descriptors of programs, maps and links, with some to spare."""
@@ -236,7 +236,7 @@ def decode(
             for event, end in zip(events[part].tolist(), texts[part].tolist(), strict=True)
             for row in decoder.rows(event, end)
         ]
-        frames.append(pl.DataFrame([*zip(*rows, strict=True)], schema=SPAN_SCHEMA, orient="col"))
+        frames.append(pl.DataFrame(rows, schema=SPAN_SCHEMA, orient="row"))
     return pl.concat(frames).sort("start", maintain_order=True)
 
 
