@@ -15,28 +15,23 @@ _LEAST = 1536 << 20
 _FOR_PICTURES = 72 << 30
 """Of address space, which the JavaScript engine that draws them reserves: it aborts without."""
 _THREADS = ("POLARS_MAX_THREADS", "OPENBLAS_NUM_THREADS")
-_OWN_THREADS, _FOR_EACH_CPU, _MOST = 12, 3, 256
-"""Threads that the libraries start in any case and for each CPU; no more than 256 are tried."""
+_OWN_THREADS = 12
+"""Threads that the libraries start in any case."""
 
 
 def fit() -> None:
-    """Where memory or threads are limited, have the libraries use one thread each.
+    """Have the libraries use one thread each: more cost CPU time, and save none of small runs.
 
     Raises FirstlightError if a limit is too low for them.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= limit < _LEAST:
         raise too_little(f"to read a run takes {_LEAST >> 20} MiB")
-    all_threads = _OWN_THREADS + _FOR_EACH_CPU * (os.cpu_count() or 1)
-    if limit < 0:  # where memory is limited, trying would take it
-        if _can_start(min(all_threads, _MOST)):
-            return
-        if not _can_start(_OWN_THREADS):
-            raise FirstlightError(
-                f"{_OWN_THREADS} threads cannot be started, which it takes to read a run",
-                "raise the limit of processes: ulimit -u, or the container's or cgroup's pids "
-                "limit",
-            )
+    if limit < 0 and not _can_start(_OWN_THREADS):  # where memory is limited, trying takes it
+        raise FirstlightError(
+            f"{_OWN_THREADS} threads cannot be started, which it takes to read a run",
+            "raise the limit of processes: ulimit -u, or the container's or cgroup's pids limit",
+        )
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     import numpy as np
