@@ -17,12 +17,13 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TypeVar
 
 import msgspec
+import numpy as np
 import polars as pl
 
 from firstlight.errors import BadRun, FirstlightError
@@ -54,6 +55,10 @@ _SPAN_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
 SPAN_SCHEMA = pl.Schema(_SPAN_COLUMNS)
 """One row per span. ``blocked`` ends at the wake-up, where ``queued`` begins; an instant has
 ``start == end``."""
+
+_MOST_KEPT = 1_000_000
+"""Spans, of 60 bytes each."""
+_NEEDED = SPAN_SCHEMA.keys() - {"result", "peer"}
 
 TIMER = "timer"
 """The name of a wait that a timer ended: no thread woke it."""
@@ -188,6 +193,9 @@ class Run:
     header: Header
     samples: list[Sample]
     footer: Footer | None
+    _kept: dict[int, pl.DataFrame] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @cached_property
     def frame(self) -> pl.DataFrame:
@@ -219,19 +227,35 @@ class Run:
             rows, schema=columns, schema_overrides=_FIGURES, infer_schema_length=None
         )
 
+    @cached_property
+    def traced_batches(self) -> list[int]:
+        """The batches that have spans, in order."""
+        traced = {sample.batch for sample in self.samples if sample.traced}
+        return [batch for batch in sorted(traced) if self._spans_file(batch).exists()]
+
     def span_batches(self) -> Iterator[tuple[int, pl.DataFrame]]:
         """The number and the spans of each traced batch, in order."""
-        batches = {sample.batch for sample in self.samples if sample.traced}
-        for batch in sorted(batches):
-            file = self.path / "spans" / f"{batch}.arrow"
-            if file.exists():
-                yield batch, _spans(file)
+        for batch in self.traced_batches:
+            yield batch, self._spans(batch)
 
-    def spans_of(self, sample: Sample) -> pl.DataFrame:
-        """The spans of one sample; empty if it was not traced."""
-        file = self.path / "spans" / f"{sample.batch}.arrow"
-        spans = _spans(file) if file.exists() else pl.DataFrame(schema=SPAN_SCHEMA)
-        return spans.filter(pl.col("sample") == sample.index)
+    def spans_of(self, *samples: Sample) -> pl.DataFrame:
+        """The spans of some samples; of those that were not traced there are none."""
+        wanted = pl.col("sample").is_in([sample.index for sample in samples])
+        batches = sorted({sample.batch for sample in samples}.intersection(self.traced_batches))
+        spans = [self._spans(batch).filter(wanted) for batch in batches]
+        return pl.concat([pl.DataFrame(schema=SPAN_SCHEMA), *spans])
+
+    def _spans(self, batch: int) -> pl.DataFrame:
+        """The spans of a batch. Those of a small run are kept: several readers want them."""
+        if batch in self._kept:
+            return self._kept[batch]
+        spans = _spans(self._spans_file(batch))
+        if len(spans) + sum(map(len, self._kept.values())) <= _MOST_KEPT:
+            self._kept[batch] = spans
+        return spans
+
+    def _spans_file(self, batch: int) -> Path:
+        return self.path / "spans" / f"{batch}.arrow"
 
 
 def read(path: Path) -> Run:
@@ -264,12 +288,14 @@ def _spans(file: Path) -> pl.DataFrame:
     content = _content(file)
     try:
         with _panics_unprinted():
-            spans = pl.read_ipc(content).match_to_schema(SPAN_SCHEMA)
+            spans = pl.read_ipc(content)
+            if spans.schema != SPAN_SCHEMA:
+                spans = spans.match_to_schema(SPAN_SCHEMA)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise BadRun(f"cannot read {file}: {error}", "delete this file to read the rest") from error
-    needed = pl.exclude("result", "peer").is_not_null()
-    is_sound = pl.all_horizontal(pl.col("pid", "tid") >= 0, needed)
-    if not spans.select(is_sound.all(ignore_nulls=False)).item():
+    if any(spans[name].null_count() for name in _NEEDED) or any(
+        np.any(spans[name].to_numpy() < 0) for name in ("pid", "tid")
+    ):
         raise BadRun(f"{file} has a damaged span", "delete this file to read the rest")
     return spans
 

@@ -331,7 +331,7 @@ def known_phases() -> Iterator[None]:
     """All readers of runs see the breakdown and the timeline of this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(real, "breakdown", breakdown)
-        patch.setattr(real, "timeline", timeline)
+        patch.setattr(real, "timelines", timelines)
         yield
 
 
@@ -359,6 +359,11 @@ def breakdown(run: Run) -> pl.DataFrame:
         "summed": pl.Int64,
     }
     return pl.DataFrame(rows, schema=schema)
+
+
+def timelines(run: Run, samples: Iterable[Sample]) -> dict[int, pl.DataFrame]:
+    """As ``breakdown.timelines``: ``timeline`` of each."""
+    return {sample.index: timeline(run, sample) for sample in samples}
 
 
 def timeline(run: Run, sample: Sample) -> pl.DataFrame:

@@ -96,15 +96,17 @@ def to_itself(spans: pl.DataFrame) -> Flags:
     """The rows of SPAN_SCHEMA that use a pipe which only one process writes and reads."""
     moved = (pl.col("kind") == "call") & pl.col("peer").is_not_null()
     wrote = pl.col("name").is_in(["write", "writev"]).any()
+    rows = spans.lazy()
     users = (
-        spans.filter(moved & (pl.col("result") > 0))
+        rows.filter(moved & (pl.col("result") > 0))
         .group_by("sample", "peer")
         .agg(alone=(pl.col("pid").n_unique() == 1) & wrote & (pl.col("name") == "read").any())
     )
-    joined = spans.select("sample", "peer", moved=moved).join(
+    joined = rows.select("sample", "peer", moved=moved).join(
         users, on=["sample", "peer"], how="left", maintain_order="left"
     )
-    return np.asarray(joined["moved"] & joined["alone"].fill_null(False))
+    is_alone = pl.col("moved") & pl.col("alone").fill_null(value=False)
+    return joined.select(is_alone).collect().to_series().to_numpy()
 
 
 def answered(codes: Integers, thread: Integers) -> Integers:

@@ -13,7 +13,7 @@ determines the phase. If the end point is the first packet, the time from its re
 The starts of many batches are worked on at once, as arrays.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ from firstlight.analysis.critical_path import walk
 from firstlight.analysis.instances import Instances
 from firstlight.analysis.segments import Flags, Integers, Intervals, distinct
 from firstlight.model import EndPoint, Sample
-from firstlight.store import SPAN_SCHEMA, Run
+from firstlight.store import Run
 
 SCHEMA = pl.Schema(
     {"sample": pl.UInt32(), "phase": pl.String(), "shade": pl.String(), "cause": pl.String(),
@@ -40,8 +40,8 @@ _PHASE = attribution.PHASE
 _START, _PACKET = _PHASE["process.start"], _PHASE["packet"]
 _SLEEP, _COMPUTE = _PHASE[phases.SLEEP], _PHASE[phases.COMPUTE]
 _UNATTRIBUTED, _HYPERVISOR = _PHASE[phases.UNATTRIBUTED], _PHASE[boot.INIT]
-_ORDER = np.array(phases.ORDER, dtype=object)
-_SHADES = np.array(["around", "kernel"], dtype=object)
+_PHASES = pl.Series(phases.ORDER)
+_SHADES = pl.Series(["around", "kernel"])
 _CHUNK_SPANS = 100_000
 """Number of spans processed at once, unless a single batch has more."""
 
@@ -65,108 +65,141 @@ def breakdown(run: Run) -> pl.DataFrame:
     ``wall`` is time on the critical path; it sums to the sample's latency. ``summed`` is the time
     of all threads of the instance, without sleeps and waits for each other off the critical path.
     """
-    parts = [_pod_breakdown(run, sample) for sample in run.samples if pods.stretches(sample)]
-    parts += [_summarise(Instances(*chunk, run.header.end_point)) for chunk in _chunks(run)]
-    return pl.concat(parts) if parts else pl.DataFrame(schema=SCHEMA)
+    batches = set(run.traced_batches)
+    followed = [
+        sample
+        for sample in run.samples
+        if sample.traced
+        and sample.stamps.ready is not None
+        and not sample.telemetry
+        and sample.batch in batches
+    ]
+    parts = [_pod_breakdown(run)]
+    parts += [
+        _summarise(Instances(*chunk, run.header.end_point)) for chunk in _chunks(run, followed)
+    ]
+    return pl.concat(parts)
 
 
 def timeline(run: Run, sample: Sample) -> pl.DataFrame:
-    """The critical path of one ready sample in order, as TIMELINE, in ns of CLOCK_MONOTONIC."""
-    if sample.telemetry:
-        return _reported(run, sample, by_stage=False)
-    return _followed(run, sample)
+    """The critical path of one ready sample, as ``timelines``."""
+    return timelines(run, [sample])[sample.index]
 
 
-def _reported(run: Run, sample: Sample, *, by_stage: bool) -> pl.DataFrame:
-    """For a start that components report: their stages, and inside the container runtime's, if the
+def timelines(run: Run, samples: Sequence[Sample]) -> dict[int, pl.DataFrame]:
+    """The critical paths of some ready samples, by their indices, as TIMELINE and in order; in ns
+    of CLOCK_MONOTONIC.
+    """
+    reported = [sample for sample in samples if sample.telemetry]
+    return _followed(run, [sample for sample in samples if not sample.telemetry]) | {
+        sample.index: pl.DataFrame(rows, schema=TIMELINE, orient="row")
+        for sample, rows in _reported(run, reported, by_stage=False)
+    }
+
+
+def timelines_of(
+    spans: pl.DataFrame, samples: Sequence[Sample], end_point: EndPoint
+) -> dict[int, pl.DataFrame]:
+    """As ``timelines``, by these spans."""
+    instances = Instances(spans, samples, end_point)
+    pieces = _cut(instances, every_call=True)
+    own = np.flatnonzero(pieces.owned)
+    thread = pieces.thread[own]
+    index = np.array([sample.index for sample in instances.samples], np.int64)
+    paths = pl.DataFrame(
+        {
+            "sample": index[instances.sample[thread]],
+            "start": pieces.start[own],
+            "end": pieces.end[own],
+            "phase": _PHASES[pieces.phase[own]],
+            "shade": _SHADES[pieces.kernel[own].astype(int)],
+            "cause": pl.Series(instances.columns.causes)[pieces.cause[own]],
+            "pid": instances.pid[thread],
+            "tid": instances.tid[thread],
+        },
+        schema={"sample": pl.Int64(), **TIMELINE},
+    ).sort("sample", "start", maintain_order=True)
+    by_sample = paths.partition_by("sample", include_key=False, as_dict=True)
+    return {sample: path for (sample,), path in by_sample.items()}
+
+
+_Row = tuple[int, int, str, str, str, int, int]
+"""Of TIMELINE."""
+
+
+def _followed(run: Run, samples: Sequence[Sample]) -> dict[int, pl.DataFrame]:
+    """The critical paths by the kernel's events alone."""
+    paths: dict[int, pl.DataFrame] = {}
+    for spans, some in _chunks(run, samples):
+        paths |= timelines_of(spans, some, run.header.end_point)
+    return paths
+
+
+def _reported(
+    run: Run, samples: Sequence[Sample], *, by_stage: bool
+) -> Iterator[tuple[Sample, list[_Row]]]:
+    """For starts that components report: their stages, and inside the container runtime's, if the
     start was traced, the kernel's events. ``by_stage`` keeps the stages' names.
     """
-    rows: list[tuple[int, int, str, str, str, int, int]] = []
-    seen = iter(_followed(run, pods.to_first_instruction(sample)).iter_rows()
-                if sample.traced else ())  # fmt: skip
+    traced = [pods.to_first_instruction(sample) for sample in samples if sample.traced]
+    followed = _followed(run, traced)
+    for sample in samples:
+        path = followed[sample.index].rows() if sample.traced else []
+        yield sample, list(_in_stages(sample, path, by_stage=by_stage))
+
+
+def _in_stages(sample: Sample, path: list[_Row], *, by_stage: bool) -> Iterator[_Row]:
+    seen = iter(path)
     piece = next(seen, None)
     for stage in pods.stretches(sample):
         at = stage.start
         while piece and piece[1] <= at:
             piece = next(seen, None)
         while stage.phase in pods.TRACED and piece and piece[0] < stage.end:
-            start, end, phase, *rest = piece
+            start, end, phase, shade, cause, pid, tid = piece
             if start > at:
-                rows.append((at, start, stage.phase, "around", causes.NOT_TRACED, 0, 0))
+                yield at, start, stage.phase, "around", causes.NOT_TRACED, 0, 0
             end, at = min(end, stage.end), max(start, at)
-            rows.append((at, end, stage.phase if by_stage else phase, *rest))
+            yield at, end, stage.phase if by_stage else phase, shade, cause, pid, tid
             at = end
             if piece[1] > stage.end:
                 break
             piece = next(seen, None)
         if at < stage.end:
-            rows.append((at, stage.end, stage.phase, "around", causes.NOT_TRACED, 0, 0))
-    return pl.DataFrame(rows, schema=TIMELINE, orient="row")
+            yield at, stage.end, stage.phase, "around", causes.NOT_TRACED, 0, 0
 
 
-def _followed(run: Run, sample: Sample) -> pl.DataFrame:
-    """The critical path by the kernel's events alone."""
-    return timeline_of(run.spans_of(sample), sample, run.header.end_point)
-
-
-def timeline_of(spans: pl.DataFrame, sample: Sample, end_point: EndPoint) -> pl.DataFrame:
-    """The critical path of one ready sample by its spans, as TIMELINE."""
-    instances = Instances(spans, [sample], end_point)
-    pieces = _cut(instances, every_call=True)
-    own = np.flatnonzero(pieces.owned)
-    thread = pieces.thread[own]
-    return pl.DataFrame(
-        {
-            "start": pieces.start[own],
-            "end": pieces.end[own],
-            "phase": _ORDER[pieces.phase[own]],
-            "shade": _SHADES[pieces.kernel[own].astype(int)],
-            "cause": np.array(instances.columns.causes, dtype=object)[pieces.cause[own]],
-            "pid": instances.pid[thread],
-            "tid": instances.tid[thread],
-        },
-        schema=TIMELINE,
-    ).sort("start")
-
-
-def _pod_breakdown(run: Run, sample: Sample) -> pl.DataFrame:
-    """The breakdown of a start that components report."""
-    length = (pl.col("end") - pl.col("start")).sum()
-    return (
-        _reported(run, sample, by_stage=True)
-        .group_by("phase", "shade", "cause", maintain_order=True)
-        .agg(wall=length, summed=length)
-        .with_columns(sample=pl.lit(sample.index, pl.UInt32))
-        .select(SCHEMA.names())
-    )
-
-
-def _chunks(run: Run) -> Iterator[tuple[pl.DataFrame, list[Sample]]]:
-    """The spans of some batches at a time, with their traced, ready samples."""
-    ready: dict[int, list[Sample]] = {}
+def _pod_breakdown(run: Run) -> pl.DataFrame:
+    """The breakdown of the starts that components report."""
+    batches: dict[int, list[Sample]] = {}
     for sample in run.samples:
-        if sample.traced and sample.stamps.ready is not None and not sample.telemetry:
-            ready.setdefault(sample.batch, []).append(sample)
+        if pods.stretches(sample):
+            batches.setdefault(sample.batch, []).append(sample)
+    spent: dict[tuple[int, str, str, str], int] = {}
+    for batch in batches.values():
+        for sample, path in _reported(run, batch, by_stage=True):
+            for start, end, phase, shade, cause, _, _ in path:
+                kind = sample.index, phase, shade, cause
+                spent[kind] = spent.get(kind, 0) + end - start
+    rows = [(*kind, length, length) for kind, length in spent.items()]
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def _chunks(run: Run, samples: Iterable[Sample]) -> Iterator[tuple[pl.DataFrame, list[Sample]]]:
+    """The samples, those of some batches at a time, with their spans."""
+    batches: dict[int, list[Sample]] = {}
+    for sample in samples:
+        batches.setdefault(sample.batch, []).append(sample)
     frames: list[pl.DataFrame] = []
-    samples: list[Sample] = []
-    for number, spans in run.span_batches():
-        if number not in ready:
-            continue
-        frames.append(spans)
-        samples += ready[number]
+    chosen: list[Sample] = []
+    for number in sorted(batches):
+        frames.append(run.spans_of(*batches[number]))
+        chosen += batches[number]
         if sum(map(len, frames)) >= _CHUNK_SPANS:
-            yield _joined(frames, samples)
-            frames, samples = [], []
-    if samples:
-        yield _joined(frames, samples)
-
-
-def _joined(
-    frames: Sequence[pl.DataFrame], samples: Sequence[Sample]
-) -> tuple[pl.DataFrame, list[Sample]]:
-    return pl.concat([pl.DataFrame(schema=SPAN_SCHEMA), *frames]), sorted(
-        samples, key=lambda sample: sample.index
-    )
+            yield pl.concat(frames), chosen
+            frames, chosen = [], []
+    if chosen:
+        yield pl.concat(frames), chosen
 
 
 def _summarise(instances: Instances) -> pl.DataFrame:
@@ -176,7 +209,7 @@ def _summarise(instances: Instances) -> pl.DataFrame:
     is_idle = instances.columns.is_cause(
         lambda cause: cause.startswith((causes.PEER, causes.SLEEP))
     )
-    key = (instances.sample[pieces.thread] * len(_ORDER) + pieces.phase) * 2 + pieces.kernel
+    key = (instances.sample[pieces.thread] * len(_PHASES) + pieces.phase) * 2 + pieces.kernel
     key = key * width + pieces.cause
     counted = pieces.owned | ~is_idle[pieces.cause]
     length = np.where(counted, pieces.end - pieces.start, 0)
@@ -194,10 +227,10 @@ def _summarise(instances: Instances) -> pl.DataFrame:
     index = np.array([sample.index for sample in instances.samples], np.int64)
     return pl.DataFrame(
         {
-            "sample": index[place // 2 // len(_ORDER)],
-            "phase": _ORDER[place // 2 % len(_ORDER)],
+            "sample": index[place // 2 // len(_PHASES)],
+            "phase": _PHASES[place // 2 % len(_PHASES)],
             "shade": _SHADES[place % 2],
-            "cause": np.array(names, dtype=object)[cause],
+            "cause": pl.Series(names)[cause],
             "wall": sums["wall"][order],
             "summed": sums["summed"][order],
         },
@@ -251,14 +284,17 @@ def _cut(instances: Instances, *, every_call: bool = False) -> _Pieces:
     start, stop, in_owned = start[alive], stop[alive], in_owned[alive]
     thread, at = thread[alive], at[alive]
     kernel, phase = own_calls.inside(start)
-    phase = np.where(kernel, phase, _gap_phases(instances, thread, at))
+    following = _following(instances, thread, at)
+    phase = np.where(kernel, phase, _gap_phases(instances, *following))
     blocked, queued, locks = waits
     cause = np.full(len(start), ON_CPU)
     for intervals in (blocked, locks):
         covered, code = intervals.inside(start)
         cause = np.where(covered, code, cause)
     cause = np.where(queued.inside(start)[0], QUEUED, cause)
-    phase = _with_pauses(instances, _Gaps(start, stop, thread, at, ~kernel), phase, cause)
+    phase = _with_pauses(
+        instances, _Gaps(start, stop, thread, at, ~kernel, following[0]), phase, cause
+    )
     pieces = _Pieces(thread, at, at + (stop - start), phase, kernel, cause, in_owned)
     for number, stretches in guests.items():
         _with_guest(pieces, sample[thread] == number, stretches)
@@ -271,14 +307,15 @@ def _cut(instances: Instances, *, every_call: bool = False) -> _Pieces:
 
 @dataclass(frozen=True)
 class _Gaps:
-    """Stretches of threads' time, on the line and from its ``origin``, and which are ``between``
-    the calls of their threads."""
+    """Stretches of threads' time, on the line and from its ``origin``, which are ``between`` the
+    calls of their threads, and the ``place`` of the next call of their process."""
 
     starts: Integers
     ends: Integers
     thread: Integers
     at: Integers
     between: Flags
+    place: Integers
 
 
 def _with_pauses(instances: Instances, gaps: _Gaps, phase: Integers, cause: Integers) -> Integers:
@@ -288,7 +325,6 @@ def _with_pauses(instances: Instances, gaps: _Gaps, phase: Integers, cause: Inte
     gap = np.cumsum(
         (np.diff(latest, prepend=-1) != 0) | (np.diff(gaps.thread, prepend=-1) != 0)
     )  # the stretches are in order, so that those between the same two calls lie together
-    place, _, _ = _following(instances, gaps.thread, gaps.at)
     processes = instances.processes
     between = gaps.between & (gaps.at < instances.exit[gaps.thread])
     is_sleep = instances.columns.is_cause(lambda name: name.startswith(causes.SLEEP))[cause]
@@ -297,7 +333,7 @@ def _with_pauses(instances: Instances, gaps: _Gaps, phase: Integers, cause: Inte
         (_SLEEP, is_sleep, processes.pauses, is_sleep, phases.LONGEST_PAUSE),
         (_COMPUTE, is_busy, processes.computes, cause == ON_CPU, phases.LONGEST_PREPARATION),
     ):
-        chosen = chosen & between & (allowed[place] if len(allowed) else True)
+        chosen = chosen & between & (allowed[gaps.place] if len(allowed) else True)
         length = np.where(chosen & counted, gaps.ends - gaps.starts, 0)
         total = np.bincount(gap, weights=length)
         phase = np.where(chosen & (total[gap] > longest), code, phase)
@@ -358,12 +394,13 @@ def _own_edges(instances: Instances, guests: dict[int, list[boot.Stretch]]) -> I
             )
 
 
-def _gap_phases(instances: Instances, thread: Integers, at: Integers) -> Integers:
-    """The phase of times between calls."""
+def _gap_phases(
+    instances: Instances, place: Integers, is_last: Flags, has_calls: Flags
+) -> Integers:
+    """The phase of times between calls, by what is ``_following``."""
     processes = instances.processes
     if not len(processes.starts):
-        return np.full(len(at), _UNATTRIBUTED)
-    place, is_last, has_calls = _following(instances, thread, at)
+        return np.full(len(place), _UNATTRIBUTED)
     phase = np.where(is_last, processes.gaps_after[place], processes.gaps[place])
     return np.where(has_calls, phase, _UNATTRIBUTED)
 

@@ -23,18 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from firstlight.analysis import causes, figures, holders
+from firstlight.analysis import causes, figures
 from firstlight.analysis.figures import PointFigures
 from firstlight.model import Interval
-from firstlight.store import Run
 
-SHARED = frozenset({
-    "rtnl_mutex", "cgroup_mutex", "pernet_ops_rwsem", "namespace_sem", "pcpu_alloc_mutex",
-    "cgroup_threadgroup_rwsem", "shrinker_mutex", "shrinker_rwsem", "nl_table_lock",
-})  # fmt: skip
-"""The locks of which the kernel has one; of others the name says too little to add their waits."""
-
-HELD = pl.Schema({"batch": pl.Int64(), "lock": pl.String(), "held": pl.Int64()})
 ASSUMED = (
     "other CPUs are as fast, starts hold the same locks for as long, a lock that readers share is "
     "held by one at a time, and neither memory, disks, the kernel's own workers nor a CPU quota "
@@ -106,32 +98,12 @@ class Capacity:
         return self.sections[0].held.value if self.sections else 0.0
 
 
-def held(run: Run) -> pl.DataFrame:
-    """How long threads waited for each lock of SHARED in each traced batch, as HELD, in ns."""
-    rows = []
-    for batch, spans in run.span_batches():
-        waits = spans.filter((pl.col("kind") == "lock") & (pl.col("stack") != ""))
-        for (lock,), queue in holders.locks_of(waits).group_by("lock"):
-            if lock in SHARED:
-                times = queue.select("start", "end").to_numpy()
-                rows.append((batch, str(lock), _covered(times)))
-    return pl.DataFrame(rows, schema=HELD, orient="row").sort("batch", "lock")
-
-
-def _covered(times: np.ndarray) -> int:
-    """The length of the union of intervals, shape (n, 2)."""
-    ordered = times[np.argsort(times[:, 0])]
-    latest = np.maximum.accumulate(ordered[:, 1])
-    begins = np.maximum(ordered[1:, 0], latest[:-1])
-    return int(latest[0] - ordered[0, 0] + np.maximum(latest[1:] - begins, 0).sum())
-
-
 def capacities(
     points: Sequence[PointFigures], breakdown: pl.DataFrame, held: pl.DataFrame, cores: int
 ) -> Iterator[Capacity]:
     """Of each series the point of most starts at once, if its starts were traced.
 
-    ``breakdown`` is ``breakdown.breakdown`` of the run, and ``held`` is as HELD.
+    ``breakdown`` is ``breakdown.breakdown`` of the run, ``held`` is ``holders.Locks.held``.
     """
     largest: dict[str, PointFigures] = {}
     for point in points:

@@ -4,13 +4,13 @@ What a call or a wait is depends on its words alone: each distinct combination i
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from firstlight.analysis import attribution, causes, phases
 from firstlight.analysis.segments import Flags, Integers
+from firstlight.analysis.words import Combinations, Words
 from firstlight.store import TIMER
 
 LATE = "load generator"
@@ -20,7 +20,6 @@ ON_CPU, QUEUED, LATENESS = 0, 1, 2
 _NAMESPACE_CALLS = frozenset({"unshare", "clone", "clone3"})
 _USED_BYTES = 64
 _TAKING = frozenset({"read", "pread64", "readv", "recvfrom", "recvmsg"})
-_WIDEST = 1 << 22
 _KINDS = ("call", "blocked", "queued", "lock", "fork", "exec", "exit", "mark")
 
 
@@ -35,22 +34,27 @@ class Columns:
 
     def __init__(self, spans: pl.DataFrame, samples: Sequence[int]) -> None:
         """``samples`` are the indices of the samples that count, ascending."""
-        spans = spans.filter(pl.col("sample").is_in(samples)).sort(
-            "sample", "tid", "start", "end", maintain_order=True
+        spans = (
+            spans.lazy()
+            .filter(pl.col("sample").is_in(samples))
+            .sort("sample", "tid", "start", "end", maintain_order=True)
+            .collect()
         )
         self._spans = spans
-        self._codes = {name: _codes(spans[name]) for name in ("name", "detail", "stack")}
-        self.sample: Integers = np.searchsorted(samples, spans["sample"].to_numpy())
-        self.tid, self.pid, self.start, self.end = (
-            spans[name].to_numpy().astype(np.int64) for name in ("tid", "pid", "start", "end")
+        numbers = spans.select(
+            pl.col("sample", "tid", "pid", "start", "end").cast(pl.Int64),
+            pl.col("peer").cast(pl.Int64).fill_null(0),
+            size=pl.col("result").fill_null(-1),
+            refused=(pl.col("result") < 0).fill_null(value=False),
         )
-        self.peer: Integers = spans["peer"].fill_null(0).to_numpy().astype(np.int64)
-        self._groups: dict[tuple[str, ...], _Group] = {}
-        kind = spans["kind"].cast(pl.String)
-        self.rows: dict[str, Integers] = {
-            name: np.flatnonzero((kind == name).to_numpy()) for name in _KINDS
-        }
-        self._read_calls()
+        self.sample: Integers = np.searchsorted(samples, numbers["sample"].to_numpy())
+        self.tid, self.pid, self.start, self.end, self.peer = (
+            numbers[name].to_numpy() for name in ("tid", "pid", "start", "end", "peer")
+        )
+        self._words = Words(spans, "kind", "name", "detail", "stack")
+        self.rows = self._words.rows("kind", *_KINDS)
+        self._combinations: dict[tuple[str, ...], Combinations] = {}
+        self._read_calls(numbers["size"].to_numpy(), numbers["refused"].to_numpy())
         self.causes = [causes.ON_CPU, causes.QUEUED, LATE]
         blocked, locks = self.rows["blocked"], self.rows["lock"]
         self.cause: Integers = np.zeros(len(spans), np.int64)
@@ -68,17 +72,17 @@ class Columns:
         deferred = self._looked_up("blocked", ("stack",), lambda stack: "task_work_run" in stack)
         self.deferred: Integers = blocked[deferred.astype(np.bool_)]
 
-    def _read_calls(self) -> None:
+    def _read_calls(self, size: Integers, refused: Flags) -> None:
+        """``size`` is what each call returned, and ``refused`` whether that is an error."""
         spans, calls = self._spans, self.rows["call"]
         self.phase: Integers = np.full(len(spans), attribution.NEUTRAL)
         self.phase[calls] = self._looked_up("call", ("name", "detail"), _phase_of)
-        refused = (spans["name"] == "seccomp") & (spans["result"] < 0)
+        queries = self._looked_up("call", ("name",), lambda name: name == "seccomp")
         # A refusal is the answer to a query.
-        self.phase[refused.fill_null(False).to_numpy()] = attribution.NEUTRAL
+        self.phase[calls[queries.astype(np.bool_) & refused[calls]]] = attribution.NEUTRAL
         self.phase[attribution.to_itself(spans)] = attribution.NEUTRAL
         taking = np.zeros(len(spans), np.bool_)
         taking[calls] = self._looked_up("call", ("name",), lambda name: name in _TAKING)
-        size = spans["result"].fill_null(-1).to_numpy()
         self.took: Flags = taking & (size >= _USED_BYTES)
         self.at_end: Flags = taking & (size == 0)
         to_pipe = self._looked_up(
@@ -111,48 +115,10 @@ class Columns:
 
     def _looked_up(self, kind: str, columns: tuple[str, ...], of: Callable[..., int]) -> Integers:
         """Apply ``of`` to the columns of each row of a kind, once per distinct combination."""
-        if not len(self.rows[kind]):
-            return np.empty(0, np.int64)
         key = (kind, *columns)
-        if key not in self._groups:
-            self._groups[key] = self._group(self.rows[kind], columns)
-        group = self._groups[key]
-        return np.array([of(*values) for values in group.distinct], np.int64)[group.place]
-
-    def _group(self, rows: Integers, columns: tuple[str, ...]) -> "_Group":
-        key, width = np.zeros(len(rows), np.int64), 1
-        for name in columns:
-            dense, count = _dense(self._codes[name][rows])
-            if width * count > _WIDEST:
-                _, key = np.unique(key * count + dense, return_inverse=True)
-                width = int(key.max()) + 1
-            else:
-                key, width = key * count + dense, width * count
-        place, count = _dense(key)
-        first = np.empty(count, np.int64)
-        first[place[::-1]] = rows[::-1]
-        distinct = self._spans.select(columns)[first].rows()
-        return _Group(place, [tuple(value or "" for value in row) for row in distinct])
-
-
-@dataclass(frozen=True)
-class _Group:
-    """The distinct values of some rows, and the index of each row's."""
-
-    place: Integers
-    distinct: list[tuple[str, ...]]
-
-
-def _codes(column: pl.Series) -> Integers:
-    """A number for each value of a categorical column, from 0; null is 0."""
-    return (column.to_physical().cast(pl.Int64) + 1).fill_null(0).to_numpy()
-
-
-def _dense(codes: Integers) -> tuple[Integers, int]:
-    """The same codes without gaps between them, and how many there are."""
-    is_used = np.zeros(int(codes.max()) + 1, np.bool_)
-    is_used[codes] = True
-    return (np.cumsum(is_used) - 1)[codes], int(np.count_nonzero(is_used))
+        if key not in self._combinations:
+            self._combinations[key] = self._words.combinations(self.rows[kind], *columns)
+        return self._combinations[key].map(of)
 
 
 def _phase_of(name: str, detail: str) -> int:

@@ -6,9 +6,11 @@ twice as long on a busy machine makes the same system calls. ``gate`` compares t
 
 from collections.abc import Iterator
 
+import numpy as np
 import polars as pl
 
 from firstlight.analysis import causes
+from firstlight.analysis.words import Words
 from firstlight.model import Sample
 from firstlight.store import Run
 
@@ -62,18 +64,22 @@ def of_spans(spans: pl.DataFrame, samples: list[Sample]) -> pl.DataFrame:
     words = [
         pl.col(name).cast(pl.String).fill_null("") for name in ("kind", "name", "detail", "stack")
     ]
-    own = spans.join(ends, on="sample").filter(pl.col("start") <= pl.col("ready"))
-    own = own.with_columns(words)
-    return pl.concat(
-        part.group_by("sample", "count").agg(pl.col("value").sum()).select(SCHEMA.names())
-        for part in _parts(own)
-    ).cast(SCHEMA)
+    own = (
+        spans.lazy()
+        .join(ends.lazy(), on="sample")
+        .filter(pl.col("start") <= pl.col("ready"))
+        .with_columns(words)
+        .collect()
+    )
+    sums = [part.group_by("sample", "count").agg(pl.col("value").sum()) for part in _parts(own)]
+    return pl.concat(sums).cast(SCHEMA).collect()
 
 
-def _parts(spans: pl.DataFrame) -> Iterator[pl.DataFrame]:
+def _parts(spans: pl.DataFrame) -> Iterator[pl.LazyFrame]:
     """Rows of sample, count and value, some of them several times."""
     unit = pl.lit(1, pl.Int64).alias("value")
-    calls = spans.filter(pl.col("kind") == "call")
+    every = spans.lazy()
+    calls = every.filter(pl.col("kind") == "call")
     read_of_host = pl.col("name").is_in(_TAKING) & pl.col("detail").str.contains(_OF_THE_HOST)
     yield calls.filter(~read_of_host).select("sample", _named(CALL, pl.col("name")), unit)
     requests = calls.filter(pl.col("detail").str.contains(r"^socket:netlink\.\S+ \S"))
@@ -84,13 +90,13 @@ def _parts(spans: pl.DataFrame) -> Iterator[pl.DataFrame]:
         yield calls.filter(pl.col("name").is_in(names) & ~read_of_host).select(
             "sample", pl.lit(count).alias("count"), moved
         )
-    forks = spans.filter(pl.col("kind") == "fork")
+    forks = every.filter(pl.col("kind") == "fork")
     for name, count in (("process", PROCESSES), ("thread", THREADS)):
         yield forks.filter(pl.col("name") == name).select(
             "sample", pl.lit(count).alias("count"), unit
         )
     programs = (
-        spans.filter(pl.col("kind") == "exec")
+        every.filter(pl.col("kind") == "exec")
         .sort("start")
         .with_columns(program=pl.col("detail").str.extract(r"([^/]*)$"))
     )
@@ -101,21 +107,19 @@ def _parts(spans: pl.DataFrame) -> Iterator[pl.DataFrame]:
     yield from _waits(spans, calls)
 
 
-def _waits(spans: pl.DataFrame, calls: pl.DataFrame) -> Iterator[pl.DataFrame]:
+def _waits(spans: pl.DataFrame, calls: pl.LazyFrame) -> Iterator[pl.LazyFrame]:
     """Waits for RCU and for locks. Several of a thread for one cause in one call count once.
 
     The kernel may sleep more than once for a grace period: in a queue for it, and then for itself.
     """
     waits = spans.filter(pl.col("kind").is_in(["blocked", "lock"]) & (pl.col("stack") != ""))
-    known = {
-        row: _cause(*row) for row in waits.select("kind", "stack", "name", "detail").unique().rows()
-    }
-    cause = [known[row] for row in waits.select("kind", "stack", "name", "detail").rows()]
-    waits = waits.with_columns(count=pl.Series(cause, dtype=pl.String)).filter(
-        pl.col("count").is_not_null()
-    )
+    columns = "kind", "stack", "name", "detail"
+    each = Words(waits, *columns).combinations(np.arange(len(waits)), *columns)
+    known = np.array([_cause(*words) for words in each.words], dtype=object)
+    cause = pl.Series(known[each.place].tolist(), dtype=pl.String)
+    found = waits.lazy().with_columns(count=cause).filter(pl.col("count").is_not_null())
     begun = calls.select("sample", "tid", "start", call=pl.col("start"), call_end=pl.col("end"))
-    inside = waits.sort("start").join_asof(
+    inside = found.sort("start").join_asof(
         begun.sort("start"), on="start", by=["sample", "tid"], check_sortedness=False
     )
     of_call = pl.when(pl.col("call_end") >= pl.col("end")).then(pl.col("call"))

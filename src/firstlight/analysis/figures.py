@@ -14,6 +14,7 @@ import polars as pl
 from firstlight.analysis import boot as boots
 from firstlight.analysis import phases, stats
 from firstlight.analysis.causes import NOT_TRACED
+from firstlight.analysis.spent import Spent
 from firstlight.analysis.stats import Floats, Summary
 from firstlight.model import Ending, Interval, Point, Sample
 from firstlight.store import Run
@@ -126,16 +127,16 @@ class PointFigures:
         return sorted(shares.items(), key=lambda pair: -pair[1])
 
 
-def points(run: Run, breakdown: pl.DataFrame, queued: pl.DataFrame) -> tuple[PointFigures, ...]:
+def points(run: Run, spent: Spent, queued: pl.DataFrame) -> tuple[PointFigures, ...]:
     """The figures of each point. The bootstrap takes about 0.1 s per point.
 
-    ``breakdown`` and ``queued`` are ``breakdown.breakdown`` and ``holders.holders`` of the run.
+    ``spent`` is the run's breakdown, ``queued`` is ``holders.Locks.holders``.
     """
     samples: dict[tuple[object, ...], list[Sample]] = {}
     for sample in run.samples:
         samples.setdefault(_key(run, sample.point), []).append(sample)
     return tuple(
-        _point(run, point, samples.get(_key(run, point), []), breakdown, queued)
+        _point(run, point, samples.get(_key(run, point), []), spent, queued)
         for point in run.header.points
     )
 
@@ -165,7 +166,7 @@ def _point(
     run: Run,
     point: Point,
     samples: Sequence[Sample],
-    breakdown: pl.DataFrame,
+    spent: Spent,
     queued: pl.DataFrame,
 ) -> PointFigures:
     ready = [sample for sample in samples if sample.latency is not None]
@@ -187,7 +188,7 @@ def _point(
         overhead=_overhead(traced, untraced),
         traced=len(explained),
         lost=sum(sample.lost > 0 for sample in traced),
-        parts=tuple(_parts(explained, breakdown)),
+        parts=tuple(_parts(explained, spent)),
         queues=tuple(_queues(traced, queued)),
         boot=_boot(untraced),
         headline_samples=tuple(headline),
@@ -248,29 +249,45 @@ def _overhead(traced: Sequence[Sample], untraced: Sequence[Sample]) -> Interval 
     )
 
 
-def _parts(samples: Sequence[Sample], breakdown: pl.DataFrame) -> Iterable[Part]:
-    places = {sample.index: place for place, sample in enumerate(samples)}
-    rows = breakdown.filter(pl.col("sample").is_in(list(places)))
-    by_phase = {str(phase): part for (phase,), part in rows.group_by("phase")}
+def _parts(samples: Sequence[Sample], spent: Spent) -> Iterable[Part]:
+    own = spent.of(samples)
+    by_kind = np.bincount(own.kind, weights=own.wall, minlength=len(own.kinds)).tolist()
+    by_cause: dict[str, dict[str, int]] = {}
+    kernel: dict[str, int] = {}
+    for kind in np.unique(own.kind).tolist():
+        phase, shade, cause = own.kinds[kind]
+        time, of = int(by_kind[kind]), by_cause.setdefault(phase, {})
+        of[cause] = of.get(cause, 0) + time
+        kernel[phase] = kernel.get(phase, 0) + time * (shade == "kernel")
+    names = in_order(by_cause)
+    if not names:
+        return
+    number = {phase: place for place, phase in enumerate(names)}
+    phase_of = np.array([number.get(phase, -1) for phase, _, _ in own.kinds], np.int64)
+    at = phase_of[own.kind] * len(samples) + own.sample
+    walls, sums = (
+        np.bincount(at, weights=each, minlength=len(names) * len(samples))
+        .astype(np.float64)
+        .reshape(len(names), -1)
+        for each in (own.wall, own.summed)
+    )
     groups = batches(samples)
-    wall = {phase: _per_sample(places, part, "wall") for phase, part in by_phase.items()}
-    total = np.sum(list(wall.values()), axis=0)
-    for phase in in_order(by_phase):
-        own = by_phase[phase]
-        walls = own.get_column("wall").to_numpy()
-        spent = max(int(walls.sum()), 1)
-        kernel = int(walls[(own.get_column("shade") == "kernel").to_numpy()].sum())
-        by_cause = own.group_by("cause").agg(pl.col("wall").sum()).sort("wall", descending=True)
+    shares = share_intervals(walls, walls.sum(axis=0), groups)
+    medians = stats.quantile_intervals(
+        np.concatenate([walls, sums]).T, 0.5, groups=groups, resamples=RESAMPLES
+    )
+    for place, phase in enumerate(names):
+        time = max(sum(by_cause[phase].values()), 1)
         yield Part(
             phase=phase,
-            share=share_interval(wall[phase], total, groups),
-            wall=_median(wall[phase], groups),
-            summed=_median(_per_sample(places, own, "summed"), groups),
-            kernel=kernel / spent,
+            share=shares[place],
+            wall=medians[place],
+            summed=medians[len(names) + place],
+            kernel=kernel[phase] / time,
             causes=tuple(
-                (cause, time / spent)
-                for cause, time in by_cause.iter_rows()
-                if time and cause != NOT_TRACED
+                (cause, length / time)
+                for cause, length in sorted(by_cause[phase].items(), key=lambda each: -each[1])
+                if length and cause != NOT_TRACED
             ),
         )
 
@@ -299,16 +316,17 @@ def _boot(samples: Sequence[Sample]) -> Boot | None:
 def _queues(samples: Sequence[Sample], queued: pl.DataFrame) -> Iterable[Queue]:
     total = float(latencies(samples).sum())
     rows = queued.filter(pl.col("sample").is_in([sample.index for sample in samples]))
-    for (lock,), booted in rows.group_by("lock", maintain_order=True):
-        waited = int(booted["waited"].sum())
-        if waited < LEAST_QUEUED * total:
-            continue
-        by_holder = (
-            booted.group_by("holder")
-            .agg((pl.col("waited").sum() / waited).alias("share"))
-            .sort("share", descending=True)
-        )
-        yield Queue(str(lock), waited / total, tuple(by_holder.iter_rows()))
+    by_lock: dict[str, dict[str, int]] = {}
+    for lock, holder, waited in (
+        rows.group_by("lock", "holder", maintain_order=True).agg(pl.col("waited").sum()).iter_rows()
+    ):
+        by_lock.setdefault(lock, {})[holder] = waited
+    for lock, by_holder in by_lock.items():
+        waited = sum(by_holder.values())
+        if waited >= LEAST_QUEUED * total:
+            longest = sorted(by_holder.items(), key=lambda each: -each[1])
+            shares = tuple((holder, time / waited) for holder, time in longest)
+            yield Queue(lock, waited / total, shares)
 
 
 def _median(values: Floats, groups: Floats) -> Interval:
@@ -321,13 +339,6 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(
         names, key=lambda name: (name == "unattributed", place.get(name, len(place)), name)
     )
-
-
-def _per_sample(places: dict[int, int], rows: pl.DataFrame, column: str) -> Floats:
-    """The sum of a column per sample, by position; shape (samples,)."""
-    at = [places[sample] for sample in rows.get_column("sample").to_list()]
-    sums = np.bincount(at, weights=rows.get_column(column).to_numpy(), minlength=len(places))
-    return np.asarray(sums, np.float64)
 
 
 def steps(point: PointFigures) -> list[tuple[str, Interval]]:
@@ -348,17 +359,24 @@ def share_interval(part: Floats, total: Floats, groups: Floats) -> Interval:
     As a ratio of sums, the shares of all parts sum to 1. One batch cannot be resampled: the
     interval is then the range over its samples.
     """
-    _, of = np.unique(groups, return_inverse=True)
-    parts, totals = np.bincount(of, weights=part), np.bincount(of, weights=total)
-    drawn = np.random.default_rng(0).multinomial(
-        parts.size, np.full(parts.size, 1 / parts.size), RESAMPLES
-    )
-    value = float(part.sum() / max(total.sum(), 1.0))
-    if parts.size == 1:
-        ratios = part / np.maximum(total, 1.0)
-        return Interval(value, float(ratios.min()), float(ratios.max()))
-    draws = (drawn @ parts) / np.maximum(drawn @ totals, 1.0)
-    return stats.interval(value, draws, batches=parts.size)
+    return share_intervals(part[None], total, groups)[0]
+
+
+def share_intervals(parts: Floats, total: Floats, groups: Floats) -> list[Interval]:
+    """As ``share_interval``, of each row of ``parts``, shape (k, n)."""
+    names, of = np.unique(groups, return_inverse=True)
+    values = parts.sum(axis=1) / max(total.sum(), 1.0)
+    if names.size == 1:
+        ratios = parts / np.maximum(total, 1.0)
+        edges = np.array([values, ratios.min(axis=1), ratios.max(axis=1)])
+        return [Interval(*column) for column in edges.T.tolist()]
+    count = names.size
+    at = np.arange(len(parts))[:, None] * count + of
+    sums = np.bincount(at.ravel(), weights=parts.ravel(), minlength=len(parts) * count)
+    totals = np.bincount(of, weights=total)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    draws = (drawn @ sums.reshape(-1, count).T) / np.maximum(drawn @ totals, 1.0)[:, None]
+    return stats.intervals(values, draws, batches=count)
 
 
 def median_sample(samples: Sequence[Sample]) -> Sample:

@@ -7,18 +7,26 @@ holder, woken, has a CPU again.
 
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from firstlight.analysis import causes
+from firstlight.analysis.segments import Integers, merged
+from firstlight.analysis.words import Words
 from firstlight.store import Run
 
 SCHEMA = pl.Schema(
     {"sample": pl.UInt32(), "lock": pl.String(), "holder": pl.String(), "waited": pl.Int64()}
 )
+SHARED = frozenset({
+    "rtnl_mutex", "cgroup_mutex", "pernet_ops_rwsem", "namespace_sem", "pcpu_alloc_mutex",
+    "cgroup_threadgroup_rwsem", "shrinker_mutex", "shrinker_rwsem", "nl_table_lock",
+})  # fmt: skip
+"""The locks of which the kernel has one; of others the name says too little to add their waits."""
+HELD = pl.Schema({"batch": pl.Int64(), "lock": pl.String(), "held": pl.Int64()})
 RUNNING = "running, waiting for a CPU, or not traced"
 """No traced thread is seen to wait under the lock. Any program of the machine may hold it."""
 
@@ -37,78 +45,110 @@ _UNDER = {
     ),
 }  # fmt: skip
 
-_Intervals = npt.NDArray[np.int64]
+_WORDS = ("stack", "name", "detail")
 
 
-def holders(run: Run) -> pl.DataFrame:
-    """How long each traced sample waited for a lock, by what its holder was waiting for.
+class Waits:
+    """The waits of a batch's threads, by lock and by holder. ``rows`` are those for each lock."""
 
-    As SCHEMA: ``waited`` in ns, summed over the sample's threads, for locks whose holders can be
+    def __init__(self, spans: pl.DataFrame) -> None:
+        self._columns = {name: spans[name].to_numpy() for name in ("sample", "start", "end", "tid")}
+        words = Words(spans, "kind", *_WORDS)
+        locks, self._blocked, self._queued = words.rows(
+            "kind", "lock", "blocked", "queued"
+        ).values()
+        kinds = words.combinations(locks, *_WORDS)
+        self._stacks = words.combinations(self._blocked, "stack")
+        names = list(dict.fromkeys(lock for each in kinds.words if (lock := _lock_of(*each))))
+        number = {name: place for place, name in enumerate(names)}
+        numbers = kinds.map(lambda *each: number.get(_lock_of(*each), -1))
+        self.rows = {name: locks[numbers == place] for name, place in number.items()}
+
+    def times(self, lock: str) -> tuple[Integers, Integers, Integers]:
+        """The samples that wait for a lock, and when each wait starts and ends."""
+        rows = self.rows[lock]
+        sample, start, end = (self._columns[name][rows] for name in ("sample", "start", "end"))
+        return sample, start, end
+
+    def held(self, lock: str) -> Iterator[tuple[str, tuple[Integers, Integers]]]:
+        """What holders of a lock waited for, and when: the starts and ends of disjoint intervals,
+        each until the holder ran again.
+        """
+        causes_of = [_of_holder(lock, stack) for (stack,) in self._stacks.words]
+        for holder in dict.fromkeys(filter(None, causes_of)):
+            is_its = np.array([cause == holder for cause in causes_of])
+            rows = self._blocked[is_its[self._stacks.place]]
+            starts, tids, ends = (self._columns[name][rows] for name in ("start", "tid", "end"))
+            until = [
+                self._running.get(wait, wait[1])
+                for wait in zip(tids.tolist(), ends.tolist(), strict=True)
+            ]
+            yield holder, merged(starts, np.array(until))
+
+    @cached_property
+    def _running(self) -> dict[tuple[int, int], int]:
+        """When a thread runs again that has waited for a CPU since a time."""
+        tid, start, end = (
+            self._columns[name][self._queued].tolist() for name in ("tid", "start", "end")
+        )
+        return dict(zip(zip(tid, start, strict=True), end, strict=True))
+
+
+@dataclass(frozen=True)
+class Locks:
+    """The waits for locks in a run's traced batches.
+
+    ``holders``, as SCHEMA, is how long each sample waited, by what the lock's holder was waiting
+    for: ``waited`` in ns, summed over the sample's threads, for locks whose holders can be
     determined. The holder is looked for among the traced threads of the same batch; if none waits,
-    ``holder`` is RUNNING.
+    ``holder`` is RUNNING. ``held``, as HELD, is how long any thread of a batch waited for each lock
+    of SHARED.
     """
-    parts = [pl.DataFrame(schema=SCHEMA)]
-    for _, spans in run.span_batches():
-        waits = spans.filter(pl.col("stack") != "")
-        locks = locks_of(waits.filter(pl.col("kind") == "lock"))
-        blocked = _until_running(waits.filter(pl.col("kind") == "blocked"), spans)
-        for lock in _UNDER:
-            queued = locks.filter(pl.col("lock") == lock)
-            if len(queued):
-                parts.append(_queued_for(lock, queued, blocked))
-    return pl.concat(parts)
+
+    holders: pl.DataFrame
+    held: pl.DataFrame
 
 
-def locks_of(queues: pl.DataFrame) -> pl.DataFrame:
-    """Waits of the kind ``lock``: ``sample``, ``start``, ``end``, and ``lock``, its name."""
-    words = queues.select(pl.col("stack", "name", "detail").cast(pl.String)).rows()
-    names = [
-        causes.of_lock(stack, kind, variable).removeprefix("lock: ").partition(" ")[0]
-        for stack, kind, variable in words
-    ]
-    return queues.select("sample", "start", "end", lock=pl.Series(names, dtype=pl.String))
-
-
-def _until_running(blocked: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
-    """Waits as ``stack``, ``start`` and ``end``, each with the wait for a CPU that follows it."""
-    queued = spans.filter(pl.col("kind") == "queued").select("tid", end="start", running="end")
-    return blocked.join(queued, on=["tid", "end"], how="left").select(
-        pl.col("stack").cast(pl.String), "start", end=pl.coalesce("running", "end")
+def read(run: Run) -> Locks:
+    """The locks of a run, in one pass over its spans."""
+    queued: list[tuple[int, str, str, int]] = []
+    held: list[tuple[int, str, int]] = []
+    for batch, spans in run.span_batches():
+        waits = Waits(spans)
+        for lock in filter(waits.rows.__contains__, _UNDER):
+            queued += _queued_for(lock, waits)
+        for lock in waits.rows.keys() & SHARED:
+            starts, ends = merged(*waits.times(lock)[1:])
+            held.append((batch, lock, int((ends - starts).sum())))
+    return Locks(
+        pl.DataFrame(queued, schema=SCHEMA, orient="row"),
+        pl.DataFrame(sorted(held), schema=HELD, orient="row"),
     )
 
 
-def _queued_for(lock: str, queued: pl.DataFrame, blocked: pl.DataFrame) -> pl.DataFrame:
-    starts, ends = queued["start"].to_numpy(), queued["end"].to_numpy()
-    samples = queued["sample"].to_numpy()
+def _queued_for(lock: str, waits: Waits) -> Iterator[tuple[int, str, str, int]]:
+    """Rows of SCHEMA."""
+    sample, starts, ends = waits.times(lock)
+    samples, place = np.unique(sample, return_inverse=True)
+
+    def rows(holder: str, waited: Integers) -> Iterator[tuple[int, str, str, int]]:
+        sums = np.bincount(place, weights=waited)
+        for each, time in zip(samples.tolist(), sums.tolist(), strict=True):
+            yield each, lock, holder, int(time)
+
     rest = ends - starts
-    parts = []
-    for holder, intervals in _held(lock, blocked):
-        waited = _covered(intervals, ends) - _covered(intervals, starts)
+    for holder, held in waits.held(lock):
+        waited = _covered(*held, ends) - _covered(*held, starts)
         rest = rest - waited
-        parts.append(_part(samples, lock, holder, waited))
-    parts.append(_part(samples, lock, RUNNING, np.maximum(rest, 0)))
-    return pl.concat(parts).group_by("sample", "lock", "holder").agg(pl.col("waited").sum())
+        yield from rows(holder, waited)
+    yield from rows(RUNNING, np.maximum(rest, 0))
 
 
-def _part(
-    samples: npt.NDArray[np.uint32], lock: str, holder: str, waited: _Intervals
-) -> pl.DataFrame:
-    return pl.DataFrame({"sample": samples, "waited": waited}).select(
-        "sample",
-        lock=pl.lit(lock),
-        holder=pl.lit(holder),
-        waited=pl.col("waited").cast(pl.Int64),
-    )
-
-
-def _held(lock: str, blocked: pl.DataFrame) -> Iterator[tuple[str, _Intervals]]:
-    """What holders waited for and when: disjoint intervals of shape (n, 2)."""
-    held: dict[str, list[tuple[int, int]]] = {}
-    for (stack,), waits in blocked.group_by("stack", maintain_order=True):
-        if cause := _of_holder(lock, str(stack)):
-            held.setdefault(cause, []).extend(waits.select("start", "end").iter_rows())
-    for cause, intervals in held.items():
-        yield cause, _merged(intervals)
+def _lock_of(stack: str, kind: str, variable: str) -> str:
+    """The name of the lock that a wait of the kind ``lock`` is for; empty without a stack."""
+    if not stack:
+        return ""
+    return causes.of_lock(stack, kind, variable).removeprefix("lock: ").partition(" ")[0]
 
 
 @lru_cache(maxsize=16384)
@@ -121,19 +161,8 @@ def _of_holder(lock: str, stack: str) -> str | None:
     return None if cause.startswith((causes.PEER, "lock:", "kernel:")) else cause
 
 
-def _merged(intervals: list[tuple[int, int]]) -> _Intervals:
-    merged: list[tuple[int, int]] = []
-    for start, end in sorted(intervals):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = merged[-1][0], max(merged[-1][1], end)
-        else:
-            merged.append((start, end))
-    return np.array(merged, dtype=np.int64)
-
-
-def _covered(intervals: _Intervals, at: _Intervals) -> _Intervals:
-    """The length of the intervals before each instant, in ns."""
-    starts, ends = intervals[:, 0], intervals[:, 1]
+def _covered(starts: Integers, ends: Integers, at: Integers) -> Integers:
+    """The length of disjoint intervals before each instant, in ns."""
     before = np.concatenate([[0], np.cumsum(ends - starts)])
     place = np.searchsorted(starts, at, side="right")
     last = np.maximum(place - 1, 0)

@@ -64,11 +64,11 @@ class Instances:
     """
 
     def __init__(self, spans: pl.DataFrame, samples: Sequence[Sample], end_point: EndPoint) -> None:
-        """``samples`` ascend by index; each was traced and ready."""
-        self.samples = samples
-        self.columns = Columns(spans, [sample.index for sample in samples])
+        """Each of ``samples`` was traced and ready."""
+        self.samples = sorted(samples, key=lambda sample: sample.index)
+        self.columns = Columns(spans, [sample.index for sample in self.samples])
         self._end_point = end_point
-        self.packet_requests = [_packet_request(sample, end_point) for sample in samples]
+        self.packet_requests = [_packet_request(sample, end_point) for sample in self.samples]
         self._find_threads()
         self._relate()
         self._number_processes()

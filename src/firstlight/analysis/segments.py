@@ -61,6 +61,15 @@ def distinct(values: Integers) -> Integers:
     return np.asarray(ordered[np.diff(ordered, prepend=ordered[:1] - 1) != 0])
 
 
+def merged(starts: Integers, ends: Integers) -> tuple[Integers, Integers]:
+    """The starts and ends of the union of intervals."""
+    order = np.argsort(starts, kind="stable")
+    begins, latest = starts[order], np.maximum.accumulate(ends[order])
+    first = np.ones(len(begins), np.bool_)
+    first[1:] = begins[1:] > latest[:-1]
+    return begins[first], latest[np.roll(first, -1)]
+
+
 def bounds(segment: Integers, count: int) -> Integers:
     """Where each of ``count`` segments begins among items, and where the last ends."""
     return np.searchsorted(segment, np.arange(count + 1))

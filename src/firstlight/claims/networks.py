@@ -70,21 +70,27 @@ class Pods:
 
     def inside(self, phases: tuple[str, ...]) -> dict[str, pl.DataFrame]:
         """The traced pods that started alone."""
-        return _by_name(
-            (str(sample.point["network"]), sample.batch, *self._spent(sample, phases))
+        samples = [
+            sample
             for sample in _alone(self._analysis)
             if self._counts(sample) and pods.network(sample)
+        ]
+        paths = self._analysis.inside(samples, "cni")
+        return _by_name(
+            (str(sample.point["network"]), sample.batch, *_spent(path, phases))
+            for sample, path in zip(samples, paths, strict=True)
         )
 
     def _counts(self, sample: Sample) -> bool:
         return sample.point.get("runtime") == PAPERS_RUNTIME
 
-    def _spent(self, sample: Sample, phases: tuple[str, ...]) -> tuple[int, int]:
-        pieces = self._analysis.inside(sample, "cni").with_columns(
-            length=pl.col("end") - pl.col("start")
-        )
-        value = pieces.filter(pl.col("phase").is_in(phases))["length"].sum()
-        return int(value), int(pieces["length"].sum())
+
+def _spent(path: pl.DataFrame, phases: tuple[str, ...]) -> tuple[int, int]:
+    """The time of these phases, and all time, in ns."""
+    length = pl.col("end") - pl.col("start")
+    of_phases = length.filter(pl.col("phase").is_in(phases)).sum()
+    value, total = path.select(value=of_phases, total=length.sum()).row(0)
+    return int(value), int(total)
 
 
 def _alone(analysis: Analysis) -> Iterator[Sample]:

@@ -37,11 +37,15 @@ class Held(Run):
 
     spans: pl.DataFrame
 
+    @property
+    def traced_batches(self) -> list[int]:
+        return [0]
+
     def span_batches(self) -> Iterator[tuple[int, pl.DataFrame]]:
         yield 0, self.spans
 
-    def spans_of(self, sample: Sample) -> pl.DataFrame:
-        return self.spans.filter(pl.col("sample") == sample.index)
+    def spans_of(self, *samples: Sample) -> pl.DataFrame:
+        return self.spans.filter(pl.col("sample").is_in([each.index for each in samples]))
 
 
 Row = dict[str, Any]

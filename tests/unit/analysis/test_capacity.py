@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstlight.analysis import Analysis, capacity
+from firstlight.analysis import Analysis, capacity, holders
 from firstlight.analysis.capacity import Capacity, Section
 from firstlight.analysis.figures import PointFigures
 from firstlight.model import Interval
@@ -39,7 +39,7 @@ def held(*batches: list[tuple[str, int, int]]) -> list[tuple[object, ...]]:
         for number, waits in enumerate(batches)
     ]  # fmt: skip
     run = cast(Run, SimpleNamespace(span_batches=lambda: frames))
-    return capacity.held(run).rows()
+    return holders.read(run).held.rows()
 
 
 def test_a_lock_is_held_while_anybody_waits_for_it() -> None:
@@ -123,7 +123,7 @@ def made(
     waits = [] if held_ms is None else [
         (batch, "rtnl_mutex", round(held_ms * 1e6)) for batch in range(len(batches))
     ]  # fmt: skip
-    frame = pl.DataFrame(waits, schema=capacity.HELD, orient="row")
+    frame = pl.DataFrame(waits, schema=holders.HELD, orient="row")
     return list(capacity.capacities([cast(PointFigures, point)], breakdown, frame, cores))
 
 

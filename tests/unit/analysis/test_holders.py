@@ -22,7 +22,8 @@ def span(
 
 def result(*rows: tuple[object, ...]) -> dict[tuple[int, str], int]:
     spans = pl.DataFrame(list(rows), schema=SPAN_SCHEMA, orient="row")
-    result = holders.holders(cast(Run, SimpleNamespace(span_batches=lambda: [(0, spans)])))
+    run = cast(Run, SimpleNamespace(span_batches=lambda: [(0, spans)]))
+    result = holders.read(run).holders
     return {(row["sample"], row["holder"]): row["waited"] for row in result.iter_rows(named=True)}
 
 

@@ -10,6 +10,7 @@ import pytest
 from firstlight.analysis import Analysis, holders
 from firstlight.analysis.breakdown import SCHEMA, TIMELINE
 from firstlight.analysis.causes import TIMEOUT
+from firstlight.analysis.spent import Spent
 from firstlight.claims.advice import advise
 from firstlight.claims.advice.storms import STORMS
 from firstlight.model import Ending, Sample, Stamps
@@ -91,7 +92,11 @@ def starts(
     if cloned:
         moment = ends[-cloned - 1] - idle
         spans.append((0, "fork", "clone", "", "", moment, moment, 1, 1, None, 2))
-    frame = pl.DataFrame(spans, schema=SPAN_SCHEMA, orient="row")
+    frame = pl.DataFrame(
+        [(sample.index, *span[1:]) for sample in samples for span in spans],
+        schema=SPAN_SCHEMA,
+        orient="row",
+    )
     point = SimpleNamespace(
         point={"instances": 1},
         name="x × 1",
@@ -107,10 +112,10 @@ def starts(
     queues = [(sample.index, *wait) for sample in samples for wait in held]
     fake = SimpleNamespace(
         points=(point,),
-        timeline=lambda _: pl.DataFrame(path, schema=TIMELINE, orient="row"),
-        holders=pl.DataFrame(queues, schema=holders.SCHEMA, orient="row"),
-        breakdown=pl.DataFrame(rows, schema=SCHEMA, orient="row"),
-        run=SimpleNamespace(spans_of=lambda _: frame),
+        timelines=lambda some: [pl.DataFrame(path, schema=TIMELINE, orient="row") for _ in some],
+        locks=SimpleNamespace(holders=pl.DataFrame(queues, schema=holders.SCHEMA, orient="row")),
+        spent=Spent.read(pl.DataFrame(rows, schema=SCHEMA, orient="row")),
+        run=SimpleNamespace(spans_of=lambda *_: frame),
     )
     return cast("Analysis", fake)
 

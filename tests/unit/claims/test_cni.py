@@ -268,12 +268,12 @@ def test_claim_counts_kernel_share_of_pod_network(
     }
     run = pods_run("kubernetes-pods", alone)
 
-    def timeline(self: Analysis, sample: Sample) -> pl.DataFrame:
+    def timeline(sample: Sample) -> pl.DataFrame:
         middle, end = MS + (sample.latency or 0) // 2, (sample.latency or 0) - MS
         rows = [(MS, middle, "garp"), (middle, end, "ebpf")]
         return pl.DataFrame(rows, schema=["start", "end", "phase"], orient="row")
 
-    monkeypatch.setattr(Analysis, "timeline", timeline)
+    monkeypatch.setattr(Analysis, "timelines", lambda _, some: list(map(timeline, some)))
     assert of("C12", run).verdict == "holds"
     assert of("C15", run).verdict == "holds"
     assert "gratuitous ARP" in of("C12", run).figure

@@ -1,13 +1,17 @@
+import cProfile
 import json
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from tests.support import synthetic
 
 from firstlight.analysis import Analysis, holders
 from firstlight.claims import catalogue
 from firstlight.cli.output import to_json
 from firstlight.report import data
+from firstlight.store import Run
 
 
 def test_json_holds_the_same_figures_as_integers_of_ns(container: Analysis) -> None:
@@ -51,9 +55,26 @@ def test_json_holds_the_queues_for_a_lock(
     traced = next(sample for sample in container.run.samples if sample.traced and sample.latency)
     row = (traced.index, "rtnl_mutex", holders.RUNNING, 10**9)
     queued = pl.DataFrame([row], holders.SCHEMA, orient="row")
-    monkeypatch.setattr(holders, "holders", lambda _: queued)
+    locks = holders.Locks(queued, pl.DataFrame(schema=holders.HELD))
+    monkeypatch.setattr(holders, "read", lambda _: locks)
     (run,) = json.loads(to_json(data.as_json([Analysis(container.run)])))["runs"]
     (result,) = (queue for point in run["points"] for queue in point["queues"])
     assert result["lock"] == "rtnl_mutex"
     assert result["share"] > 0
     assert result["holders"] == [{"cause": holders.RUNNING, "share": 1.0}]
+
+
+def queries(run: Run) -> int:
+    """The queries that polars plans for a report of a run: each takes up to 1 ms."""
+    profile = cProfile.Profile()
+    profile.runcall(data.as_json, [Analysis(run)])
+    return sum(entry.callcount for entry in profile.getstats() if "'collect' of" in str(entry.code))
+
+
+def test_a_report_plans_few_queries_per_batch(tmp_path: Path) -> None:
+    few, many = (
+        synthetic.container_creation(tmp_path / f"{count}", repetitions=count) for count in (4, 8)
+    )
+    batches = len(many.traced_batches) - len(few.traced_batches)
+    assert 0 < queries(many) - queries(few) <= 4 * batches
+    assert queries(few) <= 4 * len(few.traced_batches) + 20 * len(few.header.points)

@@ -17,21 +17,25 @@ measured, and the gain of its remedy predicted: that time, less what the remedy 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import polars as pl
 
 from firstlight.analysis import Analysis, causes, counts, holders, stats
 from firstlight.analysis.figures import PointFigures
-from firstlight.model import Interval, Point, Sample
+from firstlight.analysis.segments import Flags
+from firstlight.analysis.spent import Spent
+from firstlight.analysis.words import Combinations, Words
+from firstlight.model import Interval, Point
 
 LEAST_SHARE = 0.05
 """A storm is named if its remedy gains at least this share of a start."""
 LEAST_NS = 500_000
 """And at least so much: less is not worth a change."""
+_KIND = ("phase", "shade", "cause")
 _LOOKED_AT = 3
 _KNOWN_SHARE = 0.25
 """What a lock's holder does while it runs is divided as its waits are, if these are known for at
@@ -90,6 +94,25 @@ class Advice:
 
 
 @dataclass(frozen=True)
+class _Pieces:
+    """Pieces of the critical path, by patterns that match their phase, shade and cause whole."""
+
+    phases: str = ".*"
+    shade: str = ".*"
+    causes: str = ".*"
+
+    @classmethod
+    def waiting(cls, lock: str) -> "_Pieces":
+        """The waits for a lock."""
+        return cls(causes=f"lock: {re.escape(lock)} .*")
+
+    def of(self, kinds: Sequence[tuple[str, ...]]) -> Flags:
+        """Which of some phases, shades and causes they are."""
+        patterns = (self.phases, self.shade, self.causes)
+        return np.array([all(map(_matches, patterns, kind)) for kind in kinds], np.bool_)
+
+
+@dataclass(frozen=True)
 class _Starts:
     """The traced starts of a point."""
 
@@ -97,76 +120,102 @@ class _Starts:
     point: PointFigures
 
     @cached_property
-    def pieces(self) -> pl.DataFrame:
+    def pieces(self) -> Spent:
         """Their pieces of the critical path."""
-        samples = [sample.index for sample in self.point.traced_samples]
-        return self.analysis.breakdown.filter(pl.col("sample").is_in(samples))
+        return self.analysis.spent.of(self.point.traced_samples)
 
-    def spent(self, pieces: pl.Expr) -> np.ndarray:
-        """The ns of these pieces in each start."""
-        sums = self.pieces.filter(pieces).group_by("sample").agg(pl.col("wall").sum())
-        by_sample = dict(sums.iter_rows())
-        samples = self.point.traced_samples
-        return np.array([by_sample.get(sample.index, 0) for sample in samples], np.float64)
+    def spent(self, chosen: Flags) -> np.ndarray:
+        """The ns of the pieces of these kinds in each start."""
+        own, count = chosen[self.pieces.kind], len(self.point.traced_samples)
+        return np.bincount(
+            self.pieces.sample[own], weights=self.pieces.wall[own], minlength=count
+        ).astype(np.float64)
 
     @cached_property
-    def paths(self) -> pl.DataFrame:
-        """The critical paths of some starts. A ``chain`` is a piece with the waits for a CPU of its
-        thread that follow it at once; a ``turn`` is a thread's work and waits for a CPU from one
-        other wait to the next. A new thread's wait for its first turn ``is_first``."""
-        samples = self.point.traced_samples
-        return pl.concat(map(self._path, samples[:: -(-len(samples) // _FOLLOWED)]))
-
-    def _path(self, sample: Sample) -> pl.DataFrame:
-        spans = self.analysis.run.spans_of(sample)
-        forks = spans.filter(pl.col("kind") == "fork").select("start", tid="peer", by="tid")
+    def paths(self) -> tuple[pl.DataFrame, Combinations]:
+        """The critical paths of some starts, and the kinds of their pieces. A ``chain`` is a piece
+        with the waits for a CPU of its thread that follow it at once; a ``turn`` is a thread's work
+        and waits for a CPU from one other wait to the next. A new thread's wait for its first turn
+        ``is_first``."""
+        every = self.point.traced_samples
+        samples = every[:: -(-len(every) // _FOLLOWED)]
+        timelines = self.analysis.timelines(samples)
+        number = np.repeat([sample.index for sample in samples], [len(path) for path in timelines])
+        forks = (
+            self.analysis.run.spans_of(*samples)
+            .lazy()
+            .filter(pl.col("kind") == "fork")
+            .select("start", sample=pl.col("sample").cast(pl.Int64),
+                    tid=pl.col("peer").cast(pl.Int64), by=pl.col("tid").cast(pl.Int64))
+        )  # fmt: skip
+        before = pl.col("sample", "end", "tid").shift().name.prefix("last_")
         is_queued = pl.col("cause") == causes.QUEUED
         is_work = is_queued | (pl.col("cause") == causes.ON_CPU)
-        is_next = (pl.col("start") == pl.col("end").shift()).fill_null(value=False)
-        is_same = is_next & (pl.col("tid") == pl.col("tid").shift())
-        is_new = (pl.col("by") == pl.col("tid").shift()).fill_null(value=False)
-        path = self.analysis.timeline(sample)
-        return path.join(forks, on=["start", "tid"], how="left", maintain_order="left").select(
-            "phase", "shade", "cause",
-            length=pl.col("end") - pl.col("start"),
-            sample=pl.lit(sample.index),
-            chain=(~(is_queued & is_same)).cum_sum(),
-            turn=(~(is_work & is_same)).cum_sum(),
-            is_first=is_queued & is_new,
+        is_next = pl.col("start") == pl.col("last_end")
+        is_same = pl.col("in_sample") & is_next & (pl.col("tid") == pl.col("last_tid"))
+        is_new = pl.col("in_sample") & (pl.col("by") == pl.col("last_tid"))
+        paths = (
+            pl.concat(timelines)
+            .lazy()
+            .with_columns(sample=pl.Series(number, dtype=pl.Int64))
+            .join(forks, on=["sample", "start", "tid"], how="left", maintain_order="left")
+            .with_columns(before)
+            .with_columns(in_sample=pl.col("sample") == pl.col("last_sample"))
+            .select(
+                "sample", *_KIND,
+                length=pl.col("end") - pl.col("start"),
+                chain=(~(is_queued & is_same)).fill_null(value=True).cum_sum(),
+                turn=(~(is_work & is_same)).fill_null(value=True).cum_sum(),
+                is_first=(is_queued & is_new).fill_null(value=False),
+            )
+            .collect()
         )  # fmt: skip
+        kinds = Words(paths, *_KIND).combinations(np.arange(len(paths)), *_KIND)
+        return paths, kinds
 
-    def with_queueing(self, pieces: pl.Expr) -> float:
+    def with_queueing(self, pieces: _Pieces) -> float:
         """How much longer the pieces are with the waits for a CPU that they lead to, a factor."""
+        paths, kinds = self.paths
+        chosen = pieces.of(kinds.words)[kinds.place].astype(np.float64)
         work = pl.col("length") * (pl.col("cause") == causes.ON_CPU)
         of_turn = (work * pl.col("of")).sum() / work.sum()
         alone, together = (
-            self.paths.with_columns(of=pieces.cast(pl.Float64))
+            paths.lazy()
+            .with_columns(of=pl.Series(chosen))
             .with_columns(of_turn=of_turn.over("sample", "turn"))
             .with_columns(share=pl.when("is_first").then(pl.col("of_turn").shift()).otherwise("of"))
             .with_columns(charged=pl.col("share").fill_nan(0).cum_max().over("sample", "chain"))
             .select((pl.col(each) * pl.col("length")).sum() for each in ("of", "charged"))
+            .collect()
             .row(0)
         )
         return together / alone if alone else 1.0
 
-    def queued(self, storm: Storm, pieces: pl.Expr) -> np.ndarray:
+    def queued(self, storm: Storm, chosen: Flags) -> np.ndarray:
         """The ns of each start's waits for a lock that the storm holds: those outside its
-        ``pieces`` add to it; those inside, for a holder that does something else, are negative."""
-        waits = _waits(storm.lock)
-        inside, outside = self.spent(waits & pieces), self.spent(waits & ~pieces)
-        held = self.analysis.holders.filter(pl.col("lock") == storm.lock)
-        known = held.filter(pl.col("holder") != holders.RUNNING)
+        ``chosen`` kinds add to it; those inside, for a holder that does something else, are
+        negative."""
+        waits = _Pieces.waiting(storm.lock).of(self.pieces.kinds)
+        inside, outside = self.spent(waits & chosen), self.spent(waits & ~chosen)
+        waited, is_known = pl.col("waited"), pl.col("holder") != holders.RUNNING
         is_storm = pl.col("holder").str.contains(f"^(?:{storm.held})$")
-        every, by_storm, by_others = (
-            dict(some.group_by("sample").agg(pl.col("waited").sum()).iter_rows())
-            for some in (held, known.filter(is_storm), known.filter(~is_storm))
+        held = (
+            self.analysis.locks.holders.lazy()
+            .filter(pl.col("lock") == storm.lock)
+            .group_by("sample")
+            .agg(
+                every=waited.sum(),
+                its=waited.filter(is_known & is_storm).sum(),
+                others=waited.filter(is_known & ~is_storm).sum(),
+            )
+            .collect()
         )
+        by_sample = {sample: times for sample, *times in held.iter_rows()}
         queued = []
         samples = (sample.index for sample in self.point.traced_samples)
         for sample, more, less in zip(samples, outside, inside, strict=True):
-            its, others = by_storm.get(sample, 0), by_others.get(sample, 0)
-            is_enough = its + others >= _KNOWN_SHARE * every.get(sample, 0)
-            whole = max(its + others if is_enough else every[sample], 1)
+            every, its, others = by_sample.get(sample, (0, 0, 0))
+            whole = max(its + others if its + others >= _KNOWN_SHARE * every else every, 1)
             queued.append((its * more - others * less) / whole)
         return np.array(queued)
 
@@ -180,12 +229,12 @@ class _Starts:
     @cached_property
     def counted(self) -> dict[str, int]:
         """The count that one of the first few starts has most of."""
-        samples = [sample for sample in self.point.traced_samples if counts.is_whole(sample)]
+        samples = list(filter(counts.is_whole, self.point.traced_samples))[:_LOOKED_AT]
         most: dict[str, int] = {}
-        for sample in samples[:_LOOKED_AT]:
-            spans = self.analysis.run.spans_of(sample)
-            done = counts.of_spans(spans, [sample]).select("count", "value")
-            most |= {name: max(value, most.get(name, 0)) for name, value in done.iter_rows()}
+        if samples:
+            done = counts.of_spans(self.analysis.run.spans_of(*samples), samples)
+            for _, name, value in done.iter_rows():
+                most[name] = max(value, most.get(name, 0))
         return most
 
 
@@ -203,19 +252,21 @@ def advise(analysis: Analysis, storms: Sequence[Storm]) -> list[Advice]:
 
 
 def _met(storm: Storm, starts: _Starts) -> Advice | None:
-    pieces = _matched("phase", storm.phases) & _matched("cause", storm.causes)
-    pieces &= _matched("shade", storm.shade)
-    spent = starts.spent(pieces)
-    queued = starts.queued(storm, pieces) if storm.lock else np.zeros(len(spent))
+    pieces, kinds = _Pieces(storm.phases, storm.shade, storm.causes), starts.pieces.kinds
+    chosen = pieces.of(kinds)
+    spent = starts.spent(chosen)
+    queued = starts.queued(storm, chosen) if storm.lock else np.zeros(len(spent))
     if np.median(spent + queued) < storm.least or not _has(storm, starts):
         return None
     gains = np.maximum(spent * starts.with_queueing(pieces) + queued - storm.rest, 0)
     if storm.along:
-        more = _matched("phase", storm.along) & (pl.col("cause") == causes.ON_CPU)
-        gains += np.maximum(starts.spent(more) - storm.along_rest, 0) * starts.with_queueing(more)
-        pieces |= more
+        more = _Pieces(phases=storm.along, causes=causes.ON_CPU)
+        along = more.of(kinds)
+        gains += np.maximum(starts.spent(along) - storm.along_rest, 0) * starts.with_queueing(more)
+        chosen |= along
     charged = 0.0  # the share of the other waits for the lock
-    if storm.lock and (waits := starts.spent(_waits(storm.lock) & ~pieces).sum()):
+    others = _Pieces.waiting(storm.lock).of(kinds) & ~chosen
+    if storm.lock and (waits := starts.spent(others).sum()):
         charged = min(1.0, max(0.0, float(queued.sum() / waits)))
     samples = starts.point.traced_samples
     gains = np.minimum(gains, [sample.latency or 0 for sample in samples])
@@ -230,16 +281,8 @@ def _met(storm: Storm, starts: _Starts) -> Advice | None:
         return None
     return Advice(
         storm.name, starts.point.point, starts.point.name, storm.fact, storm.remedy, gain,
-        gain.value / latency, tuple(_largest(starts, storm, pieces, charged)),
+        gain.value / latency, tuple(_largest(starts, chosen + others * charged)[:3]),
     )  # fmt: skip
-
-
-def _matched(column: str, pattern: str) -> pl.Expr:
-    return pl.col(column).str.contains(f"^(?:{pattern})$")
-
-
-def _waits(lock: str) -> pl.Expr:
-    return pl.col("cause").str.starts_with(f"lock: {lock} ")
 
 
 def _has(storm: Storm, starts: _Starts) -> bool:
@@ -249,13 +292,17 @@ def _has(storm: Storm, starts: _Starts) -> bool:
     return sum(own) >= storm.fewest
 
 
-def _largest(
-    starts: _Starts, storm: Storm, pieces: pl.Expr, charged: float
-) -> Iterator[tuple[str, str, float]]:
-    """``charged`` is the storm's share of the waits for its lock that are not its ``pieces``."""
-    weight = pl.when(pieces).then(1.0).when(_waits(storm.lock)).then(charged).otherwise(0.0)
-    cost = (pl.col("wall") * weight).sum() / len(starts.point.traced_samples)
-    sums = starts.pieces.group_by("phase", "cause").agg(cost.alias("cost"))
-    costly = sums.filter(pl.col("cost") > 0).sort("cost", descending=True)
-    rows: Iterable[tuple[str, str, float]] = costly.head(3).iter_rows()
-    yield from rows
+def _largest(starts: _Starts, weights: np.ndarray) -> list[tuple[str, str, float]]:
+    """The phases and causes that take most of a start, by the weight of each kind of piece."""
+    pieces, count = starts.pieces, len(starts.point.traced_samples)
+    costs = weights * np.bincount(pieces.kind, weights=pieces.wall, minlength=len(weights))
+    sums: dict[tuple[str, str], float] = {}
+    for (phase, _, cause), cost in zip(pieces.kinds, costs.tolist(), strict=True):
+        sums[phase, cause] = sums.get((phase, cause), 0.0) + cost
+    costly = [(*kind, cost / count) for kind, cost in sums.items() if cost > 0]
+    return sorted(costly, key=lambda each: -each[2])
+
+
+@lru_cache(maxsize=1 << 16)
+def _matches(pattern: str, word: str) -> bool:
+    return re.fullmatch(pattern, word) is not None

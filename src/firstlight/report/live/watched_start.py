@@ -51,7 +51,7 @@ def watched_start(sample: Sample, spans: pl.DataFrame) -> WatchedStart:
     name = "/".join(labels[key] for key in _NAMES if labels.get(key)) or labels["id"][:40]
     path: list[Stretch] = []
     if sample.latency and sample.traced:
-        rows = breakdown.timeline_of(spans, sample, EndPoint.FIRST_INSTRUCTION)
+        rows = breakdown.timelines_of(spans, [sample], EndPoint.FIRST_INSTRUCTION)[sample.index]
         began = sample.stamps.intended
         path = [
             Stretch(phase, cause, start - began, end - start)

@@ -103,7 +103,7 @@ def _mostly(analysis: Analysis, samples: list[Sample]) -> str:
     """The largest phases of the plugins' work, with their shares of it."""
     if not samples:
         return "–"
-    parts = pl.concat(analysis.inside(sample, "cni") for sample in samples)
+    parts = pl.concat(analysis.inside(samples, "cni"))
     parts = parts.with_columns(length=pl.col("end") - pl.col("start"))
     total = parts["length"].sum()
     largest = parts.group_by("phase").agg(pl.col("length").sum()).sort("length", descending=True)
