@@ -196,7 +196,7 @@ def test_a_run_without_a_ready_start_ends_after_one_repetition(
     assert len(list(again.batches())) == 8 - len(measured)
 
 
-def test_a_budget_that_ends_before_each_point_is_measured_is_the_reason() -> None:
+def test_a_budget_that_ends_early_is_the_reason() -> None:
     machine = Machine({"one": 60.0, "two": 60.0})
     schedule = machine.schedule(60.0)
     for batch in schedule.batches():
