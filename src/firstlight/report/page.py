@@ -31,7 +31,7 @@ from firstlight.claims import catalogue
 from firstlight.claims.engine import judge
 from firstlight.host.facts import home
 from firstlight.model import Sample
-from firstlight.report import answer, pictures, views
+from firstlight.report import answer, pictures, records, views
 from firstlight.report.plots import palette, theme
 from firstlight.report.records import Picture
 from firstlight.report.views import boots
@@ -120,7 +120,7 @@ def render(runs: Sequence[Analysis]) -> str:
 
 
 def _run(analysis: Analysis, charts: Charts) -> dict[str, Any]:
-    failed = [sample for sample in analysis.run.samples if sample.latency is None]
+    failed = records.failures(analysis.run.samples)
     bars = [charts.place(picture) for picture in pictures.bars(analysis, legend=False)]
     return {
         "figures": analysis,
@@ -133,8 +133,8 @@ def _run(analysis: Analysis, charts: Charts) -> dict[str, Any]:
         "series": [
             _series(analysis, name, charts) for name in analysis.series if analysis.of(name)
         ],
-        "failed": [(sample, _setting(sample)) for sample in failed[:MOST_FAILURES]],
-        "more_failed": max(len(failed) - MOST_FAILURES, 0),
+        "failed": [(each, _setting(each), count - 1) for each, count in failed[:MOST_FAILURES]],
+        "more_failed": sum(count for _, count in failed[MOST_FAILURES:]),
     }
 
 

@@ -1,10 +1,12 @@
-"""Parts of a report: tables, pictures, and a run's view."""
+"""Parts of a report: tables, pictures, failures, and a run's view."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from firstlight.analysis import Analysis
+from firstlight.model import Sample
 
 if TYPE_CHECKING:
     import altair as alt
@@ -24,6 +26,18 @@ class Table:
     rows: Rows
     advice: str = ""
     brief: tuple[tuple[str, ...], Rows] | None = None
+
+
+def failures(samples: Iterable[Sample]) -> list[tuple[Sample, int]]:
+    """The starts that did not become ready, by what failed: the first such start, and how many of
+    its point failed alike, the most first. Numbers in their words, as of processes, may differ.
+    """
+    alike: dict[object, list[Sample]] = {}
+    for sample in samples:
+        if sample.latency is None:
+            words = re.sub(r"\d+", "", f"{sample.ending} {sample.error} {sample.output}")
+            alike.setdefault((frozenset(sample.point.items()), words), []).append(sample)
+    return [(some[0], len(some)) for some in sorted(alike.values(), key=len, reverse=True)]
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,7 @@ def _run(analysis: Analysis) -> RenderableType:
             shown += [Text(), _causes(point)] if point.causes() else []
             shown += [Text(answer.queue(queued)) for queued in point.queues]
     shown += _advice(analysis)
-    failed = [sample for sample in analysis.run.samples if sample.latency is None]
-    if failed:
+    if failed := records.failures(analysis.run.samples):
         shown += [Text(), _failures(failed)]
     if analysis.header.skipped:
         shown += [Text("\nnot run here", style="bold")]
@@ -276,16 +275,17 @@ def _causes(point: PointFigures) -> Table:
     return table
 
 
-def _failures(failed: Sequence[Sample]) -> Table:
+def _failures(failed: Sequence[tuple[Sample, int]]) -> Table:
     table = _table("starts that failed or hung")
     for name in ("start", "", "error and last output"):
         table.add_column(name, overflow="fold")
-    for sample in failed[:MOST_FAILURES]:
+    for sample, count in failed[:MOST_FAILURES]:
         setting = ", ".join(f"{axis} {value}" for axis, value in sample.point.items() if value)
+        alike = f", and {count - 1} alike" if count > 1 else ""
         words = "\n".join(filter(None, (sample.error, sample.output.strip())))
-        _row(table, f"{setting}, batch {sample.batch}", str(sample.ending), Text(words))
-    if len(failed) > MOST_FAILURES:
-        _row(table, f"and {len(failed) - MOST_FAILURES} more", "", "see samples.jsonl")
+        _row(table, f"{setting}, batch {sample.batch}{alike}", str(sample.ending), Text(words))
+    if more := sum(count for _, count in failed[MOST_FAILURES:]):
+        _row(table, f"and {more} more", "", "see samples.jsonl")
     return table
 
 

@@ -54,6 +54,7 @@ def test_page_tables_name_causes_failures_and_skips(text: str) -> None:
     assert "lock: pernet_ops_rwsem (copy_net_ns) 70 %" in seen
     assert "runc run failed: unable to start container process" in seen
     assert "not ready after 30 s, in mount" in seen
+    assert seen.count("and 1 alike") == 2
     assert "runsc is not installed; apt install runsc" in seen
     assert "6.18.0-synthetic" in seen
     assert seen.count("Imaginary CPU") == 1  # one machine, told once

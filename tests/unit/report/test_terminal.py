@@ -13,7 +13,7 @@ from firstlight.analysis import Analysis
 from firstlight.analysis.compare import compare
 from firstlight.claims.engine import Verdict
 from firstlight.model import Availability, Check, Missing, Sample
-from firstlight.report import answer, terminal
+from firstlight.report import answer, records, terminal
 from firstlight.store import read
 
 
@@ -59,7 +59,22 @@ def test_the_summary_shows_a_failed_starts_output(container: Analysis) -> None:
     text = words(rendered(terminal.summary([container]), 120))
     assert "runc run failed: unable to start container process" in text
     assert "not ready after 30 s, in mount" in text
+    assert text.count(", and 1 alike ") == 2  # each kind of failure is told once
     assert "runtime=runsc: runsc is not installed" in text
+
+
+def test_alike_failures_are_told_once_the_commonest_first(container: Analysis) -> None:
+    def failed(error: str, instances: int) -> Sample:
+        point = {"runtime": "runc", "instances": instances}
+        stamps = msgspec.structs.replace(container.run.samples[0].stamps, ready=None)
+        return msgspec.structs.replace(
+            container.run.samples[0], point=point, stamps=stamps, error=error
+        )
+
+    samples = [failed("hung: pid 7", 1), failed("hung: pid 12", 1), failed("hung: pid 12", 10)]
+    samples += [failed("not found", 10)] * 3 + [container.run.samples[0]]
+    kinds = [(each.error, count) for each, count in records.failures(samples)]
+    assert kinds == [("not found", 3), ("hung: pid 7", 2), ("hung: pid 12", 1)]
 
 
 def test_a_run_of_which_nothing_was_ready_has_a_summary(known_phases: None, tmp_path: Path) -> None:
