@@ -3,10 +3,12 @@
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from firstlight.agile.functions import mounts as module
 from firstlight.agile.functions.mounts import Mounts, _name
 from firstlight.agile.functions.records import Code
 from firstlight.errors import Failed
@@ -43,3 +45,20 @@ def test_root_name_of_many_layers_is_bounded() -> None:
     )
     assert len(_name(first, ("/a/",))) <= 255
     assert _name(first, ()) != _name(second, ())
+
+
+def test_nothing_is_left_of_a_root_that_cannot_be_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise Failed("no overlay")
+
+    place, trees = tmp_path / "place", tmp_path / "trees"
+    for each in (place, trees):
+        each.mkdir()
+    content = SimpleNamespace(path=lambda number: trees / str(number))
+    monkeypatch.setattr(module, "_mount", fail)
+    code = Code(source="oci:x", digest="", size=1, trees=(1, 2))
+    with pytest.raises(Failed, match="no overlay"):
+        Mounts(place, cast("Any", content)).root(code, ("/a/",))
+    assert not (place / _name(code, ("/a/",))).exists()

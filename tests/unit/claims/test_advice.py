@@ -132,6 +132,7 @@ def test_a_storm_is_named_with_what_it_costs(storm: str) -> None:
     assert others == []
     assert 0.5 * piece[3] < first.gain.value < 1.5 * piece[3]
     assert first.evidence[0][:2] == (piece[0], piece[2])
+    assert all(time > 0 for *_, time in first.evidence)
     assert first.remedy
 
 

@@ -3,8 +3,11 @@
 import io
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
+import pytest
 
 from firstlight.lab.experiments import Options
 from firstlight.lab.nodes import jobs
@@ -26,6 +29,25 @@ def test_a_node_writes_nothing_outside_of_its_run(tmp_path: Path) -> None:
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == [
         "run/spans/0.arrow"
     ]
+
+
+def test_only_a_true_condition_makes_a_node_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    def node(name: str, **conditions: str) -> Any:
+        listed = [SimpleNamespace(type=kind, status=is_so) for kind, is_so in conditions.items()]
+        return SimpleNamespace(
+            metadata=SimpleNamespace(name=name), status=SimpleNamespace(conditions=listed)
+        )
+
+    items = [
+        node("up", MemoryPressure="False", Ready="True"),
+        node("new"),
+        node("down", MemoryPressure="True", Ready="False"),
+        node("gone", Ready="Unknown"),
+    ]
+    api = SimpleNamespace(list_node=lambda **_: SimpleNamespace(items=items))
+    monkeypatch.setattr(jobs.Nodes, "_api", lambda _: api)
+    chosen = jobs.Nodes.__new__(jobs.Nodes).chosen("all")
+    assert chosen == {"up": True, "new": False, "down": False, "gone": False}
 
 
 def test_a_job_has_the_order_and_its_node() -> None:
