@@ -128,6 +128,21 @@ def test_what_fails_does_so_in_order(
         assert worker.end() == (0, "")
 
 
+def test_a_handler_takes_and_returns_at_most_64_values(run: Run) -> None:
+    def module(count: int) -> str:
+        values = "i64 " * count
+        body = " ".join(f"local.get {number}" for number in range(count))
+        return f'(module (func (export "f") (param {values}) (result {values}) {body}))'
+
+    with run(module(64), "f") as worker:
+        assert worker.ask(wire.event(list(range(64))))[0].values == tuple(range(64))
+        assert worker.end() == (0, "")
+    with run(module(65), "f") as worker:
+        status, output = worker.end()
+        assert status == workers._REFUSED
+        assert "f takes 65 values\nat most 64 are possible" in output
+
+
 def test_files_are_removed_however_deep(run: Run, tmp_path: Path) -> None:
     with run(FILES, "deep") as worker:
         assert worker.ask(wire.event([300]))[0].values == (300,)
