@@ -257,6 +257,18 @@ def test_work_beside_the_path_is_in_the_sum_alone() -> None:
     assert wall(held, "ns.net") + wall(held, "process.start") == 100
 
 
+def test_a_thread_without_calls_follows_its_process_beside_the_path() -> None:
+    held = run(
+        [*start_of_root(), fork(10, 101), fork(20, 102, 101, "thread"),
+         call("mount", "/x tmpfs", 30, 50, 101), call("write", "cgroup:cgroup.procs", 70, 90, 101),
+         span("exit", 95, tid=101), span("exit", 95, tid=102, pid=101),
+         call("unshare", "net", 50, 100)],
+        sample(100),
+    )  # fmt: skip
+    assert summed(held, "mount", "on CPU") == 40 + 10  # until the call before the next phase
+    assert summed(held, "cgroup", "on CPU") == 45 + 65
+
+
 def test_mutual_waits_beside_the_path_count_nowhere() -> None:
     held = run(
         [*start_of_root(), fork(20, 101), wait(PIPE, 30, 90, tid=101),
