@@ -66,11 +66,16 @@ class Cni:
 
     @property
     def note(self) -> str | None:
-        """What the figures represent, and whether a profile stands in for the product."""
-        _, info = known.find(self.conf)
+        """What the figures represent, and what stands in for the product and the links."""
+        network, info = known.find(self.conf)
+        notes = [f"{self.name}: {info.about}"] if info.about else []
         if info.profile:
-            return f"{self.name} is a profile, not {info.profile}: {info.about}"
-        return f"{self.name}: {info.about}" if info.about else None
+            notes = [f"{self.name} is a profile, not {info.profile}: {info.about}"]
+        links = sorted(needs.links(network) - {"lo"})
+        if links or needs.takes_default_link(network):
+            which = ", ".join(links) or "the default route's link"
+            notes.append(f"{self.name}: a veth stands in for {which} of the host")
+        return "\n".join(notes) or None
 
     def probe(self) -> None:
         """Needs a valid configuration, its plugins and their daemon."""

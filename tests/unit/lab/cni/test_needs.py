@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstlight.errors import Unsupported
+from firstlight.lab.backends.cni import Cni
 from firstlight.lab.cni import needs
 from firstlight.lab.cni.conf import BadConf, NetworkList, parse
 
@@ -89,3 +90,18 @@ def test_no_configuration_ends_in_a_traceback(value: object) -> None:
     with suppress(BadConf):
         needs.directories(conf)
     needs.links(conf)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "told"),
+    [({"type": "macvlan", "master": "eth0"}, "stands in for eth0 of the host"),
+     ({"type": "macvlan"}, "stands in for the default route's link of the host"),
+     ({"type": "bridge"}, None)],
+)  # fmt: skip
+def test_note_says_what_stands_in_for_the_hosts_links(
+    tmp_path: Path, plugin: dict[str, Any], told: str | None
+) -> None:
+    file = tmp_path / "mine.conflist"
+    file.write_text(json.dumps({"cniVersion": "1.0.0", "name": "mine", "plugins": [plugin]}))
+    note = Cni(str(file)).note
+    assert told in (note or "") if told else note is None
