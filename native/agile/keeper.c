@@ -35,17 +35,20 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { STACK = 64 * 1024, TEXT = 8192, PAUSE = 10 /* ms */ };
+enum { STACK = 64 * 1024, TEXT = 8192, LINE = 128, PAUSE = 10 /* ms */ };
 
 /* What changes with any packet and with most failed calls; what a listening socket may create;
  * and, of what only root can change, what is quick to read. A socket reports changes of links,
  * addresses, routes, rules and neighbours. */
-static const char *const counters[] = {
-	"/proc/self/net/dev",
-	"/proc/self/net/snmp",
-	"/proc/sys/net/ipv4/tcp_fastopen_key",
-	"/proc/sys/net/ipv4/ip_local_port_range",
-	"/proc/sys/net/ipv4/ip_unprivileged_port_start",
+static const struct {
+	const char *path;
+	size_t most; /* bytes to read: of a sysctl the kernel allocates and clears as many */
+} counters[] = {
+	{"/proc/self/net/dev", TEXT},
+	{"/proc/self/net/snmp", TEXT},
+	{"/proc/sys/net/ipv4/tcp_fastopen_key", LINE},
+	{"/proc/sys/net/ipv4/ip_local_port_range", LINE},
+	{"/proc/sys/net/ipv4/ip_unprivileged_port_start", LINE},
 };
 enum { COUNTERS = sizeof counters / sizeof *counters };
 
@@ -95,9 +98,9 @@ static void look_at_tmp(struct stat *status, struct statfs *use)
 		_exit(127);
 }
 
-static ssize_t read_text(int file, char *bytes)
+static ssize_t read_text(int file, char *bytes, size_t most)
 {
-	return file < 0 ? -1 : pread(file, bytes, TEXT, 0);
+	return file < 0 ? -1 : pread(file, bytes, most, 0);
 }
 
 /* A socket that reports all changes except those of multicast routing, which take a capability. */
@@ -125,8 +128,8 @@ static void open_counters(void)
 	keeper.changes = open_changes();
 	for (int i = 0; i < COUNTERS; i++) {
 		struct text *text = &keeper.texts[i];
-		text->file = open(counters[i], O_RDONLY | O_CLOEXEC);
-		text->size = read_text(text->file, text->bytes);
+		text->file = open(counters[i].path, O_RDONLY | O_CLOEXEC);
+		text->size = read_text(text->file, text->bytes, counters[i].most);
 	}
 	keeper.sockets = open("/proc/self/net/sockstat", O_RDONLY | O_CLOEXEC);
 	keeper.in_network = true;
@@ -151,15 +154,15 @@ static bool happened(int file, short event)
 static bool network_is_clean(void)
 {
 	static char now[TEXT];
-	ssize_t size = read_text(keeper.sockets, now);
+	ssize_t size = read_text(keeper.sockets, now, sizeof now);
 	if (size < 16 || memcmp(now, "sockets: used 1\n", 16) != 0)
 		return false;
 	if (keeper.changes < 0 || happened(keeper.changes, POLLIN))
 		return false;
 	for (int i = 0; i < COUNTERS; i++) {
 		const struct text *text = &keeper.texts[i];
-		size = read_text(text->file, now);
-		if (size < 0 || size == TEXT || size != text->size ||
+		size = read_text(text->file, now, counters[i].most);
+		if (size < 0 || size == (ssize_t)counters[i].most || size != text->size ||
 		    memcmp(now, text->bytes, (size_t)size) != 0)
 			return false;
 	}
