@@ -135,6 +135,7 @@ static void by_kernel(void)
 {
 	struct timeval zero = {0, 0};
 	int pair[2];
+	unsigned handle[34] = {128};
 	char bytes[64];
 	struct sock_filter accept = BPF_STMT(BPF_RET | BPF_K, 1);
 	struct sock_fprog accepts = {1, &accept};
@@ -164,6 +165,10 @@ static void by_kernel(void)
 	FAILS("settimeofday", settimeofday(&zero, NULL));
 	FAILS("sethostname", sethostname("x", 1));
 	FAILS("open by handle", syscall(SYS_open_by_handle_at, AT_FDCWD, bytes, 0));
+	FAILS("handle of a file", syscall(SYS_name_to_handle_at, AT_FDCWD, "/", handle, pair, 0));
+	FAILS("descriptor of a process", syscall(SYS_pidfd_getfd, syscall(SYS_pidfd_open, getpid(), 0), 0, 0));
+	FAILS("file events by handles", syscall(SYS_fanotify_init, 0x200, 0));
+	FAILS("fixed addresses", syscall(SYS_personality, 0x40000));
 	FAILS("setuid", setuid(0));
 	FAILS("setgid", setgid(0));
 	FAILS("mknod block", mknod("/tmp/disk", S_IFBLK | 0666, makedev(254, 0)));
