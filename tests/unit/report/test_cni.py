@@ -13,7 +13,7 @@ from firstlight.analysis import Analysis, breakdown
 from firstlight.analysis.breakdown import SCHEMA
 from firstlight.lab.experiments.cni_breakdown import CNI_BREAKDOWN
 from firstlight.model import Ending, EndPoint, Header, Sample, Stamps, Step
-from firstlight.report import terminal
+from firstlight.report import answer, terminal
 from firstlight.report.views import cni
 from firstlight.store import SPAN_SCHEMA
 
@@ -117,6 +117,11 @@ def test_the_figures_name_their_end_point(run: store.Run) -> None:
     with console.capture() as capture:
         console.print(terminal.summary([reaching]))
     assert "packet back" in capture.get()
+
+
+def test_the_answer_is_of_a_pods_network(run: store.Run) -> None:
+    shown = answer.answer(Analysis(run))
+    assert shown.startswith("On this machine a pod's network (bridge) takes ")
 
 
 def test_a_long_tail_can_be_seen(run: store.Run) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from firstlight.lab.backends.cni import Cni, present
 from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.lab.experiments.cni_breakdown import NETWORKS
+from firstlight.model import Presentation
 
 BACKGROUND = (0, 10, 50, 100, 200)
 
@@ -27,4 +28,5 @@ CNI_BACKGROUND = Experiment(
     cases=_cases,
     options=("networks",),
     instances=(1,),
+    presentation=Presentation(subject="a pod's network ({series})"),
 )

@@ -41,5 +41,5 @@ CNI_BREAKDOWN = Experiment(
     cases=_cases,
     options=("networks",),
     instances=(1,),
-    presentation=Presentation(view="cni"),
+    presentation=Presentation(subject="a pod's network ({series})", view="cni"),
 )

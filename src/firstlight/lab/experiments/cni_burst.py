@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from firstlight.lab.backends.cni import Cni, present
 from firstlight.lab.experiments import Case, Experiment, Options
 from firstlight.lab.experiments.cni_breakdown import NETWORKS
+from firstlight.model import Presentation
 
 
 def _cases(options: Options) -> Iterator[Case]:
@@ -20,4 +21,5 @@ CNI_BURST = Experiment(
     axes=("cni", "instances"),
     cases=_cases,
     options=("networks",),
+    presentation=Presentation(subject="a pod's network ({series})"),
 )
