@@ -257,7 +257,7 @@ def test_work_beside_the_path_is_in_the_sum_alone() -> None:
     assert wall(held, "ns.net") + wall(held, "process.start") == 100
 
 
-def test_a_thread_without_calls_follows_its_process_beside_the_path() -> None:
+def test_a_thread_without_calls_follows_its_process() -> None:
     held = run(
         [*start_of_root(), fork(10, 101), fork(20, 102, 101, "thread"),
          call("mount", "/x tmpfs", 30, 50, 101), call("write", "cgroup:cgroup.procs", 70, 90, 101),
