@@ -260,6 +260,7 @@ def of_guest(name: str) -> str:
     return next((phase for rule, phase in _GUEST if rule.fullmatch(name)), otherwise)
 
 
+@lru_cache(maxsize=4096)
 def of_component(name: str) -> str:
     """The phase of a component's span, by its name (model.ComponentSpan)."""
     return next((phase for rule, phase in _COMPONENTS if rule.fullmatch(name)), UNATTRIBUTED)
