@@ -28,18 +28,25 @@ static int kept_count; /* that were ever used */
 static void lose(void)
 {
 	node_unwatch(&node.manager);
-	node.manager_blocked = node.has_done = false;
+	node.manager_blocked = node.has_done = node.managed = false;
 	node.telling = TELL_NOTHING;
 	if (!node.stays)
 		exit(0); /* and everything that runs here with it */
+	node_watch_again(node.managers_listener, ON_MANAGERS, 0, EPOLLIN);
 }
 
+/* Who comes while there is a manager waits for its end, in the listener's queue. One that has said
+ * nothing is none. */
 void managers_accept(void)
 {
+	if (node.managed) {
+		node_watch_again(node.managers_listener, ON_MANAGERS, 0, 0);
+		return;
+	}
 	int descriptor = node_accept(node.managers_listener);
 	if (descriptor < 0)
 		return;
-	node_unwatch(&node.manager); /* the newer one holds the journal's lock */
+	node_unwatch(&node.manager);
 	node.manager = descriptor;
 	node.manager_blocked = node.has_done = false;
 	node.telling = TELL_NOTHING;
@@ -83,6 +90,7 @@ static int hello(const struct order *asked, struct rights *rights)
 	node.house.top_count = rights->count;
 	memcpy(node.house.tops, rights->descriptors, sizeof node.house.tops);
 	rights->count = 0;
+	node.managed = true;
 	node.stays = asked->flags & HELLO_STAY;
 	node.house.unified = asked->flags & HELLO_UNIFIED;
 	memset(node.wants, 0, sizeof node.wants);

@@ -147,6 +147,7 @@ struct pending {
  * to a page copies it. */
 struct node {
 	int epoll, children, clients_listener, managers_listener, manager, log;
+	bool managed; /* the manager has said HELLO: no other takes its place */
 	bool stays, manager_blocked, holds, waiting_changed, has_done;
 	struct event done; /* an answer that the manager has not read yet */
 	int telling, telling_at; /* the state, to a new manager */

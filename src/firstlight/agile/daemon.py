@@ -21,7 +21,7 @@ from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.link import Outbox
 from firstlight.agile.log_lines import log_lines
 from firstlight.agile.node import liveness, process
-from firstlight.agile.runtime import Runtime
+from firstlight.agile.runtime import Runtime, remove_files
 from firstlight.agile.serving import Serving, per_event
 from firstlight.deadlines import longer
 from firstlight.errors import Failed, FirstlightError
@@ -63,14 +63,21 @@ def end(config: Config) -> None:
         except Failed:
             process.end(config, hangs=True)
             _await_node(config)
-        with Client(config.socket) as client:
-            client.end()
-        return
+        try:
+            with Client(config.socket) as client:
+                client.end()
+            return
+        except Failed as error:
+            manager = liveness.owner(config.directory)
+            if manager > 0:
+                _log.warning("%s: it is killed unless it ends by itself", error.message)
+            process.kill("manager", manager, 0, signal.SIGKILL)  # another "down" may be at work
     if not (config.directory / "journal").exists():
         raise Failed(f"runtime {config.name!r} is not running")
     process.end(config)
     left = journal.Journal(config.directory)
     left.open()
+    remove_files(config)
     left.close()
 
 

@@ -140,13 +140,9 @@ class Runtime:
 
     def _remove_all(self) -> None:
         self._networks.close()
-        for name in ("skeleton", "volumes"):
-            shutil.rmtree(self.config.directory / name, ignore_errors=True)
-        for name in ("socket", "node"):
-            (self.config.directory / name).unlink(missing_ok=True)
         if self._owns_cgroups:
             self._cgroups.close()
-        logs.remove(self.config)
+        remove_files(self.config)
         self.journal.close()
 
     async def prepare(self, function: Function, sandboxes: int = 0) -> None:
@@ -453,6 +449,15 @@ class Runtime:
         wasm = Wasm(what.function, self._resident, self._wasms.forget)
         wasm.take_over(worker, what.identity)
         self._wasms.put(coding.encode(what.function), wasm)
+
+
+def remove_files(config: Config) -> None:
+    """Remove what an ended runtime has in its directory, except its journal."""
+    for name in ("skeleton", "volumes"):
+        shutil.rmtree(config.directory / name, ignore_errors=True)
+    for name in ("socket", "node"):
+        (config.directory / name).unlink(missing_ok=True)
+    logs.remove(config)
 
 
 def _give_umask_back() -> None:

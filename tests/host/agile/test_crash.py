@@ -213,7 +213,7 @@ def test_failed_take_over_ends_no_instance(function: Make, monkeypatch: pytest.M
             with monkeypatch.context() as patched:
                 patched.setattr(liveness, "HANG_SECONDS", 0.1)
                 patched.setattr(Node, "_done", lambda *_: None)  # of its HELLO, for one
-                with pytest.raises(Failed, match="does not answer"):
+                with pytest.raises(Failed, match="another process is the manager"):
                     await Runtime(config, stay).__aenter__()
         with pytest.raises(OSError, match="in use"):  # its HTTP interface, for one
             async with Runtime(config, stay=True):

@@ -7,6 +7,7 @@ answers.
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +22,8 @@ from firstlight.agile import Config, Function, Runtime
 from firstlight.agile import daemon as daemons
 from firstlight.agile.client import Client
 from firstlight.agile.functions.version import FunctionVersion
-from firstlight.agile.link import is_readable
-from firstlight.agile.node import liveness, starter
+from firstlight.agile.link import is_readable, rights
+from firstlight.agile.node import liveness, process, starter, wire
 from firstlight.agile.node.process import pid_of
 from firstlight.agile.serving import Serving
 from firstlight.errors import Failed
@@ -115,7 +116,7 @@ def test_a_client_of_a_node_without_a_manager_gets_an_error() -> None:
 
 def test_down_ends_a_node_that_is_stopped() -> None:
     async def main() -> None:
-        process = await serve()
+        manager = await serve()
         before = pid_of(CONFIG)
         pidfd = os.pidfd_open(before)
         os.kill(before, signal.SIGSTOP)
@@ -124,7 +125,92 @@ def test_down_ends_a_node_that_is_stopped() -> None:
             assert await asyncio.to_thread(is_readable, pidfd, 60)
         await ending
         os.close(pidfd)
-        assert await process.wait() == 0
+        assert await manager.wait() == 0
+        assert pid_of(CONFIG) == -1
+
+    on_host(main)
+
+
+def test_down_ends_a_manager_that_is_stopped() -> None:
+    async def main() -> None:
+        manager = await serve()
+        with Client(SOCKET) as client, null() as streams:
+            started = client.start(hold("600"), streams, detached=True)
+        os.kill(manager.pid, signal.SIGSTOP)
+        with impatient(3.0):  # in which the node answers
+            await asyncio.to_thread(daemons.end, CONFIG)
+        assert await manager.wait() == -signal.SIGKILL
+        assert not SOCKET.exists()
+        assert not Path(f"/proc/{started.pid}").exists()
+
+    on_host(main)
+
+
+@contextmanager
+def as_manager() -> Iterator[socket.socket]:
+    """A client that greets the node as its manager does."""
+    top = os.open("/", os.O_PATH)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+        other.settimeout(60)
+        other.connect(str(SOCKET.with_name("node")))
+        greeting = wire.order(wire.OrderVerb.HELLO, flags=wire.STAY, id=7, count=wire.VERSION)
+        other.sendmsg([greeting], rights([top]))
+        yield other
+    os.close(top)
+
+
+def test_nobody_takes_the_place_of_a_manager_that_is_there() -> None:
+    async def main() -> None:
+        async with daemon():
+            with as_manager() as other:
+                with Client(SOCKET) as client, null() as streams:
+                    for _ in range(3):
+                        assert client.wait(client.start(hold(), streams).id).status == 0
+                    assert client.running() == []
+                other.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    other.recv(4096)
+
+    on_host(main)
+
+
+def test_down_ends_a_node_whose_manager_is_another_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process, "_END_SECONDS", 0.2)
+
+    async def main() -> None:
+        first = await serve()
+        first.kill()
+        await first.wait()
+        with as_manager() as other:
+            assert other.recv(4096)
+            with (
+                impatient(3.0),  # in which the node answers
+                pytest.raises(Failed, match="another process is the manager"),
+            ):
+                await Runtime(CONFIG, stay=True).__aenter__()
+            daemons.end(CONFIG)
+        assert pid_of(CONFIG) == -1
+        assert not SOCKET.exists()
+
+    on_host(main)
+
+
+def test_manager_that_its_node_left_says_so_and_ends_both(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process, "_END_SECONDS", 0.2)
+
+    async def main() -> None:
+        async with Runtime(CONFIG, stay=True) as runtime:
+            node = runtime._instances._node
+            assert node
+            assert node._link
+            node._link._socket.shutdown(socket.SHUT_RDWR)
+            while "has left its manager" not in caplog.text:
+                await asyncio.sleep(0.01)
+            assert pid_of(CONFIG) == node.pid
         assert pid_of(CONFIG) == -1
 
     on_host(main)

@@ -1,8 +1,10 @@
 """Checks at intervals whether the node and its manager answer."""
 
+import os
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from firstlight.agile import protocol
@@ -19,11 +21,7 @@ HANG_SECONDS = longer(30.0)
 
 def connect(path: Path) -> socket.socket:
     """Connect to the node that listens there, with a deadline for sends. Raises Failed."""
-    opened = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    whole, part = divmod(HANG_SECONDS, 1.0)
-    deadline = struct.pack("ll", int(whole), int(part * 1e6))
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, deadline)
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, deadline)
+    opened = patient()
     try:
         opened.connect(str(path))
     except BlockingIOError:
@@ -34,6 +32,16 @@ def connect(path: Path) -> socket.socket:
         opened.close()
         raise Failed(f"no runtime answers at {path}: {error.strerror}",
                      "start one: firstlight agile up") from error  # fmt: skip
+    return opened
+
+
+def patient() -> socket.socket:
+    """A blocking socket that waits no longer than that for each call."""
+    opened = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    whole, part = divmod(HANG_SECONDS, 1.0)
+    deadline = struct.pack("ll", int(whole), int(part * 1e6))
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, deadline)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, deadline)
     return opened
 
 
@@ -81,7 +89,7 @@ def check_manager(path: Path) -> None:
 
 
 def _no_manager(directory: Path) -> Failed:
-    pid = _owner(directory / "journal")
+    pid = owner(directory)
     if pid < 0:
         return Failed(f"the node has no manager to answer at {directory}",
                       "start it: firstlight agile up")  # fmt: skip
@@ -90,14 +98,27 @@ def _no_manager(directory: Path) -> Failed:
                   "instances go on")  # fmt: skip
 
 
-def _owner(journal: Path) -> int:
-    """The process that has a journal locked, or -1. Format: proc_locks(5)."""
+def owner(directory: Path) -> int:
+    """The process that has the journal there locked, or -1. Format: proc_locks(5)."""
     try:
-        inode = journal.stat().st_ino
+        status = (directory / "journal").stat()
     except OSError:
         return -1
     for line in Path("/proc/locks").read_text().splitlines():
         words = line.split()
-        if words[1] == "FLOCK" and words[3] == "WRITE" and words[5].endswith(f":{inode}"):
+        known = words[1] == "FLOCK" and words[5].endswith(f":{status.st_ino}")
+        if known and _has_open(int(words[4]), status):
             return int(words[4])
     return -1
+
+
+def _has_open(pid: int, status: os.stat_result) -> bool:
+    """Whether a process has this file open: other file systems have files of the same number."""
+    try:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # it was closed
+                if os.path.samestat(descriptor.stat(), status):
+                    return True
+    except OSError:
+        pass  # it has ended
+    return False

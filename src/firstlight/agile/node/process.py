@@ -100,6 +100,12 @@ class Node:
                 raise
             raise Failed(f"the node with pid {self.pid} has another version of firstlight",
                          "end it and its instances: firstlight agile down") from error  # fmt: skip
+        except Failed:
+            self.leave()
+            await asyncio.to_thread(liveness.check_node, self._config.socket)
+            raise Failed(f"another process is the manager of the node with pid {self.pid}",
+                         f"find it: ss -xp | grep {self._config.directory}/node; or end the node "
+                         "and its instances: firstlight agile down") from None  # fmt: skip
         await self._answered(self._whole)
         return self._state
 
@@ -205,6 +211,8 @@ class Node:
             self._send(wire.order(OrderVerb.END))
             if not is_readable(self._pidfd, _END_SECONDS):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        else:
+            end(self._config, hangs=True)  # unless it has ended, it has left this manager
         self.close()
 
     def close(self) -> None:
@@ -254,10 +262,18 @@ class Node:
         """
         pidfd, self._pidfd = self._pidfd, -1
         self.close()
-        self._loop.add_reader(pidfd, self._is_gone, pidfd)
+        lives = self._loop.call_later(_END_SECONDS, self._lives)
+        self._loop.add_reader(pidfd, self._is_gone, pidfd, lives)
 
-    def _is_gone(self, pidfd: int) -> None:
+    def _lives(self) -> None:
+        """Say that the node serves another manager, or nobody."""
+        own = os.getpid()
+        _log.error("the node, pid %d, has left its manager, pid %d, and goes on: kill -9 %d, and "
+                   "start it again: the instances go on", self.pid, own, own)  # fmt: skip
+
+    def _is_gone(self, pidfd: int, lives: asyncio.TimerHandle) -> None:
         """Handle the node's end; its instances have ended before it."""
+        lives.cancel()
         self._loop.remove_reader(pidfd)
         os.close(pidfd)
         self._on_lost()
@@ -366,26 +382,34 @@ def pid_of(config: Config) -> int:
 
 def end(config: Config, hangs: bool = False) -> None:
     """End a node without a manager, or one that hangs, with all its instances. Raises Failed."""
-    pid = pid_of(config)
-    if pid < 0:
-        return
+    numbers = (signal.SIGKILL,) if hangs else (signal.SIGTERM, signal.SIGKILL)
+    kill("node", pid_of(config), *numbers)
+
+
+def kill(what: str, pid: int, *numbers: int) -> None:
+    """Send a process these signals in turn until it has ended; -1 is none. Raises Failed."""
     with suppress(ProcessLookupError):
-        pidfd = os.pidfd_open(pid)
+        pidfd = os.pidfd_open(pid) if pid > 0 else -1
+        if pidfd < 0:
+            return
         try:
-            for number in (signal.SIGKILL,) if hangs else (signal.SIGTERM, signal.SIGKILL):
+            for number in numbers:
                 signal.pidfd_send_signal(pidfd, number)
                 if is_readable(pidfd, _END_SECONDS):
                     return
         finally:
             os.close(pidfd)
-        raise Failed(f"the node, pid {pid}, survives SIGKILL", f"see /proc/{pid}/stack")
+        raise Failed(f"the {what}, pid {pid}, survives SIGKILL", f"see /proc/{pid}/stack")
 
 
 def _connect(config: Config) -> socket.socket | None:
     """Connect to the running node; None if there is none."""
-    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link = liveness.patient()
     try:
         link.connect(str(config.directory / "node"))
+    except BlockingIOError:
+        link.close()
+        raise liveness.hangs(pid_of(config)) from None
     except OSError:
         link.close()
         return None
