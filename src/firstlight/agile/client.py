@@ -42,6 +42,14 @@ _ENDED_MOST = 65536
 _WAIT_SECONDS, _SEEN_MOST = 10.0, 65536
 _NO_START = 1 << 62  # the tag of requests other than starts
 _STALE = (errno.ENOENT, errno.ESTALE)
+_PAUSES = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Before each further try to ask a manager, if the one before it ended first, in seconds."""
+_REPEATED = (
+    protocol.Register, protocol.Prepare, protocol.KeepLogs, protocol.Explain, protocol.Attach,
+    protocol.List, protocol.Pools, protocol.Logs, protocol.Events, protocol.ListFunctions,
+    protocol.ApplyFunction,
+)  # fmt: skip
+"""What does no more if it is done twice."""
 
 
 class Started(Struct, frozen=True):
@@ -52,6 +60,15 @@ class Started(Struct, frozen=True):
     address: str | None
     warm: bool
     stamps: dict[str, int]
+
+
+class _Gone(Failed):
+    """The manager ended before it answered. ``had_it``: it may have carried the request out."""
+
+    def __init__(self, had_it: bool) -> None:
+        super().__init__("the runtime is gone", "what was asked for may have been done: look, then "
+                         "try again; see the runtime's log")  # fmt: skip
+        self.had_it = had_it
 
 
 class Client:
@@ -310,11 +327,19 @@ class Client:
 
     def events(self, after: int = -1, follow: bool = True) -> Iterator[Happened]:
         """The events of instances after this serial; -1 stands for the newest. Raises Failed."""
+        up: set[tuple[str, int]] = set()
         while True:
             answer = self._ask(protocol.Events(after, _WAIT_SECONDS if follow else 0.0))
             assert isinstance(answer, protocol.Happenings)
             for event in answer.events:
                 after = event.serial
+                key = event.id, event.pid
+                if event.kind != "started":
+                    up.discard(key)
+                elif key in up:
+                    continue  # a manager that took over tells of all that run
+                else:
+                    up.add(key)
                 yield event
             if not follow:
                 return
@@ -349,24 +374,36 @@ class Client:
         return self._exchange(request)[0]
 
     def _exchange(self, request: protocol.Request) -> tuple[protocol.Answer, list[int]]:
-        """Send a request; returns the answer and its descriptors."""
+        """Send a request; returns the answer and its descriptors.
+
+        A manager that has taken over gets it too, unless the one before may have carried it out.
+        """
         text = protocol.encode(request)
-        try:
+        for pause in _PAUSES:
             try:
-                protocol.send(self._manager, text)
-            except BrokenPipeError:  # another manager has taken over
+                return self._exchange_once(text)
+            except _Gone as gone:
+                if gone.had_it and not isinstance(request, _REPEATED):
+                    raise
+                time.sleep(pause)
                 self._manager.close()
                 self._manager = connect(self._path)
-                protocol.send(self._manager, text)
+        return self._exchange_once(text)
+
+    def _exchange_once(self, text: bytes) -> tuple[protocol.Answer, list[int]]:
+        try:
+            protocol.send(self._manager, text)
             wait_readable(self._manager, lambda: check_manager(self._path))
             message, descriptors, _, _ = socket.recv_fds(self._manager, protocol.MESSAGE_MAX, 1)
         except BlockingIOError:
             check_manager(self._path)
             raise Failed("the runtime reads no requests", "try again") from None
+        except (BrokenPipeError, ConnectionResetError):  # it has not read the request
+            raise _Gone(had_it=False) from None
         except OSError as error:
             raise Failed(f"the runtime is gone: {error.strerror}") from error
         if not message:
-            raise Failed("the runtime is gone", "see its log")
+            raise _Gone(had_it=True)
         answer = protocol.answer(message)
         if isinstance(answer, protocol.Large) and descriptors:
             with os.fdopen(descriptors[0], "rb") as file:

@@ -18,6 +18,7 @@ from tests.support.agile_host import SOCKET, daemon, on_host, serve, with_daemon
 from tests.support.busybox import make, shell
 
 from firstlight.agile import Config, Function, Instance, Runtime, verify
+from firstlight.agile import daemon as daemons
 from firstlight.agile.client import Client
 from firstlight.agile.config import Logs
 from firstlight.errors import Failed
@@ -141,6 +142,59 @@ def test_a_detached_instance_writes_on_while_managers_die(root: Path) -> None:
         out = [line.text + "\n" * line.whole for line in result if line.stream == "stdout"]
         assert "".join(out) == "".join(f"{word}\n" for word in ("up", *range(1, 20001))) + "end"
         assert [line.text for line in result if line.stream == "stderr"] == ["err"]
+        os.close(null)
+
+    on_host(main)
+
+
+def test_who_follows_misses_nothing_while_managers_are_replaced(root: Path) -> None:
+    """By kill -9, and by an ordered end that leaves the instances up."""
+    lines: list[str] = []
+    events: list[tuple[str, str]] = []
+
+    def follow(identity: str) -> None:
+        with Client(SOCKET) as client:
+            for line in client.logs(identity, follow=True):
+                lines.append(line.text)
+
+    def watch(identity: str) -> None:
+        with Client(SOCKET) as client:
+            for event in client.events(0):
+                events.append((event.kind, event.id))
+                if events[-1] == ("ended", identity):
+                    return
+
+    async def main() -> None:
+        null = os.open(os.devnull, os.O_RDWR)
+        manager = await serve(keep=True)
+        text = "busybox mkfifo /tmp/go; while echo up; do read go </tmp/go; seq $go; done"
+        with Client(SOCKET) as client:
+            loops = client.start(shell(root, text), (null,) * 3, detached=True, logged=True)
+        following = [asyncio.create_task(asyncio.to_thread(each, loops.id))
+                     for each in (follow, watch)]  # fmt: skip
+        expected, others = ["up"], list[str]()
+        for end in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+            while lines != expected:
+                await asyncio.sleep(0.01)
+            manager.send_signal(end)
+            await manager.wait()
+            Path(f"/proc/{loops.pid}/root/tmp/go").write_text("100\n")
+            expected += [*map(str, range(1, 101)), "up"]
+            manager = await serve(keep=True)
+            with Client(SOCKET) as client:
+                short = client.start(shell(root, "exit 0"), (null,) * 3)
+                client.wait(short.id)
+                others.append(short.id)
+        while lines != expected:
+            await asyncio.sleep(0.01)
+        with Client(SOCKET) as client:
+            client.stop(loops.id)
+        await asyncio.gather(*following)
+        assert lines == expected
+        of_others = [(kind, each) for each in others for kind in ("started", "ended")]
+        assert events == [("started", loops.id), *of_others, ("ended", loops.id)]
+        daemons.end(CONFIG)
+        await manager.wait()
         os.close(null)
 
     on_host(main)

@@ -55,3 +55,18 @@ def test_instance_ended_by_runtime_is_stopped() -> None:
         "stopped", "killed by SIGKILL", "killed by SIGKILL", "killed by SIGSEGV", "exit status 3",
         "out of memory: the limit is 128 MiB",
     ]  # fmt: skip
+
+
+def test_a_later_history_has_greater_numbers() -> None:
+    async def main() -> None:
+        never: Any = None
+        function = Function(rootfs="/", command=("true",))
+        last = 0
+        for number in range(3):
+            history = History()
+            history.started(Instance(number, function, 1, None, False, never, never))
+            [event] = await history.after(last, 60)
+            assert event.id == str(number)
+            last = event.serial
+
+    asyncio.run(main())

@@ -76,5 +76,8 @@ def test_who_follows_gets_each_line_once() -> None:
         text, at = await waits
         assert [line.text for line in logs.lines(text)] == ["second"]
         assert await texts(written, "f", at) == []
+        another = RecentOutput()  # of the next manager
+        another.sink("f")(b"third\nfourth\n")
+        assert await texts(another, "f", at) == ["third", "fourth"]
 
     asyncio.run(asyncio.wait_for(main(), 60))

@@ -15,11 +15,11 @@ _EVENTS_KEPT, _ENDED_KEPT = 4096, 256
 
 
 class History:
-    """One manager's history. Its events are numbered from 1."""
+    """One manager's history. Its events have greater numbers than those of the manager before."""
 
     def __init__(self) -> None:
         self._events: deque[Happened] = deque(maxlen=_EVENTS_KEPT)
-        self._serial = 0
+        self._first = self._serial = time.monotonic_ns() // 1000
         self._more = asyncio.Event()
         self._ended: OrderedDict[int, tuple[Instance, Ended, str, int]] = OrderedDict()
 
@@ -58,7 +58,7 @@ class History:
 
         Their numbers show whether some were dropped. -1 stands for the latest.
         """
-        serial = self._serial if serial < 0 else serial
+        serial = self._serial if serial < 0 else max(serial, self._first)
         until = time.monotonic() + seconds
         while self._serial <= serial and (left := until - time.monotonic()) > 0:
             self._more.clear()

@@ -13,9 +13,13 @@ _LINE_MOST = 16 << 10
 
 
 class _Lines:
-    """The last lines of one function. ``begin`` is the number of the first line kept."""
+    """The last lines of one function. ``begin`` is the number of the first line kept.
+
+    ``born`` tells them from those of an earlier manager, or of a function that was removed.
+    """
 
     def __init__(self) -> None:
+        self.born = time.monotonic_ns()
         self._lines: deque[bytes] = deque()
         self._size = self.begin = 0
         self.news = asyncio.Event()
@@ -75,7 +79,8 @@ class RecentOutput:
     ) -> tuple[bytes, Position]:
         """Wait for lines from a position on; returns them and the next position."""
         lines = self._of.setdefault(name, _Lines())
-        text, number = lines.since(position[1])
+        begin = position[1] if position[0] == lines.born else 0
+        text, number = lines.since(begin)
         if not text and seconds:
             lines.news.clear()
             try:
@@ -83,8 +88,8 @@ class RecentOutput:
                     await lines.news.wait()
             except TimeoutError:
                 pass
-            text, number = lines.since(position[1])
-        return text, (1, number)
+            text, number = lines.since(begin)
+        return text, (lines.born, number)
 
 
 def unknown(name: str) -> Failed:
