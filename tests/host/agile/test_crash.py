@@ -19,7 +19,7 @@ from tests.support.agile_host import on_host, serve
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.client import Client
 from firstlight.agile.link import rights
-from firstlight.agile.node import instances, liveness, wire
+from firstlight.agile.node import instances, liveness, registry, wire
 from firstlight.agile.node.process import Node
 from firstlight.agile.node.process import pid_of as node_pid
 from firstlight.agile.python.zygotes import Zygotes
@@ -205,6 +205,10 @@ def test_failed_take_over_ends_no_instance(function: Make, monkeypatch: pytest.M
             with monkeypatch.context() as patched:
                 patched.setattr(wire, "VERSION", wire.VERSION + 1)
                 with pytest.raises(Failed, match="another version"):
+                    await Runtime(config, stay).__aenter__()
+            with monkeypatch.context() as patched:
+                patched.setattr(registry, "_noted", msgspec.json.Decoder(tuple[Function, int]))
+                with pytest.raises(Failed, match="another version of firstlight registered"):
                     await Runtime(config, stay).__aenter__()
             with monkeypatch.context() as patched:
                 patched.setattr(Zygotes, "take_over", lambda *_: 1 / 0)

@@ -150,8 +150,15 @@ class Store:
     def functions(self) -> list[Registration]:
         """All functions."""
         with self._transaction() as base:
-            rows = base.execute("SELECT record FROM functions ORDER BY name").fetchall()
-        return [msgspec.json.decode(row[0], type=Registration) for row in rows]
+            rows = base.execute("SELECT name, record FROM functions ORDER BY name").fetchall()
+        return [self._function(name, record) for name, record in rows]
+
+    def _function(self, name: str, record: bytes) -> Registration:
+        try:
+            return msgspec.json.decode(record, type=Registration)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise Failed(f"cannot read the function {name} of the registry {self._path}: {error}",
+                         "use the version of firstlight that made it") from error  # fmt: skip
 
     def save(self, function: Registration) -> None:
         """Write a function."""

@@ -5,6 +5,7 @@ WebAssembly worker that has compiled its module. A memory file describes them: o
 a fork with an event and a worker that was left, and JSON.
 """
 
+import logging
 import os
 
 import msgspec
@@ -15,6 +16,7 @@ from firstlight.agile.function import Function
 from firstlight.agile.node.process import Keepsake
 
 _UNMARKED, _MARKED = b"0", b"1"
+_log = logging.getLogger(__name__)
 
 
 class KeptZygote(Struct, frozen=True, tag="zygote"):
@@ -88,11 +90,18 @@ class Item(Struct, frozen=True):
 
 
 def read(kept: list[tuple[Keepsake, list[int]]]) -> list[Item]:
-    """All records that a node has kept."""
+    """All records that a node has kept; those that another version cannot read are dropped."""
     items = []
     for keepsake, (note, *descriptors) in kept:
         text = os.pread(note, os.fstat(note).st_size, 0)
-        what = coding.decode(text[1:], _kept)
+        try:
+            what = coding.decode(text[1:], _kept)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            _log.warning("an interpreter or worker of another version ends: %s", error)
+            keepsake.drop()
+            for descriptor in (note, *descriptors):
+                os.close(descriptor)
+            continue
         if isinstance(what, KeptWorker):
             descriptors.insert(0, note)
         else:

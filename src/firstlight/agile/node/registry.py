@@ -112,8 +112,15 @@ class Registry:
             self._free.append(entry.number)
 
     def adopt(self, definition: wire.Definition, note: bytes) -> None:
-        """Take over a function of the previous manager; those that start once have no digest."""
-        function, digest = coding.decode(note, _noted)
+        """Take over a function of the previous manager; those that start once have no digest.
+        Raises Failed.
+        """
+        try:
+            function, digest = coding.decode(note, _noted)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise Failed("another version of firstlight registered a function of the node: "
+                         f"{error}", "use that version; or end the node and its instances: "
+                         "firstlight agile down") from error  # fmt: skip
         entry = Registered(function, definition.number, definition.version, digest)
         self._by_number[entry.number] = entry
         if digest:
