@@ -128,20 +128,24 @@ class Function(Struct, frozen=True, kw_only=True):
                          "use reuse network")  # fmt: skip
         for volume in self.volumes:
             target = volume.target
-            if not volume.source.startswith("/") or os.path.normpath(target) != target:
+            absolute = volume.source.startswith("/") and target.startswith("/")
+            if not absolute or os.path.normpath(target) != target:
                 raise Failed(f"{volume.source}:{target} does not name a volume by two plain paths",
                              "give absolute paths without . and ..")  # fmt: skip
-            if (
-                target == "/"
-                or not target.startswith("/")
-                or (any(f"{target}/".startswith(f"{taken}/") for taken in _TAKEN))
-            ):
+            if target == "/" or any(f"{target}/".startswith(f"{taken}/") for taken in _TAKEN):
                 raise Failed(f"no volume can be mounted at {target}",
                              f"not at /, nor in {', '.join(_TAKEN)}")  # fmt: skip
+        self._check_targets()
         for name in self.secrets:
             if not _SECRET.fullmatch(name):
                 raise Failed(f"{name[:80]!r} cannot be a secret's name",
                              "1 to 64 letters, digits, -, _ and .")  # fmt: skip
+
+    def _check_targets(self) -> None:
+        targets = [*(each.target for each in self.volumes), *([SECRETS] if self.secrets else ())]
+        for target in targets:
+            if targets.count(target) > 1:
+                raise Failed(f"two things are to be mounted at {target}", "give each its own path")
 
     def _check_ports(self) -> None:
         if self.ports and self.network == "none":

@@ -18,13 +18,15 @@ from firstlight.cli.output import Json, completion, examples, print_json, print_
 from firstlight.errors import FirstlightError, UnknownName
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import msgspec
 
     from firstlight.agile.client import Client, Started
     from firstlight.agile.config import Config
     from firstlight.agile.function import Ended, Function
 
-_BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _NUMBER, _PORT = re.compile(r"[0-9]{1,20}"), re.compile(r"[0-9]{1,5}")
 NETWORKS = ("outbound", "internal", "none")
 _REUSES = ("none", "network", "sandbox")
@@ -234,7 +236,7 @@ def start(
         memory=memory, cpus=cpus, pids=pids, network=network, port=port,
         user_namespace=user_namespace, reuse=reuse, directory=workdir, lifetime=timeout,
         terminals=terminals, volumes=[_volume(word) for word in volume or ()],
-        secrets=dict(_secret(word) for word in secret or ()),
+        secrets=_secrets(secret or ()),
         share_counters=share_counters, netlink=not no_netlink,
     )  # fmt: skip
     if detach and (terminal or interactive):
@@ -416,15 +418,21 @@ def _volume(word: str) -> dict[str, object]:
     }
 
 
-def _secret(word: str) -> tuple[str, str]:
-    name, file = _pair(word, "=", "--secret", "NAME=FILE")
-    return name, str(Path(file).absolute())
+def _secrets(words: "Iterable[str]") -> dict[str, str]:
+    files: dict[str, str] = {}
+    for word in words:
+        name, file = _pair(word, "=", "--secret", "NAME=FILE")
+        if name in files:
+            raise FirstlightError(f"--secret gives {name} twice", "give each a name of its own")
+        files[name] = str(Path(file).absolute())
+    return files
 
 
 def _bytes(size: str, option: str = "--memory") -> int:
     number, unit = (size[:-1], size[-1].upper()) if size[-1:].isalpha() else (size, "")
     if not _NUMBER.fullmatch(number) or unit not in _BYTES:
-        raise FirstlightError(f"{option} {size!r} is not a size", "such as 64M or 1G")
+        raise FirstlightError(f"{option} {size!r} is not a size",
+                              "bytes, or with K, M, G or T, such as 64M or 1G")  # fmt: skip
     return int(number) * _BYTES[unit]
 
 

@@ -19,7 +19,7 @@ from firstlight.cli.agile import (
     Env,
     _bytes,
     _pair,
-    _secret,
+    _secrets,
     _volume,
     connect,
 )
@@ -518,7 +518,7 @@ def _given(
     if volumes is not None:
         fields["volumes"] = [_volume(word) for word in volumes if word]
     if secrets is not None:
-        fields["secrets"] = dict(_secret(word) for word in secrets if word)
+        fields["secrets"] = _secrets(word for word in secrets if word)
     if env is not None:
         fields["environment"] = dict(
             _pair(word, "=", "--env", "NAME=VALUE") for word in env if word

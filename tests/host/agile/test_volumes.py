@@ -76,7 +76,9 @@ def test_volume_is_writable_only_for_owner(root: Path, shared: Path) -> None:
     on_host(main)
 
 
-def test_a_read_only_volume_may_belong_to_root_and_be_a_file(root: Path, tmp_path: Path) -> None:
+def test_a_read_only_volume_may_belong_to_root_and_be_a_file(
+    root: Path, shared: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "a file"
     file.write_text("content\n")
     text = f"cat /data-file; echo more >> /data-file; {OPTIONS}"
@@ -89,6 +91,15 @@ def test_a_read_only_volume_may_belong_to_root_and_be_a_file(root: Path, tmp_pat
             [options] = [line.split()[1] for line in words.splitlines()
                          if line.startswith("/data-file ")]  # fmt: skip
             assert {"ro", "nosuid", "nodev"} <= set(options.split(","))
+            (shared / "inner").mkdir()
+            (tmp_path / "other").mkdir()
+            (tmp_path / "other/text").write_text("inside another\n")
+            volumes = (
+                Volume(str(tmp_path / "other"), "/data/inner", read_only=True),
+                Volume(str(shared), "/data", read_only=True),
+            )
+            text_inside = shell(root, "cat /data/inner/text", volumes=volumes)
+            assert await output_of(runtime, text_inside) == "inside another\n"
         assert file.read_text() == "content\n"
         assert not list(Path("/run/firstlight-agile/t1").glob("volumes/*"))
 
@@ -117,6 +128,7 @@ def test_a_volume_that_cannot_be_is_refused_by_name(root: Path, shared: Path) ->
         (str(shared), "/proc"): "no volume can be mounted at /proc",
         (str(shared), "/data/../etc"): "by two plain paths",
         ("relative", "/data"): "by two plain paths",
+        (str(shared), "data"): "by two plain paths",
     }
 
     async def main() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from firstlight.agile import Config, Function, protocol
 from firstlight.agile.config import load
+from firstlight.agile.function import SECRETS, Volume
 from firstlight.agile.journal import Journal
 from firstlight.errors import Failed, FirstlightError
 
@@ -59,6 +60,9 @@ ODD = [
     ({"env": {"A": "b\0C=d"}}, "with a NUL"),
     ({"directory": "/\0"}, "with a NUL"),
     ({"network": "host"}, "host"),
+    ({"volumes": (Volume("/a", "in"),)}, "by two plain paths"),
+    ({"volumes": (Volume("/a", "/in"), Volume("/b", "/in"))}, "two things .* at /in"),
+    ({"volumes": (Volume("/a", SECRETS),), "secrets": {"a": "/b"}}, "two things .* at /run/secr"),
 ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What a directory or an image is to a function."""
 
 import errno
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,25 @@ def test_an_instance_can_work_where_the_node_mounts_something(tmp_path: Path) ->
     for directory in ("/none", "/tmp/none"):
         with pytest.raises(Failed, match=f"has no directory {directory} to work in"):
             roots.check_command(tmp_path, "found-when-it-starts", directory=directory)
+
+
+def test_a_program_is_a_regular_file(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "fifo", 0o755)
+    (tmp_path / "link").symlink_to("fifo")
+    kinds = {"directory": "a directory", "fifo": "no regular file", "link": "no regular file"}
+    for name, kind in kinds.items():
+        with pytest.raises(Failed, match=f"/{name} in .* is {kind}") as failed:
+            roots.check_command(tmp_path, f"/{name}")
+        assert failed.value.hint == "name a program"
+
+
+def test_what_an_instance_has_of_its_own_is_no_etc(tmp_path: Path) -> None:
+    for target, name in (("tmp", "tmp"), ("/tmp/etc", "tmp"), ("./proc/x", "proc")):
+        (tmp_path / "etc").symlink_to(target)
+        with pytest.raises(Failed, match=f"etc in the root .* leads to /{name}, which"):
+            roots.open_root(tmp_path, tmp_path / "skeleton")
+        (tmp_path / "etc").unlink()
 
 
 def test_circle_of_links_and_long_names_are_left_to_the_kernel(tmp_path: Path) -> None:

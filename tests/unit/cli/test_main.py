@@ -481,7 +481,16 @@ def test_a_command_needs_no_dashes_before_its_own_options(monkeypatch: pytest.Mo
             "give it once, or another port of the host",
         ),
         (("--env", "X"), "--env 'X' is malformed", "write it as NAME=VALUE"),
-        (("--memory", "1Q"), "--memory '1Q' is not a size", "such as 64M or 1G"),
+        (
+            ("--secret", "a=x", "--secret", "a=y"),
+            "--secret gives a twice",
+            "give each a name of its own",
+        ),
+        (
+            ("--memory", "1Q"),
+            "--memory '1Q' is not a size",
+            "bytes, or with K, M, G or T, such as 64M or 1G",
+        ),
     ],
 )
 def test_a_start_with_a_malformed_option_names_the_form(

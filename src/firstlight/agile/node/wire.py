@@ -368,11 +368,15 @@ def _not_executed(error: int, function: Function) -> Failed:
                           "give its path, or set PATH")  # fmt: skip
         case errno.ENOENT | errno.ENOTDIR:
             return Failed(f"{command}, its interpreter or the directory {function.directory} "
-                          f"is not in the root file system {root}")  # fmt: skip
+                          f"is not in the root file system {root}",
+                          "add it there, or name another")  # fmt: skip
         case errno.EACCES:
             return Failed(f"the instance's user may not execute {command}, or not enter "
-                          f"{function.directory} or a directory above them",
-                          f"chmod a+rx them in {root}")  # fmt: skip
+                          f"{function.directory} or a directory above them, or it is no file",
+                          f"chmod a+rx them in {root}; name a program")  # fmt: skip
+        case errno.ELOOP:
+            return Failed(f"{command} or the directory {function.directory} is a circle of links "
+                          f"in the root file system {root}", "name them without links")  # fmt: skip
         case errno.ENOEXEC:
             return Failed(f"{command} is neither a program for this machine nor a script that "
                           "begins with #!", "build it for this architecture")  # fmt: skip

@@ -50,6 +50,9 @@ def open_root(rootfs: Path, skeleton: Path) -> int:
         if not is_mountable(rootfs / name):
             raise Failed(f"{name} in the root file system {rootfs} is not a directory",
                          "make it one: something is mounted there")  # fmt: skip
+    if (etc := inside(rootfs, "/etc")) and (name := _mounted(rootfs, etc)):
+        raise Failed(f"etc in the root file system {rootfs} leads to /{name}, which each instance "
+                     "has of its own", "make it a directory")  # fmt: skip
     try:
         return _open(rootfs, skeleton)
     except Failed as error:
@@ -98,6 +101,12 @@ def is_mountable(point: Path) -> bool:
     return not os.path.lexists(point) or (point.is_dir() and not point.is_symlink())
 
 
+def _mounted(rootfs: Path, path: Path) -> str:
+    """The mount point that a path of the root file system is at or below, or nothing."""
+    parts = path.resolve().relative_to(rootfs.resolve()).parts
+    return parts[0] if parts and parts[0] in MOUNT_POINTS else ""
+
+
 def find(rootfs: Path, command: str, directory: str = "/") -> Path | None:
     """The path on the host of a command; None if it depends on a start's PATH or on a link."""
     if "/" in command:
@@ -128,14 +137,14 @@ def check_command(
         return  # inside the root the kernel resolves it
     if not path.exists():
         raise Failed(f"{name} has no {command}", "add it there, or name another program")
-    if path.is_dir():
-        raise Failed(f"{command} in {name} is a directory", "name a program")
+    if not path.is_file():
+        kind = "a directory" if path.is_dir() else "no regular file"
+        raise Failed(f"{command} in {name} is {kind}", "name a program")
     if not path.stat().st_mode & 0o111:
         raise Failed(f"{command} in {name} is not executable",
                      f"give it the mode 0755, and update {shown}" if shown
                      else f"chmod a+rx {path}")  # fmt: skip
-    if path.is_file():
-        _check_interpreter(rootfs, command, path, name)
+    _check_interpreter(rootfs, command, path, name)
 
 
 def names(rootfs: Path, directory: str) -> list[str]:

@@ -53,7 +53,7 @@ def mount(tree: int, function: Function, uid: int, gid: int, place: Path) -> int
             mounts.append((SECRETS, made))
         _set("the root", tree, _RDONLY | _NOSUID | _NODEV, flags=_RECURSIVE)
         place.mkdir(exist_ok=True)
-        return _in_thread(tree, mounts, place)
+        return _in_thread(tree, sorted(mounts), place)  # what is inside another comes after it
 
 
 def _volume(volume: Volume, uid: int, gid: int) -> int:
