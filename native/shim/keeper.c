@@ -52,7 +52,7 @@ enum {
 	AGAIN_MS = 100, /* between a server's end and the next, doubled up to AGAIN_MAX_MS */
 	AGAIN_MAX_MS = 5000,
 	HEALTHY_MS = 10000,
-	ACCEPT_PAUSE_MS = 100
+	PAUSE_MS = 100 /* for what the kernel lacks: it may come from anywhere */
 };
 
 /* Before each frame between keeper and server, and instead of one when a connection has ended. */
@@ -104,7 +104,7 @@ static struct keeper {
 	pid_t server;
 	bool is_ending, all_told;
 	long long started, again; /* ms; again: when to start the next server, or 0 */
-	long long accepts; /* ms; no connection is accepted before, or 0 */
+	long long accepts, sends; /* ms; accepted or sent again then, or 0 */
 	int delay;
 	uint32_t last;
 	struct connection *connections;
@@ -172,8 +172,15 @@ static void watch_for(uint32_t events, int file, void *what)
 	(void)epoll_ctl(keeper.epoll, EPOLL_CTL_MOD, file, &event); /* takes no memory */
 }
 
-/* Sends what fits now, and the rest when it fits or the kernel has memory for it. False: the
- * other side is gone. */
+/* Sends later: when there is room or, as nothing tells when the kernel has memory, after a pause. */
+static void send_later(int failed, int socket, void *what)
+{
+	watch_for(failed == EAGAIN ? EPOLLIN | EPOLLOUT : EPOLLIN, socket, what);
+	if (failed != EAGAIN && !keeper.sends)
+		keeper.sends = now_ms() + PAUSE_MS;
+}
+
+/* Sends what fits now, and the rest later. False: the other side is gone. */
 static bool flush(int socket, struct buffer *out, void *what)
 {
 	while (out->begin < out->end) {
@@ -182,7 +189,7 @@ static bool flush(int socket, struct buffer *out, void *what)
 		if (sent < 0 && errno == EINTR)
 			continue;
 		if (sent < 0 && (errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM)) {
-			watch_for(EPOLLIN | EPOLLOUT, socket, what);
+			send_later(errno, socket, what);
 			return true;
 		}
 		if (sent < 0)
@@ -280,8 +287,8 @@ static void accept_all(void)
 			continue;
 		if (socket < 0 && errno == EAGAIN)
 			return;
-		if (socket < 0) { /* what it needs may come from anywhere */
-			keeper.accepts = now_ms() + ACCEPT_PAUSE_MS;
+		if (socket < 0) {
+			keeper.accepts = now_ms() + PAUSE_MS;
 			watch_for(0, keeper.listener, &keeper.listener);
 			return;
 		}
@@ -336,27 +343,29 @@ static void connection_ready(struct connection *connection, uint32_t events)
 
 static void held_flush(void)
 {
+	int sent = 0;
 	if (keeper.notes < 0)
 		return;
 	for (struct held *held = keeper.held; held; held = held->next) {
 		if (held->is_told)
 			continue;
-		int sent = socket_send(keeper.notes, &held->note, sizeof held->note,
-				       &held->descriptor, held->descriptor >= 0);
+		sent = socket_send(keeper.notes, &held->note, sizeof held->note, &held->descriptor,
+				   held->descriptor >= 0);
 		if (sent < 0)
 			goto later;
 		held->is_told = true;
 	}
 	if (!keeper.all_told) {
 		struct note all = {.kind = NOTE_ALL};
-		if (socket_send(keeper.notes, &all, sizeof all, NULL, 0) < 0)
+		sent = socket_send(keeper.notes, &all, sizeof all, NULL, 0);
+		if (sent < 0)
 			goto later;
 		keeper.all_told = true;
 	}
 	watch_for(EPOLLIN, keeper.notes, &keeper.notes);
 	return;
 later:
-	watch_for(EPOLLIN | EPOLLOUT, keeper.notes, &keeper.notes);
+	send_later(-sent, keeper.notes, &keeper.notes);
 }
 
 static void held_add(const struct note *note, int descriptor, bool is_told)
@@ -602,16 +611,31 @@ static void open_listener(const char *path)
 		fail("listen");
 }
 
+static void send_all(void)
+{
+	keeper.sends = 0;
+	for (struct connection *each = keeper.connections, *next; each; each = next) {
+		next = each->next;
+		if (!flush(each->socket, &each->out, each))
+			connection_end(each);
+	}
+	push();
+	held_flush();
+}
+
 /* Does what is due; returns the ms until the next, or -1. */
 static int do_what_is_due(void)
 {
-	long long *const due[] = {&keeper.again, &keeper.accepts}, now = now_ms(), next = -1;
+	long long *const due[] = {&keeper.again, &keeper.accepts, &keeper.sends};
+	long long now = now_ms(), next = -1;
 	if (keeper.again && keeper.again <= now)
 		server_start();
 	if (keeper.accepts && keeper.accepts <= now) {
 		keeper.accepts = 0;
 		watch_for(EPOLLIN, keeper.listener, &keeper.listener);
 	}
+	if (keeper.sends && keeper.sends <= now)
+		send_all();
 	for (size_t i = 0; i < sizeof due / sizeof *due; i++)
 		if (*due[i] && (next < 0 || *due[i] < next))
 			next = *due[i];

@@ -63,13 +63,16 @@ while True:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sanitized(tmp_path_factory.mktemp("keeper"), "shim/keeper.c", "common/socket.c")
+    return sanitized(
+        tmp_path_factory.mktemp("keeper"), "shim/keeper.c", "common/socket.c",
+        "../tests/native/short_of_memory.c", options=("-Wl,--wrap=send",),
+    )  # fmt: skip
 
 
 @contextmanager
 def keeper(program: Path, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
     words = (program, directory / "socket", sys.executable, "-c", SERVER, directory / "servers")
-    process = subprocess.Popen(words)
+    process = subprocess.Popen(words, cwd=directory)
     try:
         until(lambda: servers(directory), "no server was started")
         yield process
@@ -143,6 +146,17 @@ def test_server_is_restarted_once_it_can_be(program: Path, tmp_path: Path) -> No
             limit_files(process.pid, before)
             assert ask(waiting, b"second") == b"second"
         assert ask(peer, b"third") == b"third"
+
+
+def test_a_keeper_without_memory_to_send_pauses(program: Path, tmp_path: Path) -> None:
+    with keeper(program, tmp_path) as process, client(tmp_path) as peer:
+        short = tmp_path / "short"
+        short.touch()
+        send(peer, b"first")
+        slept = sleeps(process.pid)
+        until(lambda: sleeps(process.pid) > slept + 4, "the keeper sends again and again")
+        short.unlink()
+        assert receive(peer, 5) == b"first"
 
 
 def child(pid: int) -> str:
