@@ -120,13 +120,13 @@ class Unpacker:
     def _start_maker(self) -> tuple[Child, socket.socket]:
         script = str(files("firstlight.agile.functions").joinpath("unpack_main.py"))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ending.enter_context(ours)
         with theirs:
             child = Child(
                 [sys.executable, "-I", script, seccomp.program().hex()], _SECONDS, _WORDS_MOST,
                 env={}, stdin=theirs.fileno(),
             )  # fmt: skip
         ours.settimeout(_START_SECONDS)
-        self._ending.enter_context(ours)
         return self._ending.enter_context(child), ours
 
 
