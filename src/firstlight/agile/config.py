@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from contextlib import suppress
 from difflib import get_close_matches
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -14,6 +15,7 @@ from firstlight.errors import Failed
 
 Dry = Literal["wait", "build", "refuse"]
 
+_STATE = "/run/firstlight-agile"
 _NAME = re.compile(r"[a-z0-9]{1,8}")
 _PREFIX_LEAST, _PREFIX_MOST = 16, 29
 _CONNECTIONS_MOST = 1 << 20
@@ -309,7 +311,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     name: str = "default"
-    state: str = "/run/firstlight-agile"
+    state: str = _STATE
     store: str = "/var/lib/firstlight"
     """Where registered functions and accepted events are kept, in a subdirectory ``name``."""
     network: NetworkConfig = NetworkConfig()
@@ -359,6 +361,14 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def socket(self) -> Path:
         """Where ``firstlight agile up`` listens."""
         return self.directory / "socket"
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove a runtime's directory if it is empty, and that of all by default, if it is too."""
+    with suppress(OSError):
+        directory.rmdir()
+        if directory.parent == Path(_STATE):
+            directory.parent.rmdir()
 
 
 def load(path: Path) -> Config:

@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from firstlight.agile.config import remove_directory
 from firstlight.agile.functions import mounts
 from firstlight.agile.network import networks
 from firstlight.agile.parts import cgroups
@@ -57,6 +58,8 @@ class Journal:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             self._descriptor = os.open(self._path, flags, 0o600)
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not last:
+                return False  # the directory was removed, with that of another runtime
             raise Failed(
                 f"cannot open the journal {self._path}: {error.strerror}", _ELSEWHERE
             ) from error
@@ -100,12 +103,13 @@ class Journal:
         """Delete the journal, when everything recorded is gone."""
         with suppress(OSError):
             self._path.unlink()
-            self._path.parent.rmdir()
+        remove_directory(self._path.parent)
         self._close()
 
     def _close(self) -> None:
-        os.close(self._descriptor)
-        self._descriptor = -1
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def is_owned(directory: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from firstlight.agile import Config, Function
+from firstlight.agile import Config, Function, config, journal
 from firstlight.agile.config import load
 from firstlight.errors import Failed
 
@@ -23,13 +23,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         'name = "edge"\n[network]\nrange = "10.1.0.0/16"\nhost_services = ["udp/53"]\n'
         '[pools.sandbox]\nlow = 1\nhigh = 9\ndry = "wait"\n'
     )
-    config = load(tmp_path / "c")
-    assert (config.name, config.network.range, config.network.host_services) == (
+    loaded = load(tmp_path / "c")
+    assert (loaded.name, loaded.network.range, loaded.network.host_services) == (
         "edge", "10.1.0.0/16", ("udp/53",)
     )  # fmt: skip
-    assert (config.pools.sandbox.low, config.pools.sandbox.dry) == (1, "wait")
-    assert config.socket == Path("/run/firstlight-agile/edge/socket")
-    assert config.logs_directory == Path("/run/firstlight-agile/edge/logs")
+    assert (loaded.pools.sandbox.low, loaded.pools.sandbox.dry) == (1, "wait")
+    assert loaded.socket == Path("/run/firstlight-agile/edge/socket")
+    assert loaded.logs_directory == Path("/run/firstlight-agile/edge/logs")
     (tmp_path / "c").write_text('[logs]\ndirectory = "/var/log/f"\n')
     assert load(tmp_path / "c").logs_directory == Path("/var/log/f")
 
@@ -124,3 +124,33 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Failed, match=r"the configuration .* is invalid") as caught:
         load(tmp_path / "c")
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("left", "others", "gone"),
+    [("run/one", (), "run"), ("run/one", ("run/two",), "run/one"), ("own/one", (), "own/one")],
+)
+def test_empty_directories_are_removed_up_to_the_default_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str, others: tuple[str, ...], gone: str
+) -> None:
+    monkeypatch.setattr(config, "_STATE", str(tmp_path / "run"))
+    for name in (left, *others):
+        (tmp_path / name).mkdir(parents=True)
+    config.remove_directory(tmp_path / left)
+    assert not (tmp_path / gone).exists()
+    assert (tmp_path / gone).parent.is_dir()
+    assert all((tmp_path / name).is_dir() for name in others)
+
+
+def test_a_directory_that_another_runtime_removes_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def removed(directory: Path) -> None:
+        directory.rmdir()
+        directory.lstat()
+
+    monkeypatch.setattr(journal, "_check_own", removed)
+    opened = journal.Journal(tmp_path / "run/one")
+    assert not opened._lock(last=False)
+    with pytest.raises(Failed, match=r"cannot open the journal .*: No such file"):
+        opened._lock(last=True)

@@ -11,12 +11,12 @@ import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
+from firstlight.agile.config import remove_directory
 from firstlight.agile.pods.wire import Key
 from firstlight.deadlines import longer
 from firstlight.errors import Failed
@@ -179,8 +179,7 @@ def remove(directory: Path) -> None:
     leases = directory / "leases"
     for path in (leases, leases.with_suffix(".lock"), leases.with_suffix(".new")):
         path.unlink(missing_ok=True)
-    with suppress(OSError):
-        directory.rmdir()
+    remove_directory(directory)
 
 
 def _has_name(descriptor: int, path: Path) -> bool:
