@@ -145,6 +145,18 @@ def test_clients_are_served_after_one_that_never_read() -> None:
     with_daemon(main)
 
 
+def test_only_who_reads_the_output_can_wait_for_its_line(function: Make) -> None:
+    async def main(path: Path) -> None:
+        _, _, theirs = streams()
+        with (
+            Client(path) as client,
+            pytest.raises(Failed, match="only the reader of an instance's output"),
+        ):
+            client.start(function("hold", "60", ready="holding"), theirs)
+
+    with_daemon(main)
+
+
 def test_more_instances_than_one_message_holds_are_listed(function: Make) -> None:
     async def main(path: Path) -> None:
         _, _, theirs = streams()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.agile_host import on_host, pids_hierarchy
+from tests.support.agile_host import on_host, pids_hierarchy, stopped
 
 from firstlight.agile import Config, Function, Instance, Runtime
 from firstlight.agile.config import NetworkConfig, Pools, PoolSize
@@ -112,6 +112,23 @@ def test_network_is_kept_despite_a_late_socket(function: Make) -> None:
             while returned(runtime) < 1:
                 await asyncio.sleep(0.01)
             assert inside.fileno() < 0
+
+    on_host(main, 60)
+
+
+def test_an_end_is_told_before_its_network_is_examined(function: Make) -> None:
+    """Who examines it may be slow, or at work for others."""
+
+    async def main() -> None:
+        async with Runtime(Config(name="t1")) as runtime:
+            ping = function("ping", GATEWAY, share_counters=True)
+            await runtime.prepare(ping)
+            with stopped(runtime._networks._parts.pid):
+                async with await runtime.start(ping) as instance:
+                    assert (await instance.wait()).status == 0
+                    assert returned(runtime) == 0
+            while returned(runtime) < 1:
+                await asyncio.sleep(0.01)
 
     on_host(main, 60)
 
