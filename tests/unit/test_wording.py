@@ -25,6 +25,18 @@ def test_no_old_spelling(path: Path) -> None:
     assert [line for line in lines if OLD.search(line)] == []
 
 
+def test_tests_that_documents_name_exist() -> None:
+    tests = {path.name: path.read_text() for path in ROOT.joinpath("tests").rglob("test_*.py")}
+    tests |= {each: "" for text in tests.values() for each in re.findall(r"def (test_\w+)", text)}
+    named = {
+        name
+        for path in (ROOT / "docs").glob("*.md")
+        for name in re.findall(r"`(?:[\w/]+/)?(test_\w+(?:\.py)?)`", path.read_text())
+    }
+    assert len(named) > 100
+    assert named <= tests.keys()
+
+
 @pytest.mark.parametrize(
     "path", [path for path in FILES if path.suffix == ".md"],
     ids=lambda path: str(path.relative_to(ROOT)),
