@@ -81,6 +81,7 @@ class Client:
         open_standard()
         self._path = path
         self._manager = connect(path)
+        self._managers = 0  # that have ended
         self._node: socket.socket | None = None
         self._up: set[str] = set()
         self._ended: dict[str, Ended] = {}  # oldest first
@@ -327,22 +328,35 @@ class Client:
 
     def events(self, after: int = -1, follow: bool = True) -> Iterator[Happened]:
         """The events of instances after this serial; -1 stands for the newest. Raises Failed."""
-        up: set[tuple[str, int]] = set()
+        up: dict[tuple[str, int], Happened] = {}
         while True:
-            answer = self._ask(protocol.Events(after, _WAIT_SECONDS if follow else 0.0))
-            assert isinstance(answer, protocol.Happenings)
-            for event in answer.events:
+            managers = self._managers
+            events = self._events(after, _WAIT_SECONDS if follow else 0.0)
+            if managers != self._managers:  # the earlier may have kept an end to itself
+                running = {(each.id, each.pid) for each in self.running()}
+                events = self._events(after, 0.0)
+                for key in up.keys() - running - {(each.id, each.pid) for each in events}:
+                    words = "while the manager was replaced"
+                    yield msgspec.structs.replace(
+                        up.pop(key), kind="ended", time=time.time_ns(), words=words
+                    )
+            for event in events:
                 after = event.serial
                 key = event.id, event.pid
                 if event.kind != "started":
-                    up.discard(key)
+                    up.pop(key, None)
                 elif key in up:
                     continue  # a manager that took over tells of all that run
                 else:
-                    up.add(key)
+                    up[key] = event
                 yield event
             if not follow:
                 return
+
+    def _events(self, after: int, seconds: float) -> list[Happened]:
+        answer = self._ask(protocol.Events(after, seconds))
+        assert isinstance(answer, protocol.Happenings)
+        return answer.events
 
     def pools(self) -> list[Counts]:
         """The pools' counts. Raises Failed."""
@@ -386,6 +400,7 @@ class Client:
                 if gone.had_it and not isinstance(request, _REPEATED):
                     raise
                 time.sleep(pause)
+                self._managers += 1
                 self._manager.close()
                 self._manager = connect(self._path)
         return self._exchange_once(text)

@@ -105,12 +105,12 @@ async def _serve(config: Config, ready: Callable[[], None], keep: bool) -> None:
             loop.add_signal_handler(number, stop, keep and number == signal.SIGTERM)
     connections: set[_Connection] = set()
 
-    early: list[int] = []
+    held: list[int] = []
     opened = asyncio.Event()
 
     def rich(descriptor: int) -> None:
-        if not opened.is_set():  # its requests would not see adopted instances
-            early.append(descriptor)
+        if not opened.is_set() or stopped.is_set():
+            held.append(descriptor)  # until adopted instances are known; at the end, for the next
             return
         peer = socket.socket(fileno=descriptor)
         connections.add(_Connection(peer, runtime, functions, stop, connections.discard))
@@ -124,7 +124,7 @@ async def _serve(config: Config, ready: Callable[[], None], keep: bool) -> None:
 
             await others.enter_async_context(node.opened(config, functions, serving))
         opened.set()
-        for descriptor in early:
+        for descriptor in held.copy():
             rich(descriptor)
         try:
             _tell_systemd(b"READY=1")

@@ -167,14 +167,15 @@ def test_who_follows_misses_nothing_while_managers_are_replaced(root: Path) -> N
     async def main() -> None:
         null = os.open(os.devnull, os.O_RDWR)
         manager = await serve(keep=True)
-        text = "busybox mkfifo /tmp/go; while echo up; do read go </tmp/go; seq $go; done"
+        text = """busybox mkfifo /tmp/go; echo up
+            while :; do read go </tmp/go && seq $go && echo up; done"""
         with Client(SOCKET) as client:
             loops = client.start(shell(root, text), (null,) * 3, detached=True, logged=True)
         following = [asyncio.create_task(asyncio.to_thread(each, loops.id))
                      for each in (follow, watch)]  # fmt: skip
         expected, others = ["up"], list[str]()
         for end in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
-            while lines != expected:
+            while lines != expected or (others and events[-1] != ("ended", others[-1])):
                 await asyncio.sleep(0.01)
             manager.send_signal(end)
             await manager.wait()
