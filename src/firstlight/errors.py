@@ -24,6 +24,13 @@ def _with_sudo() -> str:
 
 WITH_SUDO = _with_sudo()
 """The remedy where root is needed."""
+WITH_ADMIN = "run firstlight as root, with CAP_SYS_ADMIN"
+"""The remedy where root has too few rights, as in a container."""
+WRITABLE_CGROUPS = (
+    "mount a cgroup file system that it may write to, as --privileged or "
+    "--volume /sys/fs/cgroup:/sys/fs/cgroup do"
+)
+"""The remedy in a container whose cgroups are read-only."""
 
 
 class FirstlightError(Exception):

@@ -5,6 +5,7 @@ ends. Cgroups and processes, which may outlive them, carry the run's name for ``
 """
 
 import ctypes
+import errno
 import os
 import shutil
 from collections.abc import Callable, Hashable, Iterator
@@ -15,7 +16,7 @@ from typing import TypeVar, cast
 
 from pyroute2 import IPRoute
 
-from firstlight.errors import WITH_SUDO, Failed, Unsupported
+from firstlight.errors import WITH_ADMIN, WITH_SUDO, Failed, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.ownership import claim, start_time
 
@@ -149,14 +150,17 @@ def unshare(flags: int) -> None:
     if _libc.unshare(flags):
         raise Unsupported(
             f"cannot create namespaces for the run: {os.strerror(ctypes.get_errno())}",
-            "run firstlight as root, with CAP_SYS_ADMIN",
+            WITH_ADMIN,
         )
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int) -> None:
     words = [None if word is None else os.fsencode(word) for word in (source, target, kind)]
     if _libc.mount(*words, ctypes.c_ulong(flags), None):
-        reason = os.strerror(ctypes.get_errno())
+        number = ctypes.get_errno()
+        what = f"mount {kind or source} at" if kind or source else "make private the mounts of"
+        hint = "run firstlight where / is a mount point: in no chroot, and on Linux, not on gVisor"
         raise Unsupported(
-            f"cannot mount {kind or '/'} at {target}: {reason}", "run firstlight as root"
+            f"cannot {what} {target}: {os.strerror(number)}",
+            WITH_ADMIN if number in (errno.EPERM, errno.EACCES) else hint,
         )

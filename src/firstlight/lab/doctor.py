@@ -6,6 +6,7 @@ the real thing if that leaves nothing behind, and otherwise reads what the kerne
 Over 500 lines: the checks stand in the order in which they are shown, and few share anything.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -14,7 +15,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported, describe
+from firstlight.errors import (
+    WITH_ADMIN,
+    WITH_SUDO,
+    WRITABLE_CGROUPS,
+    Failed,
+    FirstlightError,
+    Unsupported,
+    describe,
+)
 from firstlight.host import facts
 from firstlight.host.cgroups import hierarchies, is_unified
 from firstlight.lab import rootfs
@@ -33,10 +42,7 @@ _NEEDED = ("root", "/proc", _VETH)
 
 _BTF = facts.SYS / "kernel/btf/vmlinux"
 _STEAL_SECONDS = 0.3
-_CONTAINER = (
-    "see the checks above; in a container: mount a cgroup file system that it may write to, "
-    "as --privileged or --volume /sys/fs/cgroup:/sys/fs/cgroup do"
-)
+_CONTAINER = f"see the checks above; in a container: {WRITABLE_CGROUPS}"
 _CAPABILITIES = {
     "CAP_CHOWN": 0,
     "CAP_DAC_OVERRIDE": 1,
@@ -233,6 +239,7 @@ def veth() -> Check:
         False,
         f"cannot be made: {message[0]}",
         WITH_SUDO if os.geteuid() else
+        WITH_ADMIN if os.strerror(errno.EPERM) in message[0] else
         "modprobe veth; the kernel needs CONFIG_NET_NS and CONFIG_VETH, and ip is in iproute2",
     )  # fmt: skip
 

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from firstlight.errors import Unsupported
+from firstlight.errors import WITH_ADMIN, Unsupported
 from firstlight.host import facts
 from firstlight.lab import doctor
+from firstlight.lab.backends.network import NetworkSetup
 from firstlight.lab.backends.oci import Oci
 from firstlight.model import Availability, Check, Missing
 from firstlight.trace import bpf
@@ -83,6 +84,22 @@ def test_doctor_hints_on_empty_machine(monkeypatch: pytest.MonkeyPatch, tmp_path
         assert checks[name].hint == f"apt-get install {package}"
     assert checks["network namespace and veth"].ok is False
     assert "runc" not in facts.collect()
+
+
+def test_right_that_is_missing_is_not_blamed_on_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root of a container without CAP_SYS_ADMIN."""
+    for name in ("unshare", "ip"):
+        program = tmp_path / name
+        program.write_text("#!/bin/sh\necho 'Operation not permitted' >&2; exit 1\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert doctor.veth().hint == WITH_ADMIN
+    with pytest.raises(Unsupported) as refused:
+        NetworkSetup().probe()
+    assert refused.value.hint == WITH_ADMIN
 
 
 def test_the_veth_check_leaves_nothing() -> None:

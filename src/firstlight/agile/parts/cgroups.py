@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firstlight.deadlines import longer
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import WRITABLE_CGROUPS, Failed, Unsupported
 
 CONTROLLERS = ("cpu", "memory", "pids")
 _ENABLED = "+cpu +memory +pids"
@@ -97,7 +97,7 @@ class Cgroups:
             except OSError as error:
                 for each in made:
                     each.rmdir()
-                hint = None
+                hint = f"in a container, {WRITABLE_CGROUPS}" if error.errno == errno.EROFS else None
                 if error.errno == errno.EBUSY:
                     hint = (f"move the processes of {level} into a cgroup below it: while "
                             "it has some, it gives no controllers")  # fmt: skip

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from struct import Struct
 
-from firstlight.errors import Failed
+from firstlight.errors import Failed, Unsupported
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -91,8 +91,14 @@ def _unbindable(path: Path) -> str:
 
 
 def mount_id(descriptor: int) -> str:
-    """The number of the mount that a descriptor is in, as in mountinfo; see proc_pid_fdinfo(5)."""
+    """The number of the mount that a descriptor is in, as in mountinfo; see proc_pid_fdinfo(5).
+
+    Raises Unsupported.
+    """
     words = Path(f"/proc/self/fdinfo/{descriptor}").read_text().split()
+    if "mnt_id:" not in words:
+        raise Unsupported("this kernel does not say in which mount a file is",
+                          "run it on Linux itself: gVisor, for one, is none")  # fmt: skip
     return words[words.index("mnt_id:") + 1]
 
 

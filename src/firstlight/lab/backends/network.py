@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pyroute2 import IPRoute, NetlinkError
 
-from firstlight.errors import WITH_SUDO, Failed, Unsupported
+from firstlight.errors import WITH_ADMIN, WITH_SUDO, Failed, Unsupported
 from firstlight.host.commands import run
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Execute, Prepared
@@ -108,8 +108,9 @@ class NetworkSetup:
         except Failed as error:
             raise Unsupported(
                 f"cannot make a veth pair in a network namespace: {error.message}",
+                WITH_ADMIN if os.strerror(errno.EPERM) in error.message else
                 "use a kernel with CONFIG_NET_NS and CONFIG_VETH; modprobe veth",
-            ) from error
+            ) from error  # fmt: skip
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
