@@ -53,10 +53,14 @@ class NotApplicable(Unsupported):
 
 
 class UnknownName(FirstlightError):
-    """A name that is not in a list; the hint shows the list."""
+    """A name that is not in a list; the hint shows the list, and first the most similar name."""
 
     def __init__(self, what: str, name: str, valid: Iterable[str]) -> None:
-        super().__init__(f"unknown {what} {name!r}", f"valid: {', '.join(valid) or 'none'}")
+        from difflib import get_close_matches
+
+        names = list(valid)
+        meant = "".join(f"did you mean {near}? " for near in get_close_matches(name, names, 1))
+        super().__init__(f"unknown {what} {name!r}", f"{meant}valid: {', '.join(names) or 'none'}")
 
 
 class BadRun(FirstlightError):

@@ -1,4 +1,4 @@
-"""The remedy where root is needed: a command that sudo finds."""
+"""The remedies of errors: a command that sudo finds, a name that was meant."""
 
 import pytest
 
@@ -20,3 +20,12 @@ def test_sudo_is_given_a_path_where_it_finds_no_name(
     monkeypatch.setattr("sys.executable", "/py")
     monkeypatch.setattr("os.access", lambda path, _: path in found)
     assert errors._with_sudo() == words
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("agil", "did you mean agile? valid: agile, pod"), ("vm", "valid: agile, pod")],
+)
+def test_unknown_name_brings_the_most_similar(name: str, hint: str) -> None:
+    error = errors.UnknownName("experiment", name, iter(("agile", "pod")))
+    assert (error.message, error.hint) == (f"unknown experiment {name!r}", hint)
