@@ -66,6 +66,14 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_a_run_that_is_continued_keeps_the_given_samples_alone(tmp_path: Path) -> None:
+    path = written(tmp_path / "run", sample(0), sample(1, batch=1))
+    with Writer(path, HEADER, earlier=[sample(0)]) as writer:
+        assert read(path).footer is None
+        writer.append([sample(2, batch=1)])
+    assert read(path).samples == [sample(0), sample(2, batch=1)]
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 2**62 - 1), st.none() | st.integers(0, 2**62 - 1), st.text()))
 )
