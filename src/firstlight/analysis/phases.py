@@ -105,7 +105,7 @@ PHASES = (
            r"(openat|open|statfs) /proc/\S+/ns/net")),
     Phase("netns.name", "a network namespace gets its name: a file and a mount below /run/netns",
           (r"(mount|umount2|mkdir|mkdirat|unlink|unlinkat) (/var)?/run/netns",)),
-    Phase("cgroup", "control groups are made, limited and entered",
+    Phase("cgroup", "control groups are made, limited, entered and read",
           (rf"(?!statfs|{_LIMIT_READ})\w+ /sys/fs/cgroup", rf"(?!{_LIMIT_READ})\w+ cgroup2?:",
            r"openat2 \S*(cgroup\.|cpu|memory|pids|devices|blkio|io\.|freezer|hugetlb|systemd)",
            r"bpf (PROG_LOAD cgroup|PROG_ATTACH|PROG_QUERY)$")),
