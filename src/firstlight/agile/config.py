@@ -24,6 +24,7 @@ _BYTES_LEAST, _BYTES_MOST = 4 << 20, 1 << 40  # the largest event has 1 MiB
 _FUNCTIONS_MOST, _INSTANCES_MOST, _PORT_MOST = 4000, 100_000, 65535
 _POOL_MOST, _RATE_MOST = 8192, 1e6
 _SECONDS_MOST = 365 * 86400.0
+_FILE_MOST = 1 << 20  # bytes of a configuration: /dev/zero has no end
 _REMEDY = "conf/agile/firstlight.toml in the source tree documents every key"
 
 
@@ -376,7 +377,11 @@ def load(path: Path) -> Config:
 
     what = f"the configuration {path} is invalid"
     try:
-        written = tomllib.loads(path.read_text())
+        with path.open("rb") as file:
+            text = file.read(_FILE_MOST + 1)
+        if len(text) > _FILE_MOST:
+            raise ValueError(f"it is longer than {_FILE_MOST} bytes")
+        written = tomllib.loads(text.decode())
         _check_keys(what, written, Config)
         return msgspec.convert(written, Config)
     except OSError as error:

@@ -6,7 +6,7 @@ Over 500 lines: a third of it declares the options that ``add`` and ``update`` s
 import os
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -433,10 +433,7 @@ def call(
     """Call a function with an event and print its answer. Exit status 1 if the function failed."""
     from firstlight.agile import protocol
 
-    if event.startswith("@"):
-        raw = sys.stdin.buffer.read() if event == "@-" else _content(Path(event[1:]))
-    else:
-        raw = os.fsencode(event)
+    raw = _content(event[1:]) if event.startswith("@") else os.fsencode(event)
     protocol.check_json(raw, "" if event.startswith("@") else QUOTE)
     with connect(config) as client:
         called = client.call(protocol.CallFunction(name, raw, qualifier, later))
@@ -627,11 +624,18 @@ def _age(since: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _content(path: Path) -> bytes:
+def _content(path: str) -> bytes:
+    from firstlight.agile.protocol import LARGE_MAX
+
     try:
-        return path.read_bytes()
+        with nullcontext(sys.stdin.buffer) if path == "-" else Path(path).open("rb") as file:
+            content = file.read(LARGE_MAX + 1)
     except OSError as error:
         raise FirstlightError(
             f"cannot read the event's file {path}: {error.strerror}",
             "@FILE reads the event from a file, @- from standard input",
         ) from error
+    if len(content) > LARGE_MAX:
+        raise FirstlightError(f"the event of {path} is longer than {LARGE_MAX} bytes",
+                              "pass a large one by a volume, or by the network")  # fmt: skip
+    return content

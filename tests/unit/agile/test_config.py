@@ -154,3 +154,8 @@ def test_a_directory_that_another_runtime_removes_is_made_again(
     assert not opened._lock(last=False)
     with pytest.raises(Failed, match=r"cannot open the journal .*: No such file"):
         opened._lock(last=True)
+
+
+def test_a_configuration_without_end_is_refused() -> None:
+    with pytest.raises(Failed, match="/dev/zero is invalid: it is longer than 1048576 bytes"):
+        load(Path("/dev/zero"))

@@ -500,6 +500,11 @@ def test_a_start_with_a_malformed_option_names_the_form(
     assert (error.message, error.hint) == (fact, hint)
 
 
+def test_an_event_without_end_is_refused() -> None:
+    error = refusal("agile", "function", "call", "hello", "@/dev/zero")
+    assert error.message == "the event of /dev/zero is longer than 16777216 bytes"
+
+
 @pytest.mark.parametrize(
     "words",
     [
