@@ -88,7 +88,8 @@ class PointFigures:
     ``latency`` is a start's, from its intended arrival; ``all_ready`` lasts from a batch's first
     intended arrival until its last start is ready. ``late`` is the 95th percentile of the load
     generator's lateness, as a share of the median. ``overhead`` is the traced median over the
-    untraced one. ``None`` means not measured.
+    untraced one, unless the headline is of both: which starts watch traces depends on the load.
+    ``None`` means not measured.
     """
 
     point: Point
@@ -185,7 +186,7 @@ def _point(
         latency=latency,
         all_ready=_all_ready([sample for sample in samples if not sample.traced]),
         late=_late(headline, latency),
-        overhead=_overhead(traced, untraced),
+        overhead=None if headline is ready else _overhead(traced, untraced),
         traced=len(explained),
         lost=sum(sample.lost > 0 for sample in traced),
         parts=tuple(_parts(explained, spent)),

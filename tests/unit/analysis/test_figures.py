@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from msgspec.structs import replace
 from tests.support import synthetic
 
 from firstlight.analysis import Analysis, figures
@@ -114,6 +116,13 @@ def test_tracings_cost_is_the_ratio_of_the_medians(container: Analysis) -> None:
     )
     assert point.overhead
     assert point.overhead.value == pytest.approx(np.median(traced) / np.median(untraced))
+
+
+def test_watch_does_not_show_the_cost_of_tracing(container: Analysis) -> None:
+    presentation = replace(container.header.presentation, headline="all")
+    header = replace(container.header, presentation=presentation)
+    watched = Analysis(dataclasses.replace(container.run, header=header))
+    assert {point.overhead for point in watched.points} == {None}
 
 
 def test_fig_6_bars_sum_to_median(container: Analysis) -> None:
