@@ -58,7 +58,7 @@ MET: dict[str, tuple[Piece, str]] = {
 
 def starts(
     *pieces: Piece, count: str = "", number: int = 6, held: tuple[tuple[str, str, int], ...] = (),
-    cloned: int = 0, idle: int = 0,
+    cloned: int = 0, idle: int = 0, headline: str = "untraced",
 ) -> Analysis:  # fmt: skip
     """Traced starts with these pieces, in this order, as an Analysis has them. The last ``cloned``
     are of a child of the thread of those before, made ``idle`` ns before the first of them.
@@ -111,6 +111,7 @@ def starts(
     ]
     queues = [(sample.index, *wait) for sample in samples for wait in held]
     fake = SimpleNamespace(
+        header=SimpleNamespace(presentation=SimpleNamespace(headline=headline)),
         points=(point,),
         timelines=lambda some: [pl.DataFrame(path, schema=TIMELINE, orient="row") for _ in some],
         locks=SimpleNamespace(holders=pl.DataFrame(queues, schema=holders.SCHEMA, orient="row")),
@@ -160,18 +161,28 @@ def test_a_wait_alone_is_no_evidence(storm: str) -> None:
     assert advise(starts(*USUAL, MET[storm][0]), STORMS) == []
 
 
-def test_a_trace_gives_the_share_and_untraced_starts_the_time() -> None:
-    for storm, factor in (("xtables lock", 0.5), ("rate limit", 1.0)):
-        piece, count = MET[storm]
-        analysis = starts(*USUAL, piece, count=count)
-        [point] = analysis.points
-        half = [
-            msgspec.structs.replace(each, stamps=Stamps(0, 0, (each.latency or 0) // 2))
-            for each in point.traced_samples
-        ]
-        point.untraced_samples = tuple(half)  # type: ignore[misc]
-        [advice] = advise(analysis, STORMS)
-        assert advice.gain.value == pytest.approx(factor * piece[3], rel=0.01)
+@pytest.mark.parametrize(
+    ("storm", "headline", "factor"),
+    [
+        ("xtables lock", "untraced", 0.5),
+        ("rate limit", "untraced", 1.0),
+        ("xtables lock", "all", 1.0),
+    ],
+)
+def test_a_trace_gives_the_share_and_untraced_starts_the_time(
+    storm: str, headline: str, factor: float
+) -> None:
+    """But not of what watch kept, where the load decides which starts are traced."""
+    piece, count = MET[storm]
+    analysis = starts(*USUAL, piece, count=count, headline=headline)
+    [point] = analysis.points
+    half = [
+        msgspec.structs.replace(each, stamps=Stamps(0, 0, (each.latency or 0) // 2))
+        for each in point.traced_samples
+    ]
+    point.untraced_samples = tuple(half)  # type: ignore[misc]
+    [advice] = advise(analysis, STORMS)
+    assert advice.gain.value == pytest.approx(factor * piece[3], rel=0.01)
 
 
 def test_what_gains_little_is_not_named() -> None:

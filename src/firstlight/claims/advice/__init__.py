@@ -11,7 +11,7 @@ measured, and the gain of its remedy predicted: that time, less what the remedy 
   all starts that queue behind a storm go with it; and if a start queued in its storm for a holder
   that did something else, it will queue for that elsewhere.
 - The tracer slows starts down. So the share of the time is that of traced starts, and the time
-  that of untraced ones, if a point has both.
+  that of untraced ones, if a point has both, and watch did not choose which by the load.
 
 ``firstlight run storms`` meets each storm, with and without its remedy.
 """
@@ -221,7 +221,12 @@ class _Starts:
 
     @property
     def untraced(self) -> float:
-        """The median of the untraced starts over that of the traced ones; 1 without either."""
+        """The median of the untraced starts over that of the traced ones; 1 without either.
+
+        1 for what watch kept: it traces less when the node is busy.
+        """
+        if self.analysis.header.presentation.headline == "all":
+            return 1.0
         without = [sample.latency or 0 for sample in self.point.untraced_samples]
         traced = [sample.latency or 0 for sample in self.point.traced_samples]
         return float(np.median(without) / np.median(traced)) if without else 1.0
