@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -253,7 +253,8 @@ class Bundles:
                 ) from error
         cgroups.remove(cgroups.name(self.workspace.run))
         unmount_below(self.base)
-        shutil.rmtree(self.base)
+        with suppress(FileNotFoundError):  # an interrupt had the workspace removed first
+            shutil.rmtree(self.base)
 
 
 def _last_words(log: str) -> str:

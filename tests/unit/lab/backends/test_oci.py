@@ -43,3 +43,10 @@ def test_a_runtime_that_does_not_delete_a_container_is_named(
     bundles = Bundles(Oci(hung), hung, tmp_path, tmp_path, Workspace(tmp_path, "run"))
     with pytest.raises(Failed, match=r"hung has not deleted container c after 0.1 s"):
         bundles.remove()
+
+
+def test_bundles_of_workspace_that_is_gone_are_removed(tmp_path: Path) -> None:
+    """An interrupt while contextlib enters them is told to the workspace alone."""
+    gone = tmp_path / "gone"
+    Bundles(Oci("runc"), "runc", gone, tmp_path, Workspace(gone, "run-that-is-gone")).remove()
+    assert not gone.exists()
