@@ -61,6 +61,7 @@ def _is_chrooted() -> bool:
             os.close(own)
 
     found.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
+    mount_id(found[0])  # or the thread would fail, too
     thread = threading.Thread(target=work, name="chrooted")  # whose root is changed, and that ends
     thread.start()
     thread.join()

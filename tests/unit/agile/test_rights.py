@@ -2,19 +2,22 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from firstlight.agile.parts import cgroups, roots
+from firstlight.agile import rights
+from firstlight.agile.parts import cgroups
 from firstlight.errors import WRITABLE_CGROUPS, Failed, Unsupported
 
 
 def test_kernel_that_names_no_mount_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """gVisor's."""
     monkeypatch.setattr(Path, "read_text", lambda _: "pos:\t0\nflags:\t02\n")
+    monkeypatch.setattr(threading, "Thread", None)
     with pytest.raises(Unsupported, match="does not say in which mount a file is"):
-        roots.mount_id(0)
+        rights._is_chrooted()
 
 
 def test_cgroups_that_are_read_only_have_remedy(
