@@ -23,6 +23,16 @@ def lognormal(seed: int, size: int) -> stats.Floats:
     return np.random.default_rng(seed).lognormal(3, 0.4, size)
 
 
+@given(st.integers(1, 5000), st.floats(0.01, 0.999))
+@settings(max_examples=200)
+def test_students_t_is_that_of_scipy(freedom: int, level: float) -> None:
+    t = stats._students_quantile(level, freedom)
+    assert t == pytest.approx(reference.t.ppf((1 + level) / 2, freedom), rel=1e-9)
+    assert 1 - stats._within(t, freedom) == pytest.approx(
+        2 * reference.t.sf(t, freedom), rel=1e-9, abs=1e-12
+    )
+
+
 @given(LATENCIES, QUANTILES)
 @settings(max_examples=60)
 def test_interval_holds_estimate_within_values(values: stats.Floats, q: float) -> None:
