@@ -185,6 +185,14 @@ def _line(sample: Sample) -> bytes:
     return to_json(sample) + b"\n"
 
 
+@dataclass
+class _Kept:
+    """Batches' spans in memory, and how many there are."""
+
+    spans: dict[int, pl.DataFrame] = field(default_factory=dict)
+    rows: int = 0
+
+
 @dataclass(frozen=True)
 class Run:
     """A run read back: its header, samples and (lazily) spans."""
@@ -193,9 +201,7 @@ class Run:
     header: Header
     samples: list[Sample]
     footer: Footer | None
-    _kept: dict[int, pl.DataFrame] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _kept: _Kept = field(default_factory=_Kept, init=False, repr=False, compare=False)
 
     @cached_property
     def frame(self) -> pl.DataFrame:
@@ -247,11 +253,12 @@ class Run:
 
     def _spans(self, batch: int) -> pl.DataFrame:
         """The spans of a batch. Those of a small run are kept: several readers want them."""
-        if batch in self._kept:
-            return self._kept[batch]
+        if batch in self._kept.spans:
+            return self._kept.spans[batch]
         spans = _spans(self._spans_file(batch))
-        if len(spans) + sum(map(len, self._kept.values())) <= _MOST_KEPT:
-            self._kept[batch] = spans
+        if len(spans) + self._kept.rows <= _MOST_KEPT:
+            self._kept.spans[batch] = spans
+            self._kept.rows += len(spans)
         return spans
 
     def _spans_file(self, batch: int) -> Path:

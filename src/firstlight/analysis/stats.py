@@ -461,8 +461,7 @@ def _spearmans_p(time: NDArray[np.signedinteger], series: Floats) -> float:
     """The two-sided p of Spearman's rank correlation, by Student's t."""
     correlation = float(np.corrcoef(time, _ranks(series))[0, 1])
     freedom, rest = series.size - 2, (1 - correlation) * (1 + correlation)
-    t = abs(correlation) * sqrt(freedom / max(rest, np.finfo(float).tiny))
-    return 1 - _within(t, freedom)
+    return 1 - _within(abs(correlation) * sqrt(freedom / rest), freedom) if rest > 0 else 0.0
 
 
 def _within(t: float, freedom: int) -> float:
