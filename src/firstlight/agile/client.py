@@ -62,7 +62,7 @@ class Started(Struct, frozen=True):
     stamps: dict[str, int]
 
 
-class _Gone(Failed):
+class Gone(Failed):
     """The manager ended before it answered. ``had_it``: it may have carried the request out."""
 
     def __init__(self, had_it: bool) -> None:
@@ -334,7 +334,8 @@ class Client:
             events = self._events(after, _WAIT_SECONDS if follow else 0.0)
             if managers != self._managers:  # the earlier may have kept an end to itself
                 running = {(each.id, each.pid) for each in self.running()}
-                events = self._events(after, 0.0)
+                if after >= 0:
+                    events = self._events(after, 0.0)
                 for key in up.keys() - running - {(each.id, each.pid) for each in events}:
                     words = "while the manager was replaced"
                     yield msgspec.structs.replace(
@@ -396,7 +397,7 @@ class Client:
         for pause in _PAUSES:
             try:
                 return self._exchange_once(text)
-            except _Gone as gone:
+            except Gone as gone:
                 if gone.had_it and not isinstance(request, _REPEATED):
                     raise
                 time.sleep(pause)
@@ -414,11 +415,11 @@ class Client:
             check_manager(self._path)
             raise Failed("the runtime reads no requests", "try again") from None
         except (BrokenPipeError, ConnectionResetError):  # it has not read the request
-            raise _Gone(had_it=False) from None
+            raise Gone(had_it=False) from None
         except OSError as error:
             raise Failed(f"the runtime is gone: {error.strerror}") from error
         if not message:
-            raise _Gone(had_it=True)
+            raise Gone(had_it=True)
         answer = protocol.answer(message)
         if isinstance(answer, protocol.Large) and descriptors:
             with os.fdopen(descriptors[0], "rb") as file:

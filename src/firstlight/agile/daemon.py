@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from firstlight.agile import journal, protocol
-from firstlight.agile.client import Client
+from firstlight.agile.client import Client, Gone
 from firstlight.agile.config import Config
 from firstlight.agile.functions import remote
 from firstlight.agile.functions.catalogue import Functions
@@ -69,9 +69,15 @@ def end(config: Config) -> None:
             return
         except Failed as error:
             manager = liveness.owner(config.directory)
-            if manager > 0:
+            numbers = [0]  # another "down" may be at work
+            if manager > 0 and not isinstance(error, Gone):
                 _log.warning("%s: it is killed unless it ends by itself", error.message)
-            process.kill("manager", manager, 0, signal.SIGKILL)  # another "down" may be at work
+                numbers.append(signal.SIGKILL)
+            if not process.kill(manager, *numbers):
+                raise Failed(
+                    f"pid {manager} has runtime {config.name!r}, and takes no requests",
+                    "end that program",
+                ) from None
     if not (config.directory / "journal").exists():
         raise Failed(f"runtime {config.name!r} is not running")
     process.end(config)

@@ -197,6 +197,20 @@ def test_down_ends_a_node_whose_manager_is_another_process(
     on_host(main)
 
 
+def test_down_kills_no_program_that_has_a_runtime_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process, "_END_SECONDS", 0.2)
+
+    async def main() -> None:
+        async with Runtime(CONFIG):
+            with pytest.raises(Failed, match=f"pid {os.getpid()} has runtime .* takes no requests"):
+                await asyncio.to_thread(daemons.end, CONFIG)
+        assert pid_of(CONFIG) == -1
+
+    on_host(main)
+
+
 def test_manager_that_its_node_left_says_so_and_ends_both(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

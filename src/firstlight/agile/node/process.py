@@ -84,6 +84,7 @@ class Node:
         Raises Failed.
         """
         connection = _connect(self._config)
+        is_new = connection is None
         if connection is None:
             connection = await asyncio.to_thread(_start, self._config)
         self.pid = peer(connection)
@@ -101,7 +102,10 @@ class Node:
             raise Failed(f"the node with pid {self.pid} has another version of firstlight",
                          "end it and its instances: firstlight agile down") from error  # fmt: skip
         except Failed:
-            self.leave()
+            if is_new:
+                self.close()
+            else:
+                self.leave()
             await asyncio.to_thread(liveness.check_node, self._config.socket)
             raise Failed(f"another process is the manager of the node with pid {self.pid}",
                          f"find it: ss -xp | grep {self._config.directory}/node; or end the node "
@@ -383,23 +387,28 @@ def pid_of(config: Config) -> int:
 def end(config: Config, hangs: bool = False) -> None:
     """End a node without a manager, or one that hangs, with all its instances. Raises Failed."""
     numbers = (signal.SIGKILL,) if hangs else (signal.SIGTERM, signal.SIGKILL)
-    kill("node", pid_of(config), *numbers)
+    pid = pid_of(config)
+    if not kill(pid, *numbers):
+        raise Failed(f"the node, pid {pid}, survives SIGKILL", f"see /proc/{pid}/stack")
 
 
-def kill(what: str, pid: int, *numbers: int) -> None:
-    """Send a process these signals in turn until it has ended; -1 is none. Raises Failed."""
+def kill(pid: int, *numbers: int) -> bool:
+    """Send a process these signals in turn until it has ended, and return whether it has. A pid of
+    -1 is none.
+    """
     with suppress(ProcessLookupError):
         pidfd = os.pidfd_open(pid) if pid > 0 else -1
         if pidfd < 0:
-            return
+            return True
         try:
             for number in numbers:
                 signal.pidfd_send_signal(pidfd, number)
                 if is_readable(pidfd, _END_SECONDS):
-                    return
+                    return True
         finally:
             os.close(pidfd)
-        raise Failed(f"the {what}, pid {pid}, survives SIGKILL", f"see /proc/{pid}/stack")
+        return False
+    return True
 
 
 def _connect(config: Config) -> socket.socket | None:
