@@ -41,7 +41,7 @@ class Partial:
         Partial._all.add(self)
         self._data += part
         Partial._total += len(part)
-        if Partial._total > MOST:
+        while Partial._total > MOST:
             self._drop_one()
         self._check()
 

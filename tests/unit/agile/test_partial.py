@@ -8,10 +8,12 @@ import msgspec
 import pytest
 
 from firstlight.agile import partial
-from firstlight.agile.function import HandlerFailed, NodeFailed
+from firstlight.agile.function import Function, HandlerFailed, NodeFailed
 from firstlight.agile.partial import Partial
 from firstlight.agile.python import fork as forks
 from firstlight.agile.python.fork import Fork
+
+FUNCTION = Function(rootfs="/", name="one", kind="python", handler="f")
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +41,7 @@ def test_function_with_most_loses_its_longest(monkeypatch: pytest.MonkeyPatch) -
 
 def test_long_answer_is_checked_and_not_parsed() -> None:
     place: Any = None
-    fork = Fork("f", place, socket.socket(), [])
+    fork = Fork(FUNCTION, place, socket.socket(), [])
     for size in (10, 1 << 17):
         text = b"[" + b"[]," * size + b'"\xc3\xa9"]'
         result = fork.parsed(b'{"began":1,"result":' + text + b"}\n").result
@@ -55,7 +57,7 @@ def test_answer_of_a_fork_is_bounded_alone_and_with_others(monkeypatch: pytest.M
     async def read(line: bytes) -> bytes:
         ours, theirs = socket.socketpair()
         place: Any = None
-        fork = Fork("f", place, ours, [])
+        fork = Fork(FUNCTION, place, ours, [])
         await fork.listen()
         theirs.setblocking(False)
         sending = asyncio.ensure_future(asyncio.get_running_loop().sock_sendall(theirs, line))
@@ -74,6 +76,6 @@ def test_answer_of_a_fork_is_bounded_alone_and_with_others(monkeypatch: pytest.M
     with pytest.raises(ValueError, match=r"^$"):
         asyncio.run(read(bytes(600_000)))
     monkeypatch.setattr(partial, "MOST", 100_000)
-    with pytest.raises(NodeFailed, match="answer of f"):
+    with pytest.raises(NodeFailed, match="answer of one"):
         asyncio.run(read(bytes(299_999) + b"\n"))
     assert Partial._total == 0

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from firstlight.agile import coding, verify
-from firstlight.agile.function import HANDLER_ERROR, Ended, HandlerFailed
+from firstlight.agile.function import HANDLER_ERROR, Ended, Function, HandlerFailed
 from firstlight.agile.node import kept
 from firstlight.agile.node.kept import KeptFork
 from firstlight.agile.node.process import Keepsake
@@ -63,12 +63,14 @@ class Fork:
     """
 
     def __init__(
-        self, name: str, place: Place, events: socket.socket, outputs: list[Output],
+        self, function: Function, place: Place, events: socket.socket, outputs: list[Output],
         expected: verify.Expected | None = None, zygote: "Interpreter | None" = None,
     ) -> None:  # fmt: skip
         """Takes over ``events`` and ``outputs``."""
         self.zygote = zygote
-        self.name, self.place, self.outputs, self.expected = name, place, outputs, expected
+        self.name, self.place = function.handler, place
+        self.outputs, self.expected = outputs, expected
+        self._function = function.name or function.handler
         self.given: list[int] = []
         self.pid = self.pidfd = self._note = -1
         self._events, self._listens = events, False
@@ -205,7 +207,7 @@ class Fork:
             return error.partial
         except asyncio.LimitOverrunError:
             pass
-        with Partial(self.name) as line:
+        with Partial(self._function) as line:
             while len(line) <= ANSWER_MOST:
                 try:
                     line.add(await self._reader.readuntil())
@@ -246,7 +248,9 @@ class Fork:
             output.close()
 
 
-def made(name: str, place: Place, expected: verify.Expected, zygote: "Interpreter") -> Fork:
+def made(
+    function: Function, place: Place, expected: verify.Expected, zygote: "Interpreter"
+) -> Fork:
     """Prepare a fork. Raises Failed, OSError."""
     with ExitStack() as failed:
         outputs, [null, *streams] = pipes()
@@ -261,7 +265,7 @@ def made(name: str, place: Place, expected: verify.Expected, zygote: "Interprete
         failed.callback(theirs.close)
         spaces = place.open()
         failed.pop_all()
-    fork = Fork(name, place, events, outputs, expected, zygote)
+    fork = Fork(function, place, events, outputs, expected, zygote)
     fork.given = [theirs.detach(), *streams, *spaces]
     return fork
 

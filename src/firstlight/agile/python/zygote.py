@@ -277,7 +277,7 @@ class Zygote:
     ) -> None:
         """Let an earlier manager's fork end its work; its answer is dropped."""
         place.generation = self._generation
-        fork = Fork(self.function.handler, place, events, outputs)
+        fork = Fork(self.function, place, events, outputs)
         self._task(self._works(self._finish(fork, busy)))
 
     async def _finish(self, fork: Fork, busy: bool) -> None:
@@ -380,7 +380,7 @@ class Zygote:
         try:
             function = self.function
             expected = place.expected(*up.identity, up.filters + 1)
-            fork = made(function.handler, place, expected, up)
+            fork = made(function, place, expected, up)
             try:
                 fork.keep(self._resources.instances.keep, up.instance.number)
                 await fork.listen()
