@@ -254,15 +254,15 @@ static int open_queues(void)
  * instance gets a new namespace. */
 static void open_ipc(void)
 {
-	keeper.queues = open_queues();
-	memset(&keeper.no_queues, 0, sizeof keeper.no_queues);
-	bool works = keeper.queues >= 0 && !fstat(keeper.queues, &keeper.no_queues);
+	bool works = true;
 	for (int i = 0; i < NEXT_IDS; i++) {
 		int file = works ? openat(keeper.proc, next_ids[i], O_RDWR | O_CLOEXEC) : -1;
 		works = file >= 0 && pwrite(file, "0", 1, 0) == 1;
 		keeper.next_ids[i] = file;
 	}
-	if (!works)
+	keeper.queues = works ? open_queues() : -1;
+	memset(&keeper.no_queues, 0, sizeof keeper.no_queues);
+	if (keeper.queues < 0 || fstat(keeper.queues, &keeper.no_queues))
 		close_ipc();
 }
 
@@ -277,15 +277,13 @@ static bool ipc_is_unused(void)
 	return !fstat(keeper.queues, &now) && !memcmp(&now, &keeper.no_queues, sizeof now);
 }
 
+/* Looking costs more than a new namespace: a function that used one may use each. */
 static bool ipc_is_renewed(void)
 {
 	if (ipc_is_unused())
 		return true;
 	close_ipc();
-	if (unshare(CLONE_NEWIPC))
-		return false;
-	open_ipc();
-	return true;
+	return !unshare(CLONE_NEWIPC);
 }
 
 static bool pids_begin_again(void)
