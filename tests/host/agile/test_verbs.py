@@ -129,16 +129,23 @@ def test_a_detached_instance_writes_on_while_managers_die(root: Path) -> None:
         first = await serve()
         null = os.open(os.devnull, os.O_RDWR)
         with Client(SOCKET) as client:
-            text = "echo up; read go </tmp/go; seq 1 20000; echo err >&2; echo -n end"
+            text = "echo up; read go </tmp/go; seq 1 20000; echo err >&2; echo -n end; exit 7"
             function = shell(root, "busybox mkfifo /tmp/go; " + text)
             started = client.start(function, (null,) * 3, detached=True, logged=True)
             client.wait_ready(started.id, "up", 30)
         first.kill()
         await first.wait()
+        pidfd = os.pidfd_open(started.pid)
         Path(f"/proc/{started.pid}/root/tmp/go").write_text("go\n")  # with no manager there
+        await _ended(pidfd)
         async with daemon():
             with Client(SOCKET) as client:
                 result = list(client.logs(started.id, follow=True))
+                [told] = [event.ended for event in client.events(0, follow=False)]
+                [ended] = client.running(ended=True)
+        assert told
+        assert told.status == 7
+        assert (ended.id, ended.ended) == (started.id, told)
         out = [line.text + "\n" * line.whole for line in result if line.stream == "stdout"]
         assert "".join(out) == "".join(f"{word}\n" for word in ("up", *range(1, 20001))) + "end"
         assert [line.text for line in result if line.stream == "stderr"] == ["err"]

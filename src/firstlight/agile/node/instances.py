@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack, suppress
+from ipaddress import IPv4Address
 from typing import Any
 
 from msgspec.structs import replace
@@ -489,30 +490,35 @@ class Instances:
         if entry:
             entry.running += 1
             entry.used = time.monotonic()
-        function = entry.function if entry else Function(rootfs="?", command=("?",))
         warm = bool(event.flags & wire.WARM)
         for observe in self.observers:
             observe(warm, event.running - event.requested)
         network = self._stock.network(event.network)
         if event.id not in self._running:
-            address = network.address if network else None
-            instance = self._running.add(event.id, function, event.pid, address, event.flags)
-            instance.stamps = {"requested": event.requested, "running": event.running}
+            self._add(event, entry, network.address if network else None)
         instance = self._running[event.id]
         self._running.began(instance, event.running)
         if network:
             instance.network.set_result(network)
         self._sandboxes.started(warm)
 
+    def _add(self, event: Event, entry: Registered | None, address: IPv4Address | None) -> None:
+        function = entry.function if entry else Function(rootfs="?", command=("?",))
+        instance = self._running.add(event.id, function, event.pid, address, event.flags)
+        instance.stamps = {"requested": event.requested, "running": event.running}
+
     def _note_end(self, event: Event) -> None:
+        is_known = event.id in self._using  # else it ended without a manager, after another one's
         number, _, cgroup = self._using.pop(event.id, (event.function, event.network, event.cgroup))
         if event.verb == EventVerb.FAILED:
             self._stock.take(event)
         entry = self._registry.number(number)
-        if entry and event.verb == EventVerb.ENDED:
+        if entry and is_known and event.verb == EventVerb.ENDED:
             entry.running -= 1
         if not event.flags & wire.CARRIED:  # else it stays with its sandbox
             self._stock.cgroup_ended(event.cgroup, cgroup)
+        if not is_known and event.verb == EventVerb.ENDED:
+            self._add(event, entry, None)
         instance = self._running.remove(event.id)
         ended = _how(event, instance.function if instance else None)
         if instance and event.verb == EventVerb.ENDED:
