@@ -61,6 +61,8 @@ ODD = [
     ({"directory": "/\0"}, "with a NUL"),
     ({"network": "host"}, "host"),
     ({"volumes": (Volume("/a", "in"),)}, "by two plain paths"),
+    ({"volumes": (Volume("/a", "//in"),)}, "by two plain paths"),
+    ({"volumes": (Volume("/a", "//"),)}, "by two plain paths"),
     ({"volumes": (Volume("/a", "/in"), Volume("/b", "/in"))}, "two things .* at /in"),
     ({"volumes": (Volume("/a", SECRETS),), "secrets": {"a": "/b"}}, "two things .* at /run/secr"),
 ]  # fmt: skip
