@@ -76,7 +76,9 @@ def test_scale_makes_deadlines_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert longer(10.0) == 25.0
 
 
-@pytest.mark.parametrize("word", ["0.5", "nan", "inf", "1001", "-3", "x", "1e999"])
+@pytest.mark.parametrize(
+    "word", ["0.5", "nan", "inf", "1001", "-3", "x", "1e999", "1_0", " 2", "\u0662", "0x10"]
+)
 def test_wrong_scale_is_refused(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRSTLIGHT_SLOWER", word)
     with pytest.raises(FirstlightError, match="not a number from 1 to 1000"):
