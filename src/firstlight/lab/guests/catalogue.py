@@ -7,7 +7,9 @@ FIRSTLIGHT_GUESTS, or firstlight/guests below XDG_DATA_HOME.
 import gzip
 import os
 import re
+import shlex
 import shutil
+import struct
 import subprocess
 import zlib
 from collections.abc import Mapping
@@ -24,12 +26,15 @@ from firstlight.lab.guests import Guest, built_in, images, linux_kernel, linux_r
 from firstlight.lab.guests.generic import Generic
 from firstlight.lab.guests.linux import Linux
 from firstlight.lab.guests.osv import Osv
+from firstlight.model import to_json
 
 KINDS = ("osv", "linux", "generic")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 PARTS = ("kernel", "disk.img", "root")
 _ENTRY = "guest.json"
 _GZIP, _QCOW2 = b"\x1f\x8b", b"QFI\xfb"
+_QCOW2_HEADER, _QCOW2_DATA_FILE = struct.Struct(">IQ56xQ"), 1 << 2
+"""Behind the magic: the version, the offset of the backing file's name, incompatible features."""
 
 
 class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -119,7 +124,7 @@ def add(entry: Entry, files: Mapping[str, Path]) -> Entry:
             sums={part: _sum(making / part) for part in files},
             sources={part: str(source.absolute()) for part, source in files.items()},
         )
-        (making / _ENTRY).write_bytes(msgspec.json.format(msgspec.json.encode(entry)))
+        (making / _ENTRY).write_bytes(msgspec.json.format(to_json(entry)))
         making.rename(home)
     except OSError as error:
         raise Failed(
@@ -166,6 +171,11 @@ def _check_words(entry: Entry) -> None:
             f"guest {entry.name} has no ready line",
             "give --ready a pattern that matches the line it prints when ready",
         )
+    for words in (entry.program, entry.arguments, entry.ready):
+        if not words.isprintable():
+            raise FirstlightError(
+                f"{words!a} is not printable text", "leave out control characters"
+            )
     if entry.ready and not _is_pattern(entry.ready):
         raise FirstlightError(
             f"--ready {entry.ready!r} is not a POSIX extended regular expression",
@@ -235,9 +245,12 @@ def _unpack(source: Path, target: Path) -> Path:
     """``source`` itself, or ``target`` with its unpacked content."""
     if source.is_dir():
         return source
+    if source.is_fifo():
+        raise Failed(f"{source} is a pipe", "give a regular file")
     try:
         with source.open("rb") as file:
             magic = file.read(4)
+            rest = file.read(_QCOW2_HEADER.size)
         if magic[:2] == _GZIP:
             with gzip.open(source) as packed, target.open("wb") as file:
                 shutil.copyfileobj(packed, file)
@@ -249,9 +262,23 @@ def _unpack(source: Path, target: Path) -> Path:
             f"cannot read {source}: {error.strerror or error}", "give a readable file"
         ) from error
     if magic == _QCOW2:
+        _check_qcow2(source, rest)
         _run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", source, target)
         return target
     return source
+
+
+def _check_qcow2(source: Path, header: bytes) -> None:
+    """Refuse an image that names other files: whoever made it may not read what root may.
+
+    Source: QEMU's docs/interop/qcow2.rst.
+    """
+    version, backing, features = _QCOW2_HEADER.unpack(header.ljust(_QCOW2_HEADER.size, b"\0"))
+    if backing or (version >= 3 and features & _QCOW2_DATA_FILE):
+        raise Failed(
+            f"image {source} takes its content from another file",
+            f"make it whole: qemu-img convert -O qcow2 {shlex.quote(str(source))} whole.qcow2",
+        )
 
 
 def _run(*command: str | Path) -> None:

@@ -1,6 +1,7 @@
 """The catalogue: what is kept, what is refused, and what is noticed later."""
 
 import gzip
+import os
 import shutil
 import struct
 import subprocess
@@ -84,6 +85,37 @@ def test_packed_files_are_kept_unpacked(kernel: Path, image: Path, own: Path) ->
     catalogue.add(OSV, {"kernel": packed, "disk.img": qcow2})
     assert (own / "mine/kernel").read_bytes() == kernel.read_bytes()
     assert (own / "mine/disk.img").read_bytes() == image.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["backing file", "data file"])
+def test_image_that_names_another_file_is_refused(
+    kind: str, kernel: Path, image: Path, tmp_path: Path
+) -> None:
+    """As CVE-2024-32498: the guest would be given what its author may not read."""
+    if not shutil.which("qemu-img"):
+        pytest.skip("qemu-img is not installed")
+    secret, qcow2 = tmp_path / "secret", tmp_path / "part.qcow2"
+    shutil.copy(image, secret)
+    command = ["qemu-img", "create", "-q", "-f", "qcow2"]
+    if kind == "backing file":
+        command += ["-b", str(secret), "-F", "raw", str(qcow2)]
+    else:
+        command += ["-o", f"data_file={secret}", str(qcow2), "1M"]
+    subprocess.run(command, check=True)
+    with pytest.raises(Failed, match=r"part\.qcow2 takes its content from another file"):
+        catalogue.add(OSV, {"kernel": kernel, "disk.img": qcow2})
+
+
+def test_name_of_a_file_may_be_any_bytes(kernel: Path) -> None:
+    odd = kernel.rename(kernel.with_name("b\udcff"))
+    catalogue.add(OSV, {"kernel": odd})
+    assert catalogue.find("mine").sources["kernel"].endswith("/b\\xff")
+
+
+def test_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Failed, match="pipe is a pipe"):
+        catalogue.add(OSV, {"kernel": tmp_path / "pipe"})
 
 
 @pytest.mark.parametrize("part", ["kernel", "disk.img"])
