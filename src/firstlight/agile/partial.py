@@ -1,7 +1,7 @@
 """Answers that have begun to come: what they take together in this process is bounded.
 
-Beyond the bound, the function that has most of it loses its longest, so that none takes the room of
-another's.
+Beyond the bound, the function that has most of it loses its longest, so that no function takes the
+room of another with less.
 """
 
 from collections import Counter
