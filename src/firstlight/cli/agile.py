@@ -326,7 +326,17 @@ def _unit(config: Path | None) -> str:
     text = (files("firstlight") / "deploy/systemd/firstlight.service").read_text()
     words = [str(Path(sys.argv[0]).absolute()), "agile", "up", "--keep"]
     words += ["--config", str(config.absolute())] if config else []
-    return re.sub(r"(?m)^ExecStart=.*$", lambda _: f"ExecStart={' '.join(words)}", text)
+    line = " ".join(map(_quoted, words))
+    return re.sub(r"(?m)^ExecStart=.*$", lambda _: f"ExecStart={line}", text)
+
+
+def _quoted(word: str) -> str:
+    """A word of a systemd unit's command line. Format: systemd.service(5)."""
+    if re.fullmatch(r"[\w@+=:,./-]+", word):
+        return word
+    for special in ("%", "$"):
+        word = word.replace(special, 2 * special)
+    return '"' + word.replace("\\", r"\\").replace('"', r"\"") + '"'
 
 
 def _configuration(file: Path | None) -> "Config":

@@ -84,7 +84,7 @@ def stop(
     number = _number(by)
     ended: dict[str, Ended] = {}
     with connect(config) as client:
-        for identity in identities:
+        for identity in dict.fromkeys(identities):
             ended[identity] = client.stop(identity, grace, number)
     if as_json:
         print_json(ended)

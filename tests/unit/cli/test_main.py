@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from firstlight.cli import main as cli
 from firstlight.cli import memory, report
 from firstlight.cli import options as cli_options
+from firstlight.cli.agile import _quoted
 from firstlight.errors import FirstlightError, Unsupported
 from firstlight.lab import runner
 from firstlight.lab.cni import known
@@ -304,6 +305,11 @@ def test_a_unit_is_that_of_the_package_with_this_programs_path() -> None:
     [line] = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
     assert re.fullmatch(r"ExecStart=/\S+ agile up --keep --config /etc/mine.toml", line)
     assert unit.replace(line, "") == re.sub(r"(?m)^ExecStart=.*$", "", shipped)
+
+
+def test_words_of_a_unit_are_quoted() -> None:
+    assert _quoted("/etc/mine.toml") == "/etc/mine.toml"
+    assert _quoted('/a %f$x"\\;') == r'"/a %%f$$x\"\\;"'
 
 
 def test_a_call_without_a_handler_is_refused() -> None:
