@@ -85,6 +85,10 @@ def test_packed_files_are_kept_unpacked(kernel: Path, image: Path, own: Path) ->
     catalogue.add(OSV, {"kernel": packed, "disk.img": qcow2})
     assert (own / "mine/kernel").read_bytes() == kernel.read_bytes()
     assert (own / "mine/disk.img").read_bytes() == image.read_bytes()
+    catalogue.remove("mine")
+    os.truncate(qcow2, qcow2.stat().st_size - (64 << 10))
+    with pytest.raises(Failed, match="qemu-img failed"):
+        catalogue.add(OSV, {"kernel": packed, "disk.img": qcow2})
 
 
 @pytest.mark.parametrize("kind", ["backing file", "data file"])
