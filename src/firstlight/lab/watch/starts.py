@@ -115,6 +115,8 @@ def _execute(executed: Executed, runtimes: dict[int, tuple[Start, Program]]) -> 
     if by is None or by[0].ready is not None:
         return
     start, runtime = by
+    if executed.ancestors[0] == runtime.pid:
+        return  # itself, which may be the first of a namespace that somebody made for it
     own = None if executed.is_first else own_program(runtime.config)
     if executed.is_first or (own and _is_same_file(executed.file, own)):
         start.ready = executed.at

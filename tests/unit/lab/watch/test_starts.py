@@ -118,6 +118,15 @@ def test_an_engine_without_a_daemon_is_the_first_sign() -> None:
     assert start.labels["container"] == "mine"
 
 
+def test_runtime_that_is_first_of_a_namespace_has_not_started_its_container() -> None:
+    """As by ``unshare --pid --fork crun run id``, which executes itself again."""
+    seen = [program("crun", "run", "id", pid=3, root=3, at=at) for at in (6, 8)]
+    for executed, ready in (([], None), ([Executed((4, 3), 20)], 20)):
+        own = [Executed((3,), 7), Executed((3,), 9)]
+        [start] = join(seen, own + executed)
+        assert (start.began, start.ready) == (6, ready)
+
+
 def test_engine_program_that_starts_nothing_is_no_start() -> None:
     assert join([program("podman", "ps")], []) == []
 
