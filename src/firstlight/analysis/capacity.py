@@ -10,7 +10,9 @@ waited, divided by its starts, is a lower bound of a start's holding time. With 
 all of the holding time is such time.
 
 Only whole batches count: starts that failed waited for locks too. With fewer starts at once than
-CPUs, most of the holding time is unseen and CPUs are idle, so no rate is predicted.
+CPUs, most of the holding time is unseen and CPUs are idle, so no rate is predicted. None is
+predicted from fewer traced batches than ranks need (``stats.FEWEST_BATCHES``) either, and no lock
+is said to limit a host that is larger than this one by more than ``FARTHEST``.
 
 Assumed: as ASSUMED says. The CPU time is that of traced starts, so without the tracer a host may
 make more starts than ``c / CPU time``.
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from firstlight.analysis import causes, figures
+from firstlight.analysis import causes, figures, stats
 from firstlight.analysis.figures import PointFigures
 from firstlight.model import Interval
 
@@ -34,6 +36,11 @@ ASSUMED = (
 )
 FEWEST_INSTANCES = 4
 """Fewer starts at once leave too much of the held time unseen."""
+FARTHEST = 64
+"""A lock that limits only hosts of more than so many times this one's CPUs is not told from none.
+
+Its waits are rare then, and too much is assumed of such hosts.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,13 @@ class Section:
 class Capacity:
     """The CPU time and locks that a start takes, at a point of many at once.
 
-    ``cpu`` is its threads' CPU time in ns, traced. ``sections`` are longest first. ``measured`` is
-    the rate of the untraced batches, in starts a second, on ``cores`` CPUs.
+    ``cpu`` is its threads' CPU time in ns, traced in so many ``batches``. ``sections`` are longest
+    first. ``measured`` is the rate of the untraced batches, in starts a second, on ``cores`` CPUs.
     """
 
     point: PointFigures
     cores: int
+    batches: int
     cpu: Interval
     sections: tuple[Section, ...]
     measured: Interval | None
@@ -62,6 +70,16 @@ class Capacity:
     def is_saturated(self) -> bool:
         """Whether there were enough starts at once to use every CPU: else no rate is predicted."""
         return self.point.instances >= self.cores
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether enough batches were traced to predict a rate."""
+        return self.batches >= stats.FEWEST_BATCHES
+
+    @property
+    def is_predicted(self) -> bool:
+        """Whether rates are predicted."""
+        return self.is_saturated and self.is_repeated
 
     @property
     def is_exceeded(self) -> bool:
@@ -78,9 +96,29 @@ class Capacity:
         return 1e9 / self.cpu.value
 
     @property
-    def saturating_cores(self) -> float | None:
-        """The number of CPUs from which the longest section is the limit; None without one."""
-        return self.cpu.value / self._longest if self.sections else None
+    def unlimited_cores(self) -> float:
+        """The number of CPUs below which no lock is the limit, as far as intervals tell.
+
+        ``FARTHEST`` times this host's at most.
+        """
+        most = float(FARTHEST * self.cores)
+        return min([most, *(self.cpu.low / each.held.high for each in self.sections)])
+
+    @property
+    def saturating_cores(self) -> Interval | None:
+        """The number of CPUs from which the longest section is the limit.
+
+        None without one, and where its interval reaches beyond ``FARTHEST`` times this host's
+        CPUs. The interval is that of the CPU time over that of the section: rather too wide.
+        """
+        if not self.sections:
+            return None
+        held = self.sections[0].held
+        if self.cpu.high > FARTHEST * self.cores * held.low:
+            return None
+        return Interval(
+            self.cpu.value / held.value, self.cpu.low / held.high, self.cpu.high / held.low
+        )
 
     @property
     def longest(self) -> tuple[str, ...]:
@@ -89,9 +127,12 @@ class Capacity:
         return tuple(each.lock for each in self.sections if each.held.high >= least)
 
     @property
-    def most(self) -> float | None:
-        """The highest rate with any number of CPUs, in starts a second; None without a section."""
-        return 1e9 / self._longest if self.sections else None
+    def most(self) -> Interval | None:
+        """The highest rate with any number of CPUs, in starts a second.
+
+        None where ``saturating_cores`` is.
+        """
+        return _inverse(self.sections[0].held, 1e9) if self.saturating_cores else None
 
     @property
     def _longest(self) -> float:
@@ -126,6 +167,7 @@ def capacities(
         yield Capacity(
             point=point,
             cores=cores,
+            batches=np.unique(groups).size,
             cpu=cpu,
             sections=tuple(sorted(_sections(held, groups), key=lambda each: -each.held.value)),
             measured=ready and _inverse(ready, point.instances * 1e9),

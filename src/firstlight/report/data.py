@@ -75,6 +75,7 @@ def _storm(advice: Advice) -> dict[str, Any]:
 
 
 def _capacity(capacity: Capacity) -> dict[str, Any]:
+    saturating = capacity.saturating_cores
     return {
         "point": capacity.point.point,
         "cores": capacity.cores,
@@ -82,10 +83,10 @@ def _capacity(capacity: Capacity) -> dict[str, Any]:
         "locks": [{"lock": each.lock, "held_ns": _ns(each.held)} for each in capacity.sections],
         "starts_per_second_per_core": capacity.per_core,
         "starts_per_second_at_most": (
-            capacity.rate(capacity.cores) if capacity.is_saturated else None
+            capacity.rate(capacity.cores) if capacity.is_predicted else None
         ),
         "starts_per_second": _fraction(capacity.measured),
-        "saturating_cores": capacity.saturating_cores if capacity.is_saturated else None,
+        "saturating_cores": saturating.value if saturating and capacity.is_predicted else None,
     }
 
 

@@ -2,6 +2,8 @@
 
 from firstlight.analysis import Analysis
 from firstlight.analysis.capacity import ASSUMED, Capacity
+from firstlight.analysis.stats import FEWEST_BATCHES
+from firstlight.model import Interval
 from firstlight.report.records import Table
 from firstlight.units import digits, duration, duration_interval
 
@@ -64,11 +66,16 @@ def _first(locks: tuple[str, ...]) -> str:
 
 
 def _bound(capacity: Capacity, cores: int) -> str:
-    return _rate(capacity.rate(cores)) if capacity.is_saturated else "–"
+    return _rate(capacity.rate(cores)) if capacity.is_predicted else "–"
 
 
 def _rate(starts: float) -> str:
-    return digits(starts, 0 if starts >= 10 else 1)
+    """With three digits at most: no measurement has more."""
+    return digits(float(f"{starts:.3g}"), 0 if starts >= 10 else 1)
+
+
+def _rates(starts: Interval) -> str:
+    return f"{_rate(starts.value)} ({_rate(starts.low)}–{_rate(starts.high)})"
 
 
 def _saturation(capacity: Capacity) -> str:
@@ -77,15 +84,27 @@ def _saturation(capacity: Capacity) -> str:
             f"{capacity.point.name} is too few at once for {capacity.cores} CPUs: no rate is "
             "predicted."
         )
+    if not capacity.is_repeated:
+        return (
+            f"{capacity.point.name} was traced in too few batches ({capacity.batches} of "
+            f"{FEWEST_BATCHES}): no rate is predicted."
+        )
     exceeded = ""
     if capacity.is_exceeded:
         exceeded = " More were measured than its bound: tracing makes these times longer."
     cores = capacity.saturating_cores
-    if cores is None or capacity.most is None:
+    if not capacity.sections:
         return f"{capacity.point.name} waits for no lock of the whole kernel.{exceeded}"
-    used = "one CPU" if cores < 1.5 else f"{digits(cores, 0)} CPUs"
+    if cores is None or capacity.most is None:
+        fewer = capacity.unlimited_cores
+        if fewer <= capacity.cores:
+            return (
+                f"{capacity.point.name} varies too much to tell whether a lock limits it.{exceeded}"
+            )
+        return f"No lock limits {capacity.point.name} below {_rate(fewer)} CPUs.{exceeded}"
+    used = "one CPU" if cores.high < 1.5 else f"{_rates(cores)} CPUs"
     return (
         f"{capacity.point.name} can use at most {used}: "
-        f"{_either(capacity.longest)} admits at most {_rate(capacity.most)} starts a "
+        f"{_either(capacity.longest)} admits at most {_rates(capacity.most)} starts a "
         f"second.{exceeded}"
     )

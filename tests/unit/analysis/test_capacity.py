@@ -63,14 +63,14 @@ def test_what_is_covered_is_covered_once(waits: list[tuple[int, int]]) -> None:
 def of(cpu: float, *locks: float) -> Capacity:
     point = cast(PointFigures, SimpleNamespace(name="x × 8"))
     sections = tuple(Section("rtnl_mutex", Interval(each, each, each)) for each in locks)
-    return Capacity(point, 2, Interval(cpu, cpu, cpu), sections, None)
+    return Capacity(point, 2, 4, Interval(cpu, cpu, cpu), sections, None)
 
 
 def test_cpus_limit_until_the_lock_does() -> None:
     start = of(40e6, 5e6)
     assert start.per_core == 25
     assert [start.rate(cores) for cores in (1, 2, 8, 64)] == [25, 50, 200, 200]
-    assert start.saturating_cores == 8
+    assert start.saturating_cores == Interval(8, 8, 8)
     assert of(40e6).saturating_cores is None
     assert of(40e6).rate(64) == pytest.approx(1600)
 
@@ -134,25 +134,28 @@ def tables(*capacities: Capacity) -> Table:
 
 def test_saturated_lock_limits_measured_rate() -> None:
     """8 starts in 80 ms, all of which rtnl_mutex is held: 10 ms each, 100 a second at most."""
-    [start] = made(cores=2, batches=[8, 8, 8], cpu_ms=5, held_ms=80, all_ready_ms=80)
+    [start] = made(cores=2, batches=[8, 8, 8, 8], cpu_ms=5, held_ms=80, all_ready_ms=80)
     assert start.sections[0].held.value == 10e6
     assert start.per_core == 200
     assert [start.rate(cores) for cores in (1, 2, 16)] == [100, 100, 100]
-    assert start.saturating_cores == 0.5
-    assert start.most == 100
+    assert start.saturating_cores == Interval(0.5, 0.5, 0.5)
+    assert start.most == Interval(100, 100, 100)
     assert start.measured is not None
     assert start.measured.value == 100
     assert not start.is_exceeded
-    assert "can use at most one CPU: rtnl_mutex admits at most 100 starts" in tables(start).advice
+    assert (
+        "can use at most one CPU: rtnl_mutex admits at most 100 (100–100) starts"
+        in tables(start).advice
+    )
 
 
 def test_two_cpus_double_rate_until_lock() -> None:
     """16 ms of CPU and 10 ms of a lock: 62.5 a second on one CPU, 100 on two and on more."""
-    [one] = made(cores=1, batches=[8, 8, 8], cpu_ms=16, held_ms=80, all_ready_ms=130)
-    [two] = made(cores=2, batches=[8, 8, 8], cpu_ms=16, held_ms=80, all_ready_ms=82)
+    [one] = made(cores=1, batches=[8, 8, 8, 8], cpu_ms=16, held_ms=80, all_ready_ms=130)
+    [two] = made(cores=2, batches=[8, 8, 8, 8], cpu_ms=16, held_ms=80, all_ready_ms=82)
     assert one.rate(1) == two.rate(1) == 62.5
     assert one.rate(2) == two.rate(2) == 100
-    assert one.saturating_cores == two.saturating_cores == 1.6
+    assert one.saturating_cores == two.saturating_cores == Interval(1.6, 1.6, 1.6)
     for each in (one, two):
         assert each.measured is not None
         assert each.measured.value <= each.rate(each.cores)
@@ -160,7 +163,7 @@ def test_two_cpus_double_rate_until_lock() -> None:
 
 def test_without_a_wait_only_cpus_limit() -> None:
     for none in (None, 0.0):
-        [start] = made(cores=2, batches=[8, 8, 8], held_ms=none)
+        [start] = made(cores=2, batches=[8, 8, 8, 8], held_ms=none)
         assert start.sections == ()
         assert start.saturating_cores is None
         assert start.most is None
@@ -175,21 +178,52 @@ def test_one_start_at_once_has_no_capacity() -> None:
 def test_batches_with_failed_starts_do_not_count() -> None:
     """The failed seven waited for the lock as well: their time is not that of the one."""
     assert made(cores=2, batches=[1, 1, 1], held_ms=80) == []
-    [start] = made(cores=2, batches=[8, 1, 8], held_ms=80)
+    [start] = made(cores=2, batches=[8, 1, 8, 8, 8], held_ms=80)
     assert start.sections[0].held.value == 10e6
 
 
 def test_no_rate_is_predicted_from_fewer_starts_than_cpus() -> None:
-    [start] = made(cores=64, batches=[8, 8, 8], held_ms=1)
+    [start] = made(cores=64, batches=[8, 8, 8, 8], held_ms=1)
     assert not start.is_saturated
     table = tables(start)
     assert table.rows[0][-3:] == ("–", "–", "–")
     assert "x is too few at once for 64 CPUs: no rate is predicted." in table.advice
 
 
+def test_no_rate_is_predicted_from_fewer_batches_than_ranks_need() -> None:
+    [start] = made(cores=2, batches=[8, 8, 8], held_ms=80)
+    table = tables(start)
+    assert table.rows[0][-3:] == ("–", "–", "–")
+    assert table.advice.startswith(
+        "x was traced in too few batches (3 of 4): no rate is predicted. Assumed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (
+            Interval(1000, 900, 1100),
+            "x can use at most 100 (91–111) CPUs: rtnl_mutex admits at most 1 000 000 "
+            "(909 000–1 110 000) starts a second.",
+        ),
+        (Interval(1000, 700, 1100), "No lock limits x below 91 CPUs."),
+        (Interval(25, 20, 30), "No lock limits x below 128 CPUs."),
+        (Interval(1000, 0, 60_000), "x varies too much to tell whether a lock limits it."),
+    ],
+)
+def test_a_lock_that_may_limit_far_larger_hosts_alone_is_not_named(
+    held: Interval, said: str
+) -> None:
+    """100 µs of CPU: 1 µs of a lock limits 100 CPUs, and 0.7 µs more than 64 times the two."""
+    [start] = made(cores=2, batches=[8, 8, 8, 8], cpu_ms=0.1)
+    start = replace(start, sections=(Section("rtnl_mutex", held),))
+    assert tables(start).advice.replace("\N{NARROW NO-BREAK SPACE}", " ").startswith(said)
+
+
 def test_exceeded_bound_gives_reason_and_assumptions() -> None:
     """4 ms of traced CPU on two CPUs: 500 a second, of which 800 were measured."""
-    [start] = made(cores=2, batches=[8, 8, 8], cpu_ms=4, all_ready_ms=10)
+    [start] = made(cores=2, batches=[8, 8, 8, 8], cpu_ms=4, all_ready_ms=10)
     assert start.rate(2) == 500
     assert start.is_exceeded
     advice = tables(start).advice
@@ -206,7 +240,7 @@ def test_locks_that_intervals_do_not_tell_apart_are_both_named() -> None:
             ("namespace_sem", (3.0, 2.0, 4.0)),
         )
     )
-    [start] = made(cores=2, batches=[8, 8, 8], cpu_ms=5, held_ms=80, all_ready_ms=80)
+    [start] = made(cores=2, batches=[8, 8, 8, 8], cpu_ms=5, held_ms=80, all_ready_ms=80)
     start = replace(start, sections=sections)
     assert start.longest == ("rtnl_mutex", "cgroup_mutex")
     table = tables(start)
