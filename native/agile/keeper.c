@@ -60,6 +60,9 @@ static const char *const next_ids[] = {
 	"sys/kernel/shm_next_id",
 };
 enum { NEXT_IDS = sizeof next_ids / sizeof *next_ids };
+/* Place 0 with the last sequence number. The kernel fills the place of an object that got such an
+ * identifier next, but counts its sequence from 0: the identifier is not given again soon. */
+#define NEXT_ID "2147450880"
 
 /* For entering networks, mounting /tmp, killing processes, and setting an instance's streams,
  * limits and user. */
@@ -250,17 +253,21 @@ static int open_queues(void)
 	return (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, 0);
 }
 
-/* The first objects get identifier 0, as in a new namespace. Where the kernel lacks any of this, each
- * instance gets a new namespace. */
-static void open_ipc(void)
+static bool set_next_ids(void)
 {
 	bool works = true;
 	for (int i = 0; i < NEXT_IDS; i++) {
 		int file = works ? openat(keeper.proc, next_ids[i], O_RDWR | O_CLOEXEC) : -1;
-		works = file >= 0 && pwrite(file, "0", 1, 0) == 1;
+		works = file >= 0 && pwrite(file, NEXT_ID, strlen(NEXT_ID), 0) > 0;
 		keeper.next_ids[i] = file;
 	}
-	keeper.queues = works ? open_queues() : -1;
+	return works;
+}
+
+/* Where the kernel lacks any of this, each instance gets a new namespace. */
+static void open_ipc(void)
+{
+	keeper.queues = set_next_ids() ? open_queues() : -1;
 	memset(&keeper.no_queues, 0, sizeof keeper.no_queues);
 	if (keeper.queues < 0 || fstat(keeper.queues, &keeper.no_queues))
 		close_ipc();
@@ -272,7 +279,7 @@ static bool ipc_is_unused(void)
 	struct stat now;
 	memset(&now, 0, sizeof now);
 	for (int i = 0; i < NEXT_IDS; i++)
-		if (!reads(keeper.next_ids[i], "0\n"))
+		if (!reads(keeper.next_ids[i], NEXT_ID "\n"))
 			return false;
 	return !fstat(keeper.queues, &now) && !memcmp(&now, &keeper.no_queues, sizeof now);
 }
@@ -283,7 +290,11 @@ static bool ipc_is_renewed(void)
 	if (ipc_is_unused())
 		return true;
 	close_ipc();
-	return !unshare(CLONE_NEWIPC);
+	if (unshare(CLONE_NEWIPC))
+		return false;
+	(void)set_next_ids(); /* so that its objects do not show that others were made */
+	close_ipc();
+	return true;
 }
 
 static bool pids_begin_again(void)

@@ -378,6 +378,30 @@ def test_ipc_namespace_is_kept_until_something_is_made_in_it(act: str, tmp_path:
     with_function(tmp_path, main, command=("/usr/bin/python3", "-c", IPC))
 
 
+@pytest.mark.parametrize(
+    ("make", "remove"),
+    [
+        ("libc.shmget(0, 4096, 0o600)", "libc.shmctl(each, 0, None)"),
+        ("libc.semget(0, 1, 0o600)", "libc.semctl(each, 0, 0)"),
+        ("libc.msgget(0, 0o600)", "libc.msgctl(each, 0, None)"),
+    ],
+)
+def test_identifier_of_removed_object_is_not_given_again(
+    make: str, remove: str, tmp_path: Path
+) -> None:
+    act = f"ids = []\nfor _ in range(100):\n each = {make}; {remove}; ids.append(each)\nprint(ids)"
+
+    async def main(runtime: Runtime, function: Function) -> None:
+        async with await runtime.start(doing(function, act)) as instance:
+            assert (await instance.wait()).status == 0
+            assert instance.stdout
+            ids = json.loads((await instance.stdout.read()).splitlines()[-1])
+        assert min(ids) >= 0
+        assert len(set(ids)) == 100
+
+    with_function(tmp_path, main, command=("/usr/bin/python3", "-c", IPC))
+
+
 def test_changed_function_gets_new_sandbox(tmp_path: Path) -> None:
     async def main(runtime: Runtime, function: Function) -> None:
         before, _ = await run(runtime, function)
