@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from firstlight import store
 from firstlight.analysis import boot
 from firstlight.analysis.boot import Stretch, partition, stretches
-from firstlight.analysis.breakdown import breakdown, timeline
+from firstlight.analysis.breakdown import breakdown, timelines
 from firstlight.analysis.phases import of_guest
 from firstlight.model import Ending, EndPoint, Footer, GuestLog, Header, Point, Sample, Stamps, Step
 from firstlight.store import SPAN_SCHEMA, Writer
@@ -83,7 +83,7 @@ def test_the_breakdown_of_a_machine_sums_to_its_latency(log: list[Step], offset:
     with tempfile.TemporaryDirectory() as scratch:
         run = written(Path(scratch) / "run", sample)
         table = breakdown(run)
-        line = timeline(run, sample)
+        line = timelines(run, [sample])[sample.index]
     assert table["wall"].sum() == sample.latency
     before = line.filter(pl.col("start") < 500)
     assert set(before["phase"]) <= {"process.start", "hypervisor.init"}

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstlight.analysis import breakdown as breakdowns
-from firstlight.analysis.breakdown import breakdown, timeline
+from firstlight.analysis.breakdown import breakdown, timelines
 from firstlight.analysis.causes import TIMEOUT
 from firstlight.analysis.phases import LONGEST_PAUSE, LONGEST_PREPARATION
 from firstlight.model import Ending, EndPoint, Header, Sample, Stamps, Step
@@ -75,6 +75,11 @@ def wait(stack: str, start: int, end: int, waker: int = 0, tid: int = ROOT, **mo
 
 def start_of_root(at: int = 0) -> list[Row]:
     return [fork(at, ROOT, GENERATOR), span("exec", at + 1, detail="/bin/known", name="exec")]
+
+
+def timeline(run: Run, sample: Sample) -> pl.DataFrame:
+    """By the function as it is imported here: other tests replace the module's."""
+    return timelines(run, [sample])[sample.index]
 
 
 def sample(end: int, begin: int = 0, index: int = 0) -> Sample:
