@@ -212,9 +212,7 @@ def test_no_rate_is_predicted_from_fewer_batches_than_ranks_need() -> None:
         (Interval(1000, 0, 60_000), "x varies too much to tell whether a lock limits it."),
     ],
 )
-def test_a_lock_that_may_limit_far_larger_hosts_alone_is_not_named(
-    held: Interval, said: str
-) -> None:
+def test_a_lock_that_may_limit_far_larger_hosts_is_not_named(held: Interval, said: str) -> None:
     """100 µs of CPU: 1 µs of a lock limits 100 CPUs, and 0.7 µs more than 64 times the two."""
     [start] = made(cores=2, batches=[8, 8, 8, 8], cpu_ms=0.1)
     start = replace(start, sections=(Section("rtnl_mutex", held),))

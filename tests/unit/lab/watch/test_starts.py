@@ -118,7 +118,7 @@ def test_an_engine_without_a_daemon_is_the_first_sign() -> None:
     assert start.labels["container"] == "mine"
 
 
-def test_runtime_that_is_first_of_a_namespace_has_not_started_its_container() -> None:
+def test_runtime_first_in_a_namespace_is_not_its_container() -> None:
     """As by ``unshare --pid --fork crun run id``, which executes itself again."""
     seen = [program("crun", "run", "id", pid=3, root=3, at=at) for at in (6, 8)]
     for executed, ready in (([], None), ([Executed((4, 3), 20)], 20)):
