@@ -1,4 +1,7 @@
-"""Formats figures: three digits, one unit for an estimate and its interval."""
+"""Formats figures: three digits, one unit for an estimate and its interval.
+
+An interval of no width, as of one batch, is not shown.
+"""
 
 import math
 
@@ -17,13 +20,13 @@ def duration_interval(interval: Interval) -> str:
     """``31.2 ms (29.0–33.1)``: all three in the unit of the estimate."""
     scale, _ = _unit(interval.value)
     decimals = _decimals(interval.value / scale)
-    return f"{duration(interval.value)} ({_bounds(interval, scale, decimals)})"
+    return f"{duration(interval.value)}{_bounds(interval, scale, decimals)}"
 
 
 def ratio_interval(interval: Interval) -> str:
     """``1.04× (0.98–1.10)``, ``78.4× (71.2–83.0)``, ``361× (336–429)``."""
     decimals = _decimals(interval.value) if interval.value >= 10 else 2
-    return f"{digits(interval.value, decimals)}× ({_bounds(interval, 1, decimals)})"
+    return f"{digits(interval.value, decimals)}×{_bounds(interval, 1, decimals)}"
 
 
 def percent(share: float) -> str:
@@ -36,8 +39,7 @@ def percent(share: float) -> str:
 def percent_interval(interval: Interval) -> str:
     """``24 % (22–26)``."""
     decimals = 1 if interval.value < 0.0995 else 0
-    low, high = (f"{100 * bound:.{decimals}f}" for bound in (interval.low, interval.high))
-    return f"{percent(interval.value)} ({low}–{high})"
+    return f"{percent(interval.value)}{_bounds(interval, 0.01, decimals)}"
 
 
 def several(words: list[str]) -> str:
@@ -80,4 +82,7 @@ def _decimals(value: float) -> int:
 
 
 def _bounds(interval: Interval, scale: float, decimals: int) -> str:
-    return "–".join(digits(bound / scale, decimals) for bound in (interval.low, interval.high))
+    if interval.low == interval.high:
+        return ""
+    low, high = (digits(bound / scale, decimals) for bound in (interval.low, interval.high))
+    return f" ({low}–{high})"

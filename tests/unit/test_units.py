@@ -36,6 +36,12 @@ def test_an_interval_is_in_the_unit_of_its_estimate() -> None:
     assert words == "990 ms (870–1200)"
 
 
+def test_an_interval_of_no_width_is_not_shown() -> None:
+    assert wording.duration_interval(Interval(175e6, 175e6, 175e6)) == "175 ms"
+    assert wording.ratio_interval(Interval(1.38, 1.38, 1.38)) == "1.38×"
+    assert wording.percent_interval(Interval(0.24, 0.24, 0.24)) == "24 %"
+
+
 @pytest.mark.parametrize(
     ("share", "words"),
     [(0, "0.0 %"), (0.0004, "<0.1 %"), (0.0994, "9.9 %"), (0.0996, "10 %"), (1, "100 %")],

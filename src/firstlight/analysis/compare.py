@@ -27,6 +27,7 @@ from firstlight.analysis.stats import (
     permutation_test,
     quantile_interval,
     ratio_interval,
+    without_range,
 )
 from firstlight.errors import FirstlightError
 from firstlight.model import Ending, Header, Interval, Point, Sample, Setting
@@ -238,7 +239,7 @@ def _difference(
         pair[0][0].point,
         _side(pair[0], seed),
         _side(pair[1], seed),
-        ratio,
+        ratio and without_range(ratio, min(len(set(each)) for each in (batches_a, batches_b))),
         p,
         slower=slower,
         fails_more=fails_more,
@@ -250,11 +251,12 @@ def _difference(
 
 def _side(starts: list[Sample], seed: int) -> Side:
     ns, batches = _ready(starts)
+    count = len(set(batches))
     return Side(
         len(starts),
         len(starts) - len(ns),
-        len(set(batches)),
-        quantile_interval(ns, 0.5, groups=batches, seed=seed) if ns else None,
+        count,
+        without_range(quantile_interval(ns, 0.5, groups=batches, seed=seed), count) if ns else None,
     )
 
 

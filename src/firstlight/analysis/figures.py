@@ -277,13 +277,14 @@ def _parts(samples: Sequence[Sample], spent: Spent) -> Iterable[Part]:
     medians = stats.quantile_intervals(
         np.concatenate([walls, sums]).T, 0.5, groups=groups, resamples=RESAMPLES
     )
+    count = np.unique(groups).size
     for place, phase in enumerate(names):
         time = max(sum(by_cause[phase].values()), 1)
         yield Part(
             phase=phase,
             share=shares[place],
-            wall=medians[place],
-            summed=medians[len(names) + place],
+            wall=stats.without_range(medians[place], count),
+            summed=stats.without_range(medians[len(names) + place], count),
             kernel=kernel[phase] / time,
             causes=tuple(
                 (cause, length / time)
@@ -331,7 +332,8 @@ def _queues(samples: Sequence[Sample], queued: pl.DataFrame) -> Iterable[Queue]:
 
 
 def _median(values: Floats, groups: Floats) -> Interval:
-    return stats.quantile_interval(values, 0.5, groups=groups, resamples=RESAMPLES)
+    median = stats.quantile_interval(values, 0.5, groups=groups, resamples=RESAMPLES)
+    return stats.without_range(median, np.unique(groups).size)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -358,7 +360,7 @@ def share_interval(part: Floats, total: Floats, groups: Floats) -> Interval:
     """``sum(part) / sum(total)``, shapes (n,), with its bootstrap interval over batches.
 
     As a ratio of sums, the shares of all parts sum to 1. One batch cannot be resampled: the
-    interval is then the range over its samples.
+    interval then has no width.
     """
     return share_intervals(part[None], total, groups)[0]
 
@@ -368,9 +370,7 @@ def share_intervals(parts: Floats, total: Floats, groups: Floats) -> list[Interv
     names, of = np.unique(groups, return_inverse=True)
     values = parts.sum(axis=1) / max(total.sum(), 1.0)
     if names.size == 1:
-        ratios = parts / np.maximum(total, 1.0)
-        edges = np.array([values, ratios.min(axis=1), ratios.max(axis=1)])
-        return [Interval(*column) for column in edges.T.tolist()]
+        return [Interval(value, value, value) for value in values.tolist()]
     count = names.size
     at = np.arange(len(parts))[:, None] * count + of
     sums = np.bincount(at.ravel(), weights=parts.ravel(), minlength=len(parts) * count)

@@ -38,7 +38,8 @@ _BLOCK = 4_000_000
 class Summary:
     """The quantiles of ``count`` values out of ``batches`` batches.
 
-    A tail is None if there are too few values to bound it; see ``samples_needed``.
+    A tail is None if there are too few values to bound it; see ``samples_needed``. Of one batch the
+    intervals have no width.
     """
 
     count: int
@@ -174,16 +175,24 @@ def summary(values: ArrayLike, *, groups: ArrayLike | None = None, seed: int = 0
     flat = np.asarray(values, dtype=np.float64)
     levels = (0.5, 0.95, 0.99)
     draws = resampled_quantiles(flat, levels, groups=groups, seed=seed)
+    batches = _batches(flat.size, groups)[1]
     median, p95, p99 = (
-        _bounded(flat, q, draws[:, column], groups, 0.95) for column, q in enumerate(levels)
+        without_range(_bounded(flat, q, draws[:, column], groups, 0.95), batches)
+        for column, q in enumerate(levels)
     )
     return Summary(
         flat.size,
-        _batches(flat.size, groups)[1],
+        batches,
         median,
         p95 if flat.size >= samples_needed(0.95) else None,
         p99 if flat.size >= samples_needed(0.99) else None,
     )
+
+
+def without_range(interval: Interval, batches: int) -> Interval:
+    """The interval; of one batch, whose range is none, its value alone."""
+    value = interval.value
+    return Interval(value, value, value) if batches == 1 else interval
 
 
 def ratio_interval(

@@ -382,8 +382,7 @@ def _phase(name: str) -> Text:
 
 
 def _interval(interval: Interval) -> Text:
-    value, _, bounds = wording.duration_interval(interval).partition(" (")
-    return Text.assemble(_kept(value), " (", _kept(bounds))
+    return _worded(wording.duration_interval(interval))
 
 
 def _kept(words: str) -> Text:

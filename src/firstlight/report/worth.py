@@ -60,13 +60,16 @@ def worth(analysis: Analysis) -> list[Worth]:
             if not (without.size == len(point.untraced_samples) and having.size):
                 continue
             groups = batches(point.untraced_samples), batches(base.untraced_samples)
+            median = stats.quantile_interval(without, 0.5, groups=groups[0])
+            longer = stats.ratio_interval(without, having, groups_a=groups[0], groups_b=groups[1])
+            count = batch_count(point, base)
             gains.append(
                 Worth(
                     part, point.instances, end,
-                    stats.quantile_interval(without, 0.5, groups=groups[0]),
-                    stats.ratio_interval(without, having, groups_a=groups[0], groups_b=groups[1]),
+                    stats.without_range(median, count),
+                    stats.without_range(longer, count),
                     float(np.median(without) - np.median(having)),
-                    batch_count(point, base),
+                    count,
                 )
             )  # fmt: skip
     return sorted(gains, key=lambda gain: (gain.end != str(analysis.end_point), gain.instances))

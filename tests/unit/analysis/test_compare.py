@@ -66,6 +66,14 @@ def run_of(
     return Run(Path(f"/runs/{seed}"), header, samples, None)
 
 
+def test_runs_of_one_batch_have_no_intervals() -> None:
+    [difference] = compare(
+        run_of({10: 90}, seed=1, repetitions=1), run_of({10: 108}, seed=2, repetitions=1)
+    ).differences
+    shown = [difference.a.median, difference.b.median, difference.ratio]
+    assert all(each and each.low == each.value == each.high for each in shown)
+
+
 def test_a_known_slow_down_is_a_regression_of_its_point_alone() -> None:
     result = compare(run_of({1: 30, 10: 90}, seed=1), run_of({1: 30, 10: 108}, seed=2))
     alone, burst = result.differences

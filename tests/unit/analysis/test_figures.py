@@ -179,10 +179,10 @@ def test_the_answer_is_about_starts_that_overlap(network: Analysis) -> None:
     assert [point.name for point in network.lead] == ["ip · parallel × 1", "ip · parallel × 50"]
 
 
-def test_the_share_of_one_batch_ranges_over_its_samples() -> None:
+def test_the_share_of_one_batch_has_no_interval() -> None:
     part, total = np.array([1.0, 3.0]), np.array([4.0, 4.0])
     share = figures.share_interval(part, total, np.array([7, 7]))
-    assert (share.value, share.low, share.high) == (0.5, 0.25, 0.75)
+    assert (share.value, share.low, share.high) == (0.5, 0.5, 0.5)
 
 
 def test_the_waterfall_shows_the_start_nearest_to_the_median(container: Analysis) -> None:

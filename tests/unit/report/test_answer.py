@@ -1,9 +1,12 @@
+import re
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from msgspec.structs import replace as changed
+from rich.console import Console
 from tests.support import synthetic
 
 from firstlight import units as wording
@@ -11,7 +14,7 @@ from firstlight.analysis import Analysis
 from firstlight.analysis.figures import Queue
 from firstlight.lab.experiments.pod import POD
 from firstlight.model import EndPoint, Footer, Interval, Presentation
-from firstlight.report import answer, page
+from firstlight.report import answer, page, terminal
 
 
 def median(run: Analysis, **point: object) -> float:
@@ -67,6 +70,14 @@ def test_one_batch_has_no_interval(known_phases: None, tmp_path: Path) -> None:
     assert f"a runc container takes {alone} (one batch, so no interval) to its first" in sentence
     assert "interval)," in sentence.partition("with 50 at once")[2]
     assert "Only one repetition: too few to tell" in " ".join(answer.warnings(run))
+    for point in run.points:
+        assert point.latency
+        shown = [point.latency.median, point.latency.p95, point.latency.p99, point.all_ready]
+        shown += [each for part in point.parts for each in (part.share, part.wall, part.summed)]
+        assert {each.high - each.low for each in shown if each} == {0}
+    with StringIO() as text:
+        Console(file=text, width=200).print(terminal.summary([run]))
+        assert not re.search(r"\(\d[\d.]*–", text.getvalue())
 
 
 def test_a_run_without_a_ready_start_says_so(known_phases: None, tmp_path: Path) -> None:

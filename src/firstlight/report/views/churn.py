@@ -6,7 +6,8 @@ import numpy as np
 
 from firstlight.analysis import Analysis
 from firstlight.analysis.figures import PointFigures
-from firstlight.report.points import counts, find, makespans, median, over
+from firstlight.analysis.stats import without_range
+from firstlight.report.points import batch_count, counts, find, makespans, median, over
 from firstlight.report.records import Table, View
 from firstlight.units import percent, ratio_interval
 
@@ -52,7 +53,9 @@ def _tail(point: PointFigures, full: PointFigures | None) -> str:
     if full is None or full is point:
         return ""
     known = [each.latency and each.latency.p99 for each in (point, full)]
-    return ratio_interval(over(point, full, 0.99)) if all(known) else ""
+    if not all(known):
+        return ""
+    return ratio_interval(without_range(over(point, full, 0.99), batch_count(point, full)))
 
 
 def _hit_share(point: PointFigures) -> float:
