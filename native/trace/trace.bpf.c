@@ -608,8 +608,10 @@ int BPF_PROG(on_switch, _Bool preempt, struct task_struct *prev, struct task_str
 	struct task *task = traced(NUMBER(prev));
 	if (task && prev_state & DEAD && !preempt) {
 		/* A first thread has the number of that by now whose execve ended it, which goes on. */
-		if (task->ended)
+		if (task->ended) {
+			instant(GONE, task, NUMBER(prev), 0, 0);
 			forget(prev, NUMBER(prev));
+		}
 	} else if (task) {
 		if (task->off && task->woken) /* since when it has run is not known */
 			switched_in(NUMBER(prev), task->woken);

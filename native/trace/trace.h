@@ -2,7 +2,7 @@
 #ifndef FIRSTLIGHT_TRACE_H
 #define FIRSTLIGHT_TRACE_H
 
-enum kind { CALL = 1, FORK, EXEC, EXIT, OFF, LOCK, MARK, STACK, BEGIN };
+enum kind { CALL = 1, FORK, EXEC, EXIT, OFF, LOCK, MARK, STACK, BEGIN, GONE };
 enum { UNSEEN = -1000 };
 enum { TEXT_MAX = 512, STACK_DEPTH = 32, STACKS = 65536, TASKS = 65536, NUMBERS = 512 };
 enum { SOCKETCALL = 102, SOCKETCALLS_MAX = 32 }; /* of 32-bit x86 */
@@ -26,6 +26,7 @@ enum sign { SIGN = 1, SIGN_CHILDREN, CHILDREN_ALONE };
  *      before. text is the file's name in FILE_MAX bytes, the arguments' first args[0] bytes in
  *      WORDS_MAX bytes, and the environment's last args[1] bytes in as many.
  * EXIT: peer is the thread that goes on under the process's number, after an execve by this one.
+ * GONE: its last switch off the CPU, after EXIT; none in watch, where it is not traced until then.
  * STACK: text is the addresses of the wait or lock of this tid that starts then; only where the
  *      kernel's table of stacks had no room, which that event's negative stack says.
  */

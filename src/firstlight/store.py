@@ -41,7 +41,7 @@ from firstlight.model import (
 
 _SPAN_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "sample": pl.UInt32,  # Sample.index
-    "kind": pl.Categorical(),  # call, fork, exec, exit, blocked, queued, lock, mark
+    "kind": pl.Categorical(),  # call, fork, exec, exit, gone, blocked, queued, lock, mark
     "name": pl.Categorical(),  # call; kind of lock; process or thread; a mark's function; TIMER
     "detail": pl.Categorical(),  # path, netlink request, file system and file, program
     "stack": pl.Categorical(),  # kernel functions, innermost first, joined by ";"

@@ -142,6 +142,8 @@ def test_waits_after_a_processs_exit_have_causes(bench: Bench, known: Path) -> N
     late = {pid for pid, at in waits.select("pid", "start").iter_rows() if at >= exits[pid]}
     assert late  # one whose grace period is over by then need not wait
     assert late <= set(children(seen))
+    gone = dict(seen.spans.filter(pl.col("kind") == "gone").select("pid", "start").iter_rows())
+    assert any(gone.get(pid, 0) > exits[pid] for pid in late)
     path = timeline(seen.run, seen.sample).filter(pl.col("phase") == "process.exit")
     assert length(path.filter(pl.col("cause").str.starts_with("RCU: "))) > 0
     assert seen.wall("compute") == 0

@@ -7,8 +7,9 @@ the waker owns it, and before a thread's birth its parent. So parallel work coun
 where the start waited for it.
 
 Time in a reported call has the shade ``kernel``, time between calls ``around``; ``attribution``
-determines the phase. If the end point is the first packet, the time from its request on is
-``packet``.
+determines the phase. What a process takes after its exit, to give back what it had, is ``kernel``,
+too. If the end point is the exit, the time after that until it is seen is the load generator's. If
+the end point is the first packet, the time from its request on is ``packet``.
 
 The starts of many batches are worked on at once, as arrays.
 """
@@ -269,6 +270,10 @@ def _cut(instances: Instances, *, every_call: bool = False) -> _Pieces:
         *(edge for each in waits for edge in (each.starts, each.ends)),
         *(_process_edges(instances, *each, every_call=every_call) for each in followed),
         *_own_edges(instances, guests),
+        *(
+            line.at(threads, np.clip(times[threads], line.origin, ends[sample][threads]))
+            for times in (instances.over, instances.gone)
+        ),
     ]  # fmt: skip
     every = distinct(np.concatenate(edges))
     thread = line.segment(every)
@@ -295,6 +300,9 @@ def _cut(instances: Instances, *, every_call: bool = False) -> _Pieces:
     phase = _with_pauses(
         instances, _Gaps(start, stop, thread, at, ~kernel, following[0]), phase, cause
     )
+    unseen = in_owned & (at >= instances.gone[thread])
+    cause[unseen] = LATENESS
+    kernel = (kernel | (at >= instances.over[thread])) & ~unseen
     pieces = _Pieces(thread, at, at + (stop - start), phase, kernel, cause, in_owned)
     for number, stretches in guests.items():
         _with_guest(pieces, sample[thread] == number, stretches)

@@ -14,13 +14,13 @@ from firstlight.analysis.words import Combinations, Words
 from firstlight.store import TIMER
 
 LATE = "load generator"
-"""The cause of the time before a start's critical path begins."""
+"""The cause of the time before a start's critical path begins, and after its process is gone."""
 ON_CPU, QUEUED, LATENESS = 0, 1, 2
 """Codes of the causes that no span names."""
 _NAMESPACE_CALLS = frozenset({"unshare", "clone", "clone3"})
 _USED_BYTES = 64
 _TAKING = frozenset({"read", "pread64", "readv", "recvfrom", "recvmsg"})
-_KINDS = ("call", "blocked", "queued", "lock", "fork", "exec", "exit", "mark")
+_KINDS = ("call", "blocked", "queued", "lock", "fork", "exec", "exit", "gone", "mark")
 
 
 class Columns:

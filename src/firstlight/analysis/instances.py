@@ -60,6 +60,8 @@ class Instances:
 
     ``sample``, ``tid``, ``pid``, ``process``, ``birth``, ``exit`` are of each thread; ``exit`` is
     the end of time where it is not known. A thread that is ``dropped`` is the load generator's.
+    ``over`` is when the last thread of its process exited, and ``gone``, of a process whose exit is
+    the end point, when that had left the CPU for good; both may be the end of time, too.
     ``call_starts``, on the line, are of the calls that have a phase of their own.
     """
 
@@ -72,6 +74,7 @@ class Instances:
         self._find_threads()
         self._relate()
         self._number_processes()
+        self._find_ends()
         self.line = self._make_line()
         self.calls = self._read_calls()
         self._charge()
@@ -200,6 +203,20 @@ class Instances:
     def _number_processes(self) -> None:
         key = self.sample * _WIDE + self.pid
         self._process_keys, self.process = np.unique(key, return_inverse=True)
+
+    def _find_ends(self) -> None:
+        columns, count = self.columns, len(self._process_keys)
+        over, gone, latest = np.zeros((3, count), np.int64)
+        np.maximum.at(over, self.process, self.exit)
+        for kind, of in (("call", latest), ("exec", latest), ("gone", gone)):
+            rows = columns.rows[kind]
+            np.maximum.at(of, self.process[self._thread[rows]], columns.start[rows])
+        over[over < latest] = _NO_TIME  # a thread went on under the number of one that exited
+        self.over = over[self.process]
+        self.gone = np.full(len(self._keys), _NO_TIME)
+        if self._end_point == EndPoint.EXIT:
+            gone = np.where(gone >= over, gone, _NO_TIME)
+            self.gone[self.roots] = gone[self.process[self.roots]]
 
     def _process_of(self, rows: Integers) -> Integers:
         """The process number of each row; -1 if it has no thread."""

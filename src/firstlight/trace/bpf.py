@@ -36,7 +36,8 @@ EVENT = np.dtype(
         ("text", "u4"), ("open", "u4"),
     ]
 )  # fmt: skip
-_CALL, FORK, EXEC, _EXIT, _OFF, _LOCK, _MARK, _STACK, BEGIN = range(1, 10)
+_CALL, FORK, EXEC, _EXIT, _OFF, _LOCK, _MARK, _STACK, BEGIN, _GONE = range(1, 11)
+_ENDS = {EXEC: "exec", _EXIT: "exit", _GONE: "gone"}
 _RING_BYTES = 1 << 26
 _UNSEEN = -1000  # native/trace/trace.h
 _OPENING = frozenset({"open", "openat", "openat2", "socket"})
@@ -266,8 +267,8 @@ class _Decoder:
         elif kind == FORK:
             name = "process" if args[0] == peer else "thread"
             yield sample, "fork", name, "", "", *where, None, peer
-        elif kind in (EXEC, _EXIT):
-            name = "exec" if kind == EXEC else "exit"
+        elif kind in _ENDS:
+            name = _ENDS[kind]
             about = text.split(b"\0", 1)[0].decode(errors="replace")
             yield sample, name, name, about, "", *where, None, None
         elif kind == _MARK:

@@ -251,6 +251,32 @@ def test_the_path_follows_a_child_that_is_waited_for() -> None:
     assert wall(held, "process.exit") == 5
 
 
+def test_what_follows_an_exit_is_not_the_processs_own() -> None:
+    spans = [*start_of_root(), call("mount", "/x tmpfs", 10, 60), call("exit_group", "", 60, 65),
+             span("exit", 65), span("queued", 70, 80)]  # fmt: skip
+    for gone, working, late in (([], 30, 0), ([span("gone", 85)], 15, 15)):
+        held = run([*spans, *gone], sample(100))
+        table = breakdown(held).filter((pl.col("phase") == "process.exit") & (pl.col("wall") > 0))
+        assert set(table.select("shade", "cause", "wall").rows()) == {
+            ("kernel", "on CPU", working), ("kernel", "waiting for a CPU", 10),
+            *[("around", "load generator", late)] * bool(late),
+        }  # fmt: skip
+
+
+def test_a_process_is_over_when_its_last_thread_is() -> None:
+    spans = [*start_of_root(), fork(5, 101, name="thread"), span("exit", 20), span("gone", 25),
+             call("mount", "/x tmpfs", 30, 60, 101, pid=ROOT),
+             span("exit", 70, tid=101, pid=ROOT), span("gone", 80, tid=101, pid=ROOT)]  # fmt: skip
+    assert wall(run(spans, sample(100)), cause="load generator") == 20
+    assert wall(run(spans[:-2], sample(100)), cause="load generator") == 0
+    goes_on = [*start_of_root(), span("exit", 20), span("gone", 25), span("exec", 30, name="exec"),
+               call("mount", "/x tmpfs", 40, 60)]  # fmt: skip
+    table = breakdown(run(goes_on, sample(100)))
+    assert dict(table.group_by("shade").agg(pl.col("wall").sum()).rows()) == {
+        "kernel": 20, "around": 80,
+    }  # fmt: skip
+
+
 def test_work_beside_the_path_is_in_the_sum_alone() -> None:
     held = run(
         [*start_of_root(), fork(20, 101), call("mount", "/x tmpfs", 30, 70, 101),
@@ -474,9 +500,9 @@ def one_life(draw: st.DrawFn, tid: int, pid: int, birth: int, tids: list[int]) -
     waker = st.sampled_from([*tids, 0, 777])
     for _ in range(draw(st.integers(0, 6))):
         at += draw(st.integers(0, 20))
-        what = draw(st.sampled_from(["call", "blocked", "queued", "lock", "exec", "mark"]))
+        what = draw(st.sampled_from(["call", "blocked", "queued", "lock", "exec", "mark", "gone"]))
         begin = at
-        if what in ("exec", "mark"):
+        if what in ("exec", "mark", "gone"):
             name = draw(st.sampled_from(["setup_net", "alloc_vfsmnt", "other"]))
             rows.append(span(what, at, tid=tid, pid=pid, name=name, detail="/bin/x"))
             at += 1
@@ -503,6 +529,7 @@ def one_life(draw: st.DrawFn, tid: int, pid: int, birth: int, tids: list[int]) -
                                  stack=f"__mutex_lock;{stack}"))  # fmt: skip
     if draw(st.booleans()):
         rows.append(span("exit", at + 1, tid=tid, pid=pid, name="exit"))
+        rows.append(span("gone", at + draw(step), tid=tid, pid=pid))
     return rows
 
 
