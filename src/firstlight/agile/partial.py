@@ -5,7 +5,6 @@ room of another with less.
 """
 
 from collections import Counter
-from types import TracebackType
 from typing import ClassVar
 
 from firstlight.agile.function import NodeFailed
@@ -15,7 +14,7 @@ MOST = 256 << 20
 
 
 class Partial:
-    """An answer that comes in parts; it counts until it is closed. A context manager."""
+    """An answer that comes in parts; it counts until it is closed."""
 
     _all: ClassVar[set["Partial"]] = set()
     _total: ClassVar[int] = 0
@@ -25,15 +24,6 @@ class Partial:
 
     def __len__(self) -> int:
         return len(self._data)
-
-    def __enter__(self) -> "Partial":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
-        self.close()
 
     def add(self, part: bytes) -> None:
         """Raises NodeFailed if it gave way to others."""

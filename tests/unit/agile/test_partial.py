@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -25,7 +26,11 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_function_with_most_loses_its_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partial, "MOST", 1000)
-    with Partial("a") as short, Partial("a") as long, Partial("b") as other:
+    with (
+        closing(Partial("a")) as short,
+        closing(Partial("a")) as long,
+        closing(Partial("b")) as other,
+    ):
         short.add(bytes(300))
         long.add(bytes(301))
         other.add(bytes(390))

@@ -5,7 +5,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from struct import pack, unpack_from
 from typing import TYPE_CHECKING, Any
 
@@ -207,7 +207,7 @@ class Fork:
             return error.partial
         except asyncio.LimitOverrunError:
             pass
-        with Partial(self._function) as line:
+        with closing(Partial(self._function)) as line:
             while len(line) <= ANSWER_MOST:
                 try:
                     line.add(await self._reader.readuntil())

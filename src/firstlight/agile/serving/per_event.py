@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from contextlib import closing
 
 import msgspec
 
@@ -89,7 +90,7 @@ async def run_command(runtime: Runtime, version: FunctionVersion, event: bytes) 
 
 async def _read(output: Output, name: str) -> bytes:
     """Read an answer, to its end or until it is too long. Raises NodeFailed."""
-    with Partial(name) as payload:
+    with closing(Partial(name)) as payload:
         while len(payload) <= PAYLOAD_MAX and (part := await output.read()):
             payload.add(part)
         return payload.take()
