@@ -129,10 +129,8 @@ class Function(Struct, frozen=True, kw_only=True):
         for volume in self.volumes:
             target = volume.target
             absolute = volume.source.startswith("/") and target.startswith("/")
-            plain = os.path.normpath(target).replace(
-                "//", "/"
-            )  # of two at its beginning, both stay
-            if not absolute or plain != target:
+            plain = not target.startswith("//") and os.path.normpath(target) == target
+            if not absolute or not plain:
                 raise Failed(f"{volume.source}:{target} does not name a volume by two plain paths",
                              "give absolute paths without . and ..")  # fmt: skip
             if target == "/" or any(f"{target}/".startswith(f"{taken}/") for taken in _TAKEN):

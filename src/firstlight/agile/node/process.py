@@ -396,10 +396,10 @@ def kill(pid: int, *numbers: int) -> bool:
     """Send a process these signals in turn until it has ended, and return whether it has. A pid of
     -1 is none.
     """
+    if pid <= 0:
+        return True
     with suppress(ProcessLookupError):
-        pidfd = os.pidfd_open(pid) if pid > 0 else -1
-        if pidfd < 0:
-            return True
+        pidfd = os.pidfd_open(pid)
         try:
             for number in numbers:
                 signal.pidfd_send_signal(pidfd, number)
