@@ -44,12 +44,18 @@ def _by_repetition(point: PointFigures) -> dict[int, list[float]]:
 
 
 def _pairs(analysis: Analysis) -> Iterator[tuple[PointFigures, PointFigures, Advice | None]]:
-    """The points of each storm with and without it, and what is named first where it is met."""
+    """The points of each storm with and without it, and what is named first where it is met.
+
+    What is named of both is no storm that the remedy ends: runc's starts wait for their cgroup with
+    a compiled filter too.
+    """
     advice = advise(analysis, STORMS)
     for met in analysis.points:
         mended = find(analysis, storm=met.point["storm"], state="mended", instances=met.instances)
         if met.point["state"] == "met" and met.latency and mended and mended.latency:
-            yield met, mended, next((each for each in advice if each.point == met.point), None)
+            both = {each.storm for each in advice if each.point == mended.point}
+            named = (each for each in advice if each.point == met.point and each.storm not in both)
+            yield met, mended, next(named, None)
 
 
 def _answer(analysis: Analysis) -> str | None:
