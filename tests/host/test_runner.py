@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.laboratory import marked, returning_home
+from tests.support.laboratory import laboratory, marked, returning_home
 
 from firstlight import store
 from firstlight.errors import FirstlightError, Unsupported
@@ -477,6 +477,27 @@ def test_a_run_that_was_interrupted_or_killed_is_continued(tmp_path: Path) -> No
     assert run.footer is not None
     assert not run.footer.interrupted
     assert "continued" in run.footer.warnings[0]
+
+
+@needs_root
+def test_what_an_interrupt_leaves_half_entered_ends_before_its_place() -> None:
+    """As between a context manager's own code and the ``with`` of its caller."""
+    there = []
+
+    def part(place: Workspace) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            there.append(place.directory.is_mount())
+
+    def interrupted(place: Workspace) -> None:
+        made = part(place)
+        next(made)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), laboratory("half-entered") as place:
+        interrupted(place)
+    assert there == [True]
 
 
 @needs_root

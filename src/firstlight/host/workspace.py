@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import shutil
+import traceback
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -99,7 +100,12 @@ def sandbox(run: str, *, on_disk: bool = False) -> Iterator[Workspace]:
             "FIRSTLIGHT_LAB": owner.replace(" ", ":"),
         }
         with lasting:
-            yield Workspace(work, run, environment, outside, lasting)
+            try:
+                yield Workspace(work, run, environment, outside, lasting)
+            except BaseException as error:
+                # What an interrupt left half entered is removed now, while its place is there.
+                traceback.clear_frames(error.__traceback__)
+                raise
     finally:
         if mask is not None:
             os.umask(mask)
