@@ -111,6 +111,7 @@ class Telemetry(Struct, frozen=True):
     """The spans of the components that made an instance, by their own tracing.
 
     They stamp by CLOCK_REALTIME, which is laid on CLOCK_MONOTONIC to within ``uncertainty`` ns.
+    There are none if that clock was set meanwhile, or nothing arrived.
     """
 
     spans: tuple[ComponentSpan, ...]

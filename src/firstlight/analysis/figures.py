@@ -173,7 +173,11 @@ def _point(
     ready = [sample for sample in samples if sample.latency is not None]
     untraced = [sample for sample in ready if not sample.traced]
     traced = [sample for sample in ready if sample.traced]
-    explained = traced or [sample for sample in ready if sample.telemetry]
+    explained = [
+        sample
+        for sample in traced or [sample for sample in ready if sample.telemetry]
+        if sample.telemetry is None or sample.telemetry.spans
+    ]
     headline = {"traced": traced, "untraced": untraced, "all": ready}[
         run.header.presentation.headline
     ]

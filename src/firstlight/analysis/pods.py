@@ -49,7 +49,7 @@ def stretches(
 ) -> list[Stretch]:
     """A start, from its intended arrival to its end point, divided without a gap."""
     begin, end = sample.stamps.intended, sample.stamps.ready
-    if sample.telemetry is None or end is None:
+    if not (sample.telemetry and sample.telemetry.spans) or end is None:
         return []
     reported = sample.telemetry.spans
     first = first_instruction(sample) or end

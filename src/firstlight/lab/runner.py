@@ -94,15 +94,18 @@ def run(plan: Plan, out: Path, progress: Progress = Silent(), *, resume: bool = 
         repetitions=plan.repetitions, budget=plan.budget, beside=plan.experiment.beside,
         together=plan.experiment.together,
     )  # fmt: skip
-    warnings = ["This run was interrupted and continued: its parts are of different times."]
+    warnings = (
+        ["This run was interrupted and continued: its parts are of different times."]
+        if earlier
+        else []
+    )
     with Writer(out, head, earlier=earlier) as writer:
         interrupted = True
         try:
-            with _Lab(plan, writer, name, earlier or ()) as lab:
+            with _Lab(plan, writer, name, earlier or (), warnings) as lab:
                 _measure(lab, schedule, progress)
             interrupted = False
         finally:
-            warnings = warnings if earlier else []
             if schedule.is_given_up:
                 warnings.append(
                     "No start became ready, so the run ended after one repetition of each point."
@@ -227,11 +230,20 @@ def _reasons(skipped: dict[str, str]) -> str:
     )
 
 
+UNTOLD = (
+    "Some starts have no phases: the host's clock was set while they ran, or their components "
+    "reported nothing."
+)
+
+
 class _Lab:
     """A run in progress: its workspace, load generator and tracer."""
 
-    def __init__(self, plan: Plan, writer: Writer, name: str, earlier: Sequenced[Sample]) -> None:
-        self._plan, self._writer, self._name = plan, writer, name
+    def __init__(
+        self, plan: Plan, writer: Writer, name: str, earlier: Sequenced[Sample],
+        warnings: list[str],
+    ) -> None:  # fmt: skip
+        self._plan, self._writer, self._name, self._warnings = plan, writer, name, warnings
         self._batches = max((sample.batch + 1 for sample in earlier), default=0)
         self._samples = max((sample.index + 1 for sample in earlier), default=0)
 
@@ -288,6 +300,8 @@ class _Lab:
         ]  # fmt: skip
         for place, reported in telemetry.items():
             samples[place] = msgspec.structs.replace(samples[place], telemetry=reported)
+        if UNTOLD not in self._warnings and any(map(_is_untold, samples)):
+            self._warnings.append(UNTOLD)
         if counts:
             samples[0] = msgspec.structs.replace(samples[0], counts=counts)
         if batch.traced:
@@ -313,6 +327,10 @@ class _Lab:
             seed=self._plan.seed + self._batches,
         )
         return outcomes, self._tracer.stop() if batch.traced else 0
+
+
+def _is_untold(sample: Sample) -> bool:
+    return bool(sample.latency and sample.telemetry and not sample.telemetry.spans)
 
 
 def can_trace(commands: Sequenced[Command]) -> bool:

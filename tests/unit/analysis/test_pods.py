@@ -69,10 +69,11 @@ def test_time_without_a_report_is_unattributed() -> None:
 
 def test_a_start_without_telemetry_has_none() -> None:
     assert pods.account(msgspec.structs.replace(pod(), telemetry=None)) == {}
+    assert pods.account(pod(())) == {}
 
 
 @given(st.lists(st.tuples(st.sampled_from([each.name for each in SPANS]), st.integers(-50, 1500),
-                          st.integers(0, 900))), st.integers(1, 1500))  # fmt: skip
+                          st.integers(0, 900)), min_size=1), st.integers(1, 1500))  # fmt: skip
 def test_the_parts_sum_to_the_latency(spans: list[tuple[str, int, int]], ready: int) -> None:
     made = tuple(ComponentSpan(name, start, start + length) for name, start, length in spans)
     sample = pod(made, ready)

@@ -23,6 +23,8 @@ _PURPOSES = {
 }
 """The verbs of the CRI, and the purpose of the spans below each."""
 _POLL_SECONDS, _EXPORT_SECONDS = 0.05, 0.5
+_DRIFT_MOST = 0.01
+"""Of the time between the readings: a clock that drifts more is being set."""
 _LAYER = "layer.media.digest"
 _NETWORK_BEGINS = "setup pod network"
 """containerd's event within cri.sandbox.run: its metric of the network begins there, and the span
@@ -117,15 +119,20 @@ class Clock:
 
     def __init__(self) -> None:
         self._offset, self._bracket = _offset()
+        self._opened = time.monotonic_ns()
 
     def close(self) -> None:
         """Read both again; their drift adds to the uncertainty."""
         offset, bracket = _offset()
-        self._uncertainty = abs(offset - self._offset) + max(bracket, self._bracket)
+        drift = abs(offset - self._offset)
+        self._was_set = drift > _DRIFT_MOST * (time.monotonic_ns() - self._opened)
+        self._uncertainty = drift + max(bracket, self._bracket)
         self._offset = (offset + self._offset) // 2
 
     def telemetry(self, spans: Iterable[ComponentSpan]) -> Telemetry:
-        """Spans converted to CLOCK_MONOTONIC, in order."""
+        """Spans converted to CLOCK_MONOTONIC, in order; none if the clock was set meanwhile."""
+        if self._was_set:
+            return Telemetry((), self._uncertainty)
         shift = self._offset
         laid = (ComponentSpan(s.name, s.start + shift, s.end + shift) for s in spans)
         return Telemetry(tuple(sorted(laid, key=lambda span: span.start)), self._uncertainty)
