@@ -1,8 +1,9 @@
 """What a start that fails leaves in a cluster."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -22,8 +23,8 @@ class Refusal(Exception):
 
 @pytest.mark.parametrize(
     ("status", "fact", "deleted"),
-    [(None, "did not answer", ["p"]), (403, "rejects the pod", [])],
-    ids=["unanswered", "rejected"],
+    [(None, "did not answer", ["p"]), (504, "rejects", ["p"]), (403, "rejects the pod", [])],
+    ids=["unanswered", "given-up", "rejected"],
 )
 def test_a_pod_whose_creation_had_no_answer_is_deleted(
     status: int | None, fact: str, deleted: list[str]
@@ -40,9 +41,10 @@ def test_a_pod_whose_creation_had_no_answer_is_deleted(
     api = SimpleNamespace(create_namespaced_pod=create, delete_namespaced_pod=delete)
     cluster = SimpleNamespace(
         configuration=SimpleNamespace(namespace="n"),
-        watch=SimpleNamespace(await_=lambda *_: {}),
+        watch=SimpleNamespace(await_=lambda *_: {"deleted": 1}),
         connection=lambda: api,
         give_back=lambda _: None,
+        stays="",
     )
     pod = Pod(cast("Cluster", cluster))
     pod.prepare()
@@ -65,6 +67,7 @@ def test_a_deletion_that_the_watch_misses_is_looked_for() -> None:
         watch=SimpleNamespace(await_=lambda *_: None, stage=lambda _: ""),
         connection=lambda: api,
         give_back=back.append,
+        stays="",
     )
     pod = Pod(cast("Cluster", cluster))
     pod.prepare()
@@ -73,6 +76,73 @@ def test_a_deletion_that_the_watch_misses_is_looked_for() -> None:
     pod.end()
     assert answers == []
     assert back == [api]
+
+
+@pytest.mark.parametrize(
+    ("refusals", "stays"),
+    [([403], "the pod p of an earlier start cannot be deleted: timed out"),
+     ([None, 503], ""), ([404], "")],
+    ids=["not-allowed", "away-for-a-while", "gone"],
+)  # fmt: skip
+def test_no_start_is_measured_beside_a_pod_that_cannot_be_deleted(
+    monkeypatch: pytest.MonkeyPatch, refusals: list[int | None], stays: str
+) -> None:
+    def delete(*_: object, **__: object) -> SimpleNamespace:
+        if refusals:
+            raise Refusal(refusals.pop(0))
+        return SimpleNamespace(read=lambda: b"")
+
+    monkeypatch.setattr(requester, "_AGAIN_SECONDS", 0)
+    cluster = SimpleNamespace(
+        configuration=SimpleNamespace(namespace="n", pod_logs=""),
+        watch=SimpleNamespace(await_=lambda *_: {"Ready": 1}),
+        connection=lambda: SimpleNamespace(
+            create_namespaced_pod=lambda *_, **__: SimpleNamespace(
+                data=b'{"metadata": {"uid": "u"}}'
+            ),
+            read_namespaced_pod_log=lambda *_, container: f"firstlight ready {len(container)}",
+            delete_namespaced_pod=delete,
+        ),
+        give_back=lambda _: None,
+        stays="",
+    )
+    first, second = Pod(cast("Cluster", cluster)), Pod(cast("Cluster", cluster))
+    first.prepare()
+    assert first.make({"name": "p", "image": "i"})[-1] == "firstlight ready 1"
+    first.end()
+    assert refusals == []
+    with pytest.raises(RuntimeError, match=stays) if stays else nullcontext():
+        second.prepare()
+    second.end()
+
+
+def status(**of: object) -> dict[str, Any]:
+    return {"metadata": {"name": "p"}, "spec": {}, "status": of}
+
+
+def ended(name: str, code: int) -> dict[str, object]:
+    return {"name": name, "state": {"terminated": {"exitCode": code, "reason": "Error"}}}
+
+
+@pytest.mark.parametrize(
+    ("pod", "why"),
+    [
+        (status(initContainerStatuses=[ended("mesh", 0)]), None),
+        (status(initContainerStatuses=[ended("mesh", 2)]),
+         "the container mesh exited with status 2: Error"),
+        (status(containerStatuses=[{"name": "c"}, ended("proxy", 0)]),
+         "the container proxy exited with status 0: Error"),
+        (status(conditions=[{"type": "DisruptionTarget", "status": "True", "message": "m",
+                             "reason": "PreemptionByScheduler"}]),
+         "the cluster removes the pod: PreemptionByScheduler: m"),
+        (status() | {"metadata": {"deletionTimestamp": "t"}}, "another program deletes the pod"),
+    ],
+    ids=["prepared", "not-prepared", "sidecar", "preempted", "deleted"],
+)  # fmt: skip
+def test_what_the_cluster_adds_or_takes_away_ends_the_wait(
+    pod: dict[str, Any], why: str | None
+) -> None:
+    assert requester.hopeless(pod) == why
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from firstlight.deadlines import longer
 from firstlight.lab.cluster import start_server
 
 _ACCOUNT_SECONDS = longer(30.0)
-_DELETE_SECONDS, _LOOK_SECONDS = longer(60.0), 5.0
+_DELETE_SECONDS, _LOOK_SECONDS, _AGAIN_SECONDS = longer(60.0), 5.0, 0.2
 _ANSWER_SECONDS = longer(30.0)
 _QUIET_SECONDS = longer(300.0)
 """How long the API may take for an answer, and send no events before they are asked for again."""
@@ -31,6 +31,7 @@ _LOG_SECONDS = longer(12.0)  # longer than the payload waits for its packet
 _HOPELESS = ("ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff", "InvalidImageName",
              "CreateContainerConfigError", "CreateContainerError", "RunContainerError",
              "CrashLoopBackOff")  # fmt: skip
+_CONTAINER = "c"
 _INSTRUCTION = "firstlight ready "
 _PAYLOAD = "firstlight step payload "
 
@@ -122,6 +123,8 @@ class _Watch:
                     return dict(events)
                 if what != "deleted" and (why := hopeless(self._pods.get(name))):
                     raise RuntimeError(why)
+                if "deleted" in events:
+                    raise RuntimeError("another program deleted the pod before it was Ready")
                 left = until - time.monotonic()
                 if left <= 0:
                     return None
@@ -136,17 +139,18 @@ class _Watch:
         for condition in conditions:
             if condition["type"] == "PodScheduled" and condition["status"] != "True":
                 return f"not scheduled: {condition.get('message', condition.get('reason'))}"
-        containers = pod.get("status", {}).get("containerStatuses", ())
-        waiting = [state for each in containers
+        containers = _containers(pod)
+        waiting = [(each, state) for each in containers
                    if (state := each.get("state", {}).get("waiting"))]  # fmt: skip
         if waiting:
-            return f"the container is waiting: {words(waiting[0])}"
+            return f"{_title(waiting[0][0])} is waiting: {words(waiting[0][1])}"
         phase = pod.get("status", {}).get("phase", "Pending")
         node = pod["spec"].get("nodeName")
         where = f" on node {node}" if node else ""
         if node and not containers:
             where += ", whose kubelet reports no container of it"
-        return f"the pod is {phase}{where}"
+        unready = [words(each) for each in conditions if each["type"] == "Ready"]
+        return ": ".join([f"the pod is {phase}{where}", *unready])
 
 
 def hopeless(pod: dict[str, Any] | None) -> str | None:
@@ -154,16 +158,34 @@ def hopeless(pod: dict[str, Any] | None) -> str | None:
     if pod is None:
         return None
     status = pod.get("status", {})
-    for each in status.get("containerStatuses", ()):
+    begins = status.get("initContainerStatuses", ())
+    for each in _containers(pod):
         state = each.get("state", {})
         waiting, ended = state.get("waiting"), state.get("terminated")
         if waiting and waiting.get("reason") in _HOPELESS:
-            return f"the container does not start: {words(waiting)}"
-        if ended:
-            return f"the container exited with status {ended.get('exitCode')}: {words(ended)}"
+            return f"{_title(each)} does not start: {words(waiting)}"
+        if ended and not (each in begins and ended.get("exitCode") == 0):
+            return f"{_title(each)} exited with status {ended.get('exitCode')}: {words(ended)}"
     if status.get("phase") == "Failed":
         return f"the pod failed: {words(status)}"
+    for each in status.get("conditions", ()):
+        if each["type"] == "DisruptionTarget" and each["status"] == "True":
+            return f"the cluster removes the pod: {words(each)}"
+    if "deletionTimestamp" in pod["metadata"]:
+        return "another program deletes the pod"
     return None
+
+
+def _containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    """The statuses of its containers: those that the cluster's admission added may be among them,
+    and begin before."""
+    status = pod.get("status", {})
+    return [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
+
+
+def _title(status: dict[str, Any]) -> str:
+    name = status.get("name", _CONTAINER)
+    return "the container" if name == _CONTAINER else f"the container {name}"
 
 
 def words(state: dict[str, Any]) -> str:
@@ -174,10 +196,12 @@ def words(state: dict[str, Any]) -> str:
 class Cluster:
     """A namespace of a cluster, and idle connections to it.
 
-    ``may_exist`` is whether the namespace may have to be deleted.
+    ``may_exist`` is whether the namespace may have to be deleted. ``stays`` says why a pod of an
+    earlier start could not be.
     """
 
     may_exist = False
+    stays = ""
 
     def __init__(self, configuration: Configuration) -> None:
         from kubernetes import client
@@ -262,10 +286,13 @@ class Pod:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster, self._name = cluster, ""
+        self._api: Any = None
 
     def prepare(self) -> None:
-        """A connection of its own."""
+        """A connection of its own. Raises RuntimeError beside a pod of an earlier start."""
         self._api = self._cluster.connection()
+        if self._cluster.stays:
+            raise RuntimeError(self._cluster.stays)
 
     def make(self, message: dict[str, Any]) -> list[str]:
         """Create the pod and wait until it is Ready."""
@@ -279,8 +306,9 @@ class Pod:
             )
             made = json.loads(answer.data)
         except Exception as error:
-            if answered := getattr(error, "status", None):
-                self._name = ""  # without an answer there may be a pod to delete
+            answered = getattr(error, "status", None)
+            if answered and answered < 500:
+                self._name = ""  # else there may be a pod to delete
             fact = "rejects the pod" if answered else "did not answer the request to create the pod"
             raise RuntimeError(f"the API server {fact}: {complaint(error)}") from error
         created = time.monotonic_ns()
@@ -317,12 +345,14 @@ class Pod:
         while True:
             if configuration.pod_logs:
                 directory = f"{configuration.namespace}_{self._name}_{uid}"
-                log = Path(configuration.pod_logs, directory, "c", "0.log")
+                log = Path(configuration.pod_logs, directory, _CONTAINER, "0.log")
                 text = log.read_text() if log.exists() else ""
                 lines = [line.split(" ", 3)[-1] for line in text.splitlines()]
             else:
                 try:
-                    text = self._api.read_namespaced_pod_log(self._name, configuration.namespace)
+                    text = self._api.read_namespaced_pod_log(
+                        self._name, configuration.namespace, container=_CONTAINER
+                    )
                 except Exception as error:
                     why = complaint(error)
                     raise RuntimeError(f"the container's output cannot be read: {why}") from error
@@ -349,26 +379,37 @@ class Pod:
         return ""
 
     def end(self) -> None:
-        """Delete the pod, and wait until the API has removed it."""
-        if self._name:
-            with suppress(Exception):
-                self._api.delete_namespaced_pod(
-                    self._name,
-                    self._cluster.configuration.namespace,
-                    grace_period_seconds=0,
-                    _preload_content=False,
-                ).read()  # so that the connection can be used again
-                self._await_deletion(time.monotonic() + _DELETE_SECONDS)
-        self._cluster.give_back(self._api)
+        """Delete the pod, and wait until the API has removed it. A server that is away is asked
+        again.
+        """
+        until = time.monotonic() + _DELETE_SECONDS
+        while self._name:
+            try:
+                self._delete(until)
+                break
+            except Exception as error:
+                status = getattr(error, "status", None) or 500
+                if status == 404:
+                    break
+                if status < 500 or time.monotonic() > until:
+                    self._cluster.stays = (
+                        f"the pod {self._name} of an earlier start cannot be deleted: "
+                        f"{complaint(error)}"
+                    )
+                    break
+                time.sleep(_AGAIN_SECONDS)
+        if self._api:
+            self._cluster.give_back(self._api)
 
-    def _await_deletion(self, until: float) -> None:
+    def _delete(self, until: float) -> None:
         """A watch that is interrupted does not tell of what was deleted meanwhile: look, too."""
-        selector = f"metadata.name={self._name}"
-        while not self._cluster.watch.await_(self._name, "deleted", _LOOK_SECONDS):
+        namespace, watch = self._cluster.configuration.namespace, self._cluster.watch
+        self._api.delete_namespaced_pod(
+            self._name, namespace, grace_period_seconds=0, _preload_content=False
+        ).read()  # so that the connection can be used again
+        while not watch.await_(self._name, "deleted", _LOOK_SECONDS):
             answer = self._api.list_namespaced_pod(
-                self._cluster.configuration.namespace,
-                field_selector=selector,
-                _preload_content=False,
+                namespace, field_selector=f"metadata.name={self._name}", _preload_content=False
             )
             if not json.loads(answer.data)["items"] or time.monotonic() > until:
                 return
@@ -377,7 +418,7 @@ class Pod:
 def body(request: Request) -> dict[str, Any]:
     """The pod as the API takes it."""
     container: dict[str, Any] = {
-        "name": "c", "image": request.image, "imagePullPolicy": request.pull, "stdin": True,
+        "name": _CONTAINER, "image": request.image, "imagePullPolicy": request.pull, "stdin": True,
     }  # fmt: skip
     if request.args:
         container["args"] = list(request.args)
