@@ -480,7 +480,7 @@ def test_a_run_that_was_interrupted_or_killed_is_continued(tmp_path: Path) -> No
 
 
 @needs_root
-def test_what_an_interrupt_leaves_half_entered_ends_before_its_place() -> None:
+def test_what_an_interrupt_leaves_half_entered_ends_in_place() -> None:
     """As between a context manager's own code and the ``with`` of its caller."""
     there = []
 

@@ -9,8 +9,10 @@ is needed.
 import json
 import logging
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from firstlight.deadlines import longer
@@ -25,6 +27,19 @@ _CONNECT_SECONDS = longer(3.0)  # tried four times, and pods wait for an agent f
 _WAIT_LEAST, _WAIT_MOST = 1.0, 60.0
 _EVENT_MOST = 16 << 20
 _GONE = 410
+_PLUGIN_SECONDS = longer(60.0)
+_PLUGIN = """
+import os, signal, subprocess, sys
+try:
+    plugin = subprocess.Popen(sys.argv[2:], start_new_session=True)
+    sys.exit(plugin.wait(float(sys.argv[1])))
+except subprocess.TimeoutExpired:
+    os.killpg(plugin.pid, signal.SIGKILL)
+    sys.exit(f"{sys.argv[2]} has not ended after {sys.argv[1]} s")
+except OSError as error:
+    sys.exit(str(error))
+"""
+"""Runs a kubeconfig's exec plugin, for which the Python client would wait for ever."""
 _log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
@@ -53,17 +68,16 @@ class _Said(logging.Handler):
 def settings(kubeconfig: str = "", context: str = "") -> Any:  # noqa: ANN401 - an untyped client
     """The Python client's settings by this file, or kubectl's, and this or the current context.
 
-    Raises what the client does, and Failed where it only logs why a plugin gave no credentials.
+    ``kubeconfig`` may be several files, with ``:`` between them. Raises what the client does, and
+    Failed where it only logs why a plugin gave no credentials, or would ignore what the file says.
     """
-    from kubernetes import client, config
+    from kubernetes import client
 
     made: Any = client.Configuration()
     said, log = _Said(), logging.getLogger()
     log.addHandler(said)
     try:
-        config.load_kube_config(  # type: ignore[no-untyped-call]
-            kubeconfig or None, context or None, made
-        )
+        _load(kubeconfig, context, made)
     except (AttributeError, KeyError, TypeError) as error:  # the client's, for other YAML
         raise Failed("it is not a kubeconfig") from error
     finally:
@@ -79,6 +93,37 @@ def settings(kubeconfig: str = "", context: str = "") -> Any:  # noqa: ANN401 - 
 
     made.refresh_api_key_hook = trim  # a token's file may end with a new line
     return made
+
+
+def _load(kubeconfig: str, context: str, made: Any) -> None:  # noqa: ANN401
+    """As the client's ``load_kube_config``; but the current context is the first file's that has
+    one, as kubectl's is, and plugins have a deadline.
+    """
+    from kubernetes.config import exec_provider, kube_config
+
+    class Plugin(exec_provider.ExecProvider):
+        def __init__(self, *words: Any) -> None:  # noqa: ANN401
+            super().__init__(*words)  # type: ignore[no-untyped-call]
+            if not sys.stdout.isatty():  # else it may ask its user
+                self.args = [sys.executable, "-c", _PLUGIN, str(_PLUGIN_SECONDS), *self.args]
+
+    client: Any = kube_config
+    client.ExecProvider = Plugin
+    files = client.KubeConfigMerger(kubeconfig or client.KUBE_CONFIG_DEFAULT_LOCATION)
+    if files.config is None:
+        raise Failed("there is no such file")
+    current = (each.get("current-context") for each in files.config_files.values())
+    loader = client.KubeConfigLoader(
+        files.config, context or next(filter(None, current), None), config_base_path=None,
+        config_persister=files.save_changes,
+    )  # fmt: skip
+    if name := loader.current_context["context"].get("user"):
+        user = files.config["users"].get_with_name(name)["user"]
+        if "as" in user:
+            raise Failed(f"its user {name} acts as {user['as']}, which firstlight cannot")
+    loader.load_and_set(made)
+    if str(made.proxy).startswith("socks") and not find_spec("socks"):
+        raise Failed(f"its proxy {made.proxy} needs PySocks: pip install pysocks")
 
 
 class Server:

@@ -1,5 +1,6 @@
 """The options of ``firstlight run``: their help, and the checks of their values."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -206,6 +207,11 @@ def hypervisors(programs: Iterable[str]) -> tuple[str, ...]:
                 f"hypervisor {name!r} is not installed", "give its path to --hypervisor"
             )
     return names
+
+
+def kubeconfig(files: str) -> str:
+    """The files of ``A:B``, by their absolute paths."""
+    return os.pathsep.join(str(Path(file).absolute()) for file in files.split(os.pathsep) if file)
 
 
 def accelerator(name: str) -> str:

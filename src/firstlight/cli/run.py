@@ -108,7 +108,7 @@ def run(
         tuple(guest or ()),
         ("wall", "counted") if icount else ("wall",),
         opt.end_point(end_point),
-        kubeconfig="" if nodes else kubeconfig and str(Path(kubeconfig).absolute()),
+        kubeconfig="" if nodes else opt.kubeconfig(kubeconfig),
         context="" if nodes else context,
         image="" if nodes else image,
         cri=cri.removeprefix("unix://"),  # as crictl's configuration names it

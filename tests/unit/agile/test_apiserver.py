@@ -1,6 +1,7 @@
 """Lists and watches, against a server that says what an API server may."""
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -58,15 +59,17 @@ def server(tmp_path: Path) -> Iterator[Server]:
         http.shutdown()
 
 
-def kubeconfig(directory: Path, user: dict[str, object], port: int = 1) -> str:
+def kubeconfig(
+    directory: Path, user: dict[str, object], port: int = 1, name: str = "kubeconfig"
+) -> str:
     """A kubeconfig of a server at this port, whose user has these credentials."""
-    file = directory / "kubeconfig"
+    file = directory / name
     file.write_text(
         json.dumps({
-            "current-context": "a",
-            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
-            "users": [{"name": "u", "user": user}],
-            "contexts": [{"name": "a", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": name,
+            "clusters": [{"name": name, "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+            "users": [{"name": name, "user": user}],
+            "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
         })
     )  # fmt: skip
     return str(file)
@@ -78,11 +81,53 @@ def test_new_line_at_the_end_of_a_tokens_file_is_no_part_of_it(tmp_path: Path) -
     assert made.get_api_key_with_prefix("BearerToken") == "Bearer good"
 
 
-def test_why_a_plugin_gives_no_credentials_is_said(tmp_path: Path) -> None:
-    words = ["-c", "echo run cloud login >&2; exit 1"]
-    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "args": words}
-    with pytest.raises(Failed, match="run cloud login"):
-        apiserver.settings(kubeconfig(tmp_path, {"exec": plugin}))
+def plugin(*words: str) -> dict[str, object]:
+    api = "client.authentication.k8s.io/v1"
+    return {"exec": {"apiVersion": api, "command": words[0], "args": list(words[1:])}}
+
+
+NEWER = '{"apiVersion": "client.authentication.k8s.io/v2", "kind": "ExecCredential", "status": {}}'
+
+
+@pytest.mark.parametrize(
+    ("user", "fact"),
+    [
+        (plugin("sh", "-c", "echo run cloud login >&2; exit 1"), "run cloud login"),
+        (plugin("sh", "-c", "sleep 1000 & wait"), "sh has not ended after 0.1 s"),
+        (plugin("echo", "rubbish"), "failed to decode process output"),
+        (plugin("echo", NEWER), "api version client.authentication.k8s.io/v2 does not match"),
+        (plugin("/nowhere/login"), "No such file or directory: '/nowhere/login'"),
+        ({"token": "t", "as": "boss"}, "its user kubeconfig acts as boss"),
+    ],
+    ids=["refuses", "hangs", "rubbish", "newer", "missing", "acts-as"],
+)
+def test_a_kubeconfig_without_usable_credentials_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: dict[str, object], fact: str
+) -> None:
+    """The client would go on without any, or as another user."""
+    monkeypatch.setattr(apiserver, "_PLUGIN_SECONDS", 0.1 if "after" in fact else 60.0)
+    with pytest.raises(Failed, match=re.escape(fact)):
+        apiserver.settings(kubeconfig(tmp_path, user))
+
+
+def test_a_proxy_that_needs_another_package_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(apiserver, "find_spec", lambda _: None)
+    file = Path(kubeconfig(tmp_path, {"token": "t"}))
+    document = json.loads(file.read_text())
+    document["clusters"][0]["cluster"]["proxy-url"] = "socks5://127.0.0.1:1080"
+    file.write_text(json.dumps(document))
+    with pytest.raises(Failed, match=r"socks5://127.0.0.1:1080 needs PySocks"):
+        apiserver.settings(str(file))
+
+
+def test_the_first_of_several_kubeconfigs_has_the_context(tmp_path: Path) -> None:
+    """As kubectl has it: the client would take the last one's, and so another cluster."""
+    a, b = (kubeconfig(tmp_path, {"token": name}, port, name) for port, name in enumerate("ab", 1))
+    files = f"{tmp_path}/none:{a}:{b}"
+    assert apiserver.settings(files).host == "http://127.0.0.1:1"
+    assert apiserver.settings(files, "b").host == "http://127.0.0.1:2"
 
 
 def at_port(port: int, directory: Path) -> Server:

@@ -84,7 +84,7 @@ def test_a_deletion_that_the_watch_misses_is_looked_for() -> None:
      ([None, 503], ""), ([404], "")],
     ids=["not-allowed", "away-for-a-while", "gone"],
 )  # fmt: skip
-def test_no_start_is_measured_beside_a_pod_that_cannot_be_deleted(
+def test_no_start_is_beside_a_pod_that_cannot_be_deleted(
     monkeypatch: pytest.MonkeyPatch, refusals: list[int | None], stays: str
 ) -> None:
     def delete(*_: object, **__: object) -> SimpleNamespace:

@@ -5,6 +5,7 @@ whose output has the stamp of its first instruction. firstlight's cluster is sta
 and its components report telemetry.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -42,7 +43,9 @@ class Own:
 
 @dataclass(frozen=True)
 class Users:
-    """A user's cluster. An empty ``context`` is the kubeconfig's current one."""
+    """A user's cluster. ``kubeconfig`` may be several files, with ``:`` between them. An empty
+    ``context`` is the current one.
+    """
 
     kubeconfig: str
     context: str = ""
@@ -85,7 +88,8 @@ class Kubernetes:
     def probe(self) -> None:
         """Needs a cluster, or what is needed to start one."""
         if isinstance(self.cluster, Users):
-            if not Path(self.cluster.kubeconfig).is_file():
+            files = self.cluster.kubeconfig.split(os.pathsep)
+            if not any(Path(file).is_file() for file in files):
                 raise Unsupported(f"the kubeconfig {self.cluster.kubeconfig} does not exist",
                                   "give one with --kubeconfig FILE")  # fmt: skip
             _read_kubeconfig(self.cluster)
