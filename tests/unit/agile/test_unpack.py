@@ -48,11 +48,11 @@ def entry(name: str, **fields: object) -> tarfile.TarInfo:
     return member
 
 
-def outcome(blob: bytes) -> dict[str, object]:
+def outcome(blob: bytes, into: str = "") -> dict[str, object]:
     Path("blob").write_bytes(blob)
     with Path("blob").open("rb") as archive:
         return unpack_main._outcome(
-            {"archive": os.dup(archive.fileno()), "kind": "tar", "into": "", "layer": True,
+            {"archive": os.dup(archive.fileno()), "kind": "tar", "into": into, "layer": True,
              "bytes": 1 << 20, "entries": 100}
         )  # fmt: skip
 
@@ -75,6 +75,16 @@ def test_entry_of_an_unknown_type_is_a_file(
     monkeypatch.chdir(tmp_path)
     assert outcome(layer(entry("app.py", type=b"Z"), entry("b")))["entries"] == 2
     assert Path("app.py").read_bytes() == bytes(3)
+
+
+@pytest.mark.parametrize("into", ["", "var/task"])
+def test_hard_links_stay_within_the_directory_that_an_archive_goes_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, into: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    link = entry("bin/b", type=tarfile.LNKTYPE, linkname="./bin/a", size=0)
+    assert "refused" not in outcome(layer(entry("bin/a"), link), into)
+    assert Path(into, "bin/a").samefile(Path(into, "bin/b"))
 
 
 @pytest.mark.parametrize(

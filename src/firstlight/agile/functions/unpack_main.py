@@ -263,14 +263,17 @@ def _tar(tree: Tree, blob: BinaryIO, layer: bool, into: str) -> str:
             if layer and tree.white_out(path):
                 continue
             tree.count(0)
-            _member(tree, archive, member, os.path.join(into, path) if path else into)
+            _member(tree, archive, member, into, path)
     digest = stream.end()
     if end > stream.size:
         raise Refused("truncated", "it ends within its last file")
     return digest
 
 
-def _member(tree: Tree, archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
+def _member(
+    tree: Tree, archive: tarfile.TarFile, member: tarfile.TarInfo, into: str, name: str
+) -> None:
+    path = os.path.join(into, name) if name else into
     if member.isdir():
         tree.directory(path)
     elif not path:
@@ -278,7 +281,7 @@ def _member(tree: Tree, archive: tarfile.TarFile, member: tarfile.TarInfo, path:
     elif member.issym():
         tree.link(path, member.linkname)
     elif member.islnk():
-        target = tree.path(member.linkname, "hard link to")
+        target = os.path.join(into, tree.path(member.linkname, "hard link to"))
         if not os.path.lexists(target):
             raise Refused("format", f"{member.name} is a hard link to {target}, which is missing")
         if target != path:
