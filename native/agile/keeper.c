@@ -81,6 +81,7 @@ struct keeper {
 	const struct house *house;
 	struct place place;
 	int control, proc, last_pid, mounts, home, sockets, changes, out_of_memory, processes, null;
+	int routes; /* written to, the kernel drops those that it keeps */
 	bool in_network, has_words; /* has_words: those of the function alone are read */
 	struct text texts[COUNTERS];
 	int next_ids[NEXT_IDS], queues; /* queues: the directory of the POSIX queues */
@@ -135,6 +136,7 @@ static void open_counters(void)
 		text->size = read_text(text->file, text->bytes, counters[i].most);
 	}
 	keeper.sockets = open("/proc/self/net/sockstat", O_RDONLY | O_CLOEXEC);
+	keeper.routes = openat(keeper.proc, "sys/net/ipv4/route/flush", O_WRONLY | O_CLOEXEC);
 	keeper.in_network = true;
 }
 
@@ -143,6 +145,7 @@ static void close_counters(void)
 	for (int i = 0; i < COUNTERS; i++)
 		descriptor_close(&keeper.texts[i].file);
 	descriptor_close(&keeper.sockets);
+	descriptor_close(&keeper.routes);
 	descriptor_close(&keeper.changes);
 	keeper.in_network = false;
 }
@@ -172,10 +175,11 @@ static bool network_is_clean(void)
 	return true;
 }
 
-/* Until the next start brings another network, it is in the one where waiting sandboxes are. */
+/* A route that the kernel keeps for an address tells when somebody asked for it. Until the next start
+ * brings another network, it is in the one where waiting sandboxes are. */
 static uint32_t leave_network(void)
 {
-	if (network_is_clean())
+	if (network_is_clean() && pwrite(keeper.routes, "1", 1, 0) == 1)
 		return 1;
 	close_counters();
 	if (setns(keeper.home, CLONE_NEWNET))

@@ -131,7 +131,10 @@ static int serve_check(int used, struct net_answer *answer, const char **step)
 	if ((error = net_sockets(&sockets)) || sockets)
 		return error ? error : -EBUSY;
 	error = net_digest(&answer->digests, step);
-	return error ? error : net_quick_digest(&answer->quick);
+	if (error || (error = net_quick_digest(&answer->quick)))
+		return error;
+	*step = "forget routes";
+	return net_forget_routes();
 }
 
 static int serve_wash(int used, const char **step)

@@ -63,3 +63,9 @@ int net_quick_digest(uint64_t *digest)
 	net_add(digest, text, net_read(AT_FDCWD, "/proc/sys/net/ipv4/tcp_fastopen_key", text));
 	return 0;
 }
+
+int net_forget_routes(void)
+{
+	int file FILE_SCOPE = open("/proc/sys/net/ipv4/route/flush", O_WRONLY | O_CLOEXEC);
+	return file >= 0 && write(file, "1", 1) == 1 ? 0 : -errno;
+}

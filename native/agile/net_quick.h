@@ -17,6 +17,8 @@ size_t net_read(int directory, const char *name, char *text);
 /* These return 0 or a negative errno. The first is called once, before the others. */
 int net_quick_open(void);
 int net_quick_digest(uint64_t *digest);
+/* Drops the routes that the kernel keeps for the addresses that were asked for, and so when. */
+int net_forget_routes(void);
 /* The number of sockets there that anybody still holds. Ours count until a grace period after they
  * were closed, so this is asked before one is opened. */
 int net_sockets(uint64_t *sockets);

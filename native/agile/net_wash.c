@@ -2,6 +2,7 @@
  * exceptions, and TCP's metrics and cookies of addresses. The caller checks the result. */
 #include "../common/cleanup.h"
 #include "net.h"
+#include "net_quick.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -16,12 +17,6 @@ struct ending {
 	struct rtnl *netlink; /* for ending: the dump has its own socket */
 	int error;
 };
-
-static int flush_routes(void)
-{
-	int file FILE_SCOPE = open("/proc/sys/net/ipv4/route/flush", O_WRONLY | O_CLOEXEC);
-	return file >= 0 && write(file, "1", 1) == 1 ? 0 : -errno;
-}
 
 static struct nlmsghdr *generic_message(void *buffer, uint16_t type, uint8_t command,
 					uint8_t version)
@@ -114,7 +109,7 @@ int net_wash(const char **step)
 	    error != -EOPNOTSUPP) /* the kernel has no IPv6, or lacks this */
 		return error;
 	*step = "forget exceptions of routes";
-	if ((error = flush_routes()))
+	if ((error = net_forget_routes()))
 		return error;
 	*step = "forget TCP's metrics";
 	return flush_metrics();

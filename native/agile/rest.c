@@ -62,9 +62,11 @@ static int look(const struct part *part)
 		failed = -EBUSY;
 	if (!failed)
 		failed = net_quick_digest(&digest);
+	if (!failed)
+		failed = digest == part->order.quick ? net_forget_routes() : -ESTALE;
 	if (setns(home, CLONE_NEWNET))
 		node_die("return to the host's network namespace", -errno);
-	return failed ? failed : digest == part->order.quick ? 0 : -ESTALE;
+	return failed;
 }
 
 /* Their function has been forgotten. */

@@ -27,7 +27,7 @@ from firstlight.agile.function import Counts
 from firstlight.agile.instance import Instance
 
 LOOK = '''
-import ctypes, fcntl, json, os, socket, subprocess, sys, time
+import ctypes, fcntl, json, os, socket, struct, subprocess, sys, time
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -104,11 +104,47 @@ def send(address):
 
 
 def no_route():
+    for family, kind, address in (
+        (socket.AF_INET, socket.SOCK_DGRAM, "240.0.0.1"),
+        (socket.AF_INET, socket.SOCK_STREAM, "255.255.255.255"),
+        (socket.AF_INET6, socket.SOCK_DGRAM, "2001:db8::1"),
+        (socket.AF_INET6, socket.SOCK_STREAM, "::1"),
+    ):
+        try:
+            socket.socket(family, kind).connect((address, 9))
+        except OSError:
+            pass
+
+
+def multipath():
+    """A connection that is counted before its address is refused."""
     try:
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("240.0.0.1", 9))
-        socket.socket(socket.AF_INET, socket.SOCK_STREAM).connect(("255.255.255.255", 9))
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262).connect(("224.0.0.1", 9))
     except OSError:
         pass
+
+
+def route():
+    """A route that is kept on each CPU, with its time; no packet is sent."""
+    for cpu in os.sched_getaffinity(0):
+        os.sched_setaffinity(0, {cpu})
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("198.51.100.9", 9))
+    time.sleep(0.05)
+
+
+def age_of_route():
+    """Hundredths of a second since the kernel made the route that it keeps for an address."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as sock:
+        body = struct.pack("BBBBBBBBI", 2, 32, 0, 0, 0, 0, 0, 0, 0)
+        body += struct.pack("HH4s", 8, 1, socket.inet_aton("198.51.100.9"))
+        sock.send(struct.pack("IHHII", 16 + len(body), 26, 1, 1, 0) + body)
+        answer, at = sock.recv(4096), 28
+        while answer[4] == 24:  # not an error
+            size, kind = struct.unpack_from("HH", answer, at)
+            if kind == 12:
+                return struct.unpack_from("I", answer, at + 8)[0]
+            at += size + 3 & ~3
+        return 0
 
 
 def group():
@@ -176,6 +212,8 @@ LEAVES = {
     "a datagram by loopback": lambda: send("127.0.0.1"),
     "a datagram to the world": lambda: send("198.51.100.9"),
     "a connect without a route": no_route,
+    "a multipath connection": multipath,
+    "a route": route,
     "a flow label of IPv6": flow_label,
     "a multicast group": group,
     "an attempt to mount": lambda: refused(libc.mount, b"t", b"/tmp", b"tmpfs", 0, None) or 1 / 0,
@@ -218,6 +256,7 @@ def seen():
         "host": os.uname().nodename, "nice": os.nice(0), "cgroup": text("/proc/self/cgroup"),
         "keys": text("/proc/keys") if os.access("/proc/keys", os.R_OK) else "",
         "limits": text("/proc/self/limits"), "net": net, "pid": os.getpid(),
+        "route": age_of_route() < 4,
     }  # fmt: skip
 
 
@@ -308,6 +347,22 @@ def test_nothing_of_an_instance_is_left_for_the_next(tmp_path: Path) -> None:
         assert others == [], "one sandbox serves them all"
 
     with_function(tmp_path, main)
+
+
+def test_a_reused_network_has_no_route_of_the_instance_before(tmp_path: Path) -> None:
+    async def main(runtime: Runtime, function: Function) -> None:
+        served = []
+        for act in ("a route", ""):
+            async with await runtime.start(doing(function, act)) as instance:
+                _, seen = await look(instance)
+                served.append(await instance.network)
+                await instance.wait()
+            while not any(pool.returned for pool in runtime.pools() if "network" in pool.name):
+                await asyncio.sleep(0.01)
+        assert served[0] is served[1]
+        assert seen["route"]
+
+    with_function(tmp_path, main, reuse="network")
 
 
 def processes_in(pids: Path) -> list[int]:
