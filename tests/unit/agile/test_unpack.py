@@ -77,6 +77,21 @@ def test_entry_of_an_unknown_type_is_a_file(
     assert Path("app.py").read_bytes() == bytes(3)
 
 
+@pytest.mark.parametrize("white_out", ["d/.wh..wh..opq", ".wh..wh..opq", ".wh.d"])
+@pytest.mark.parametrize("named", [True, False])
+def test_white_outs_hide_nothing_of_their_own_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, white_out: str, named: bool
+) -> None:
+    """Also where they come last, and the layer does not name a directory of what it has."""
+    monkeypatch.chdir(tmp_path)
+    assert "refused" not in outcome(layer(entry("d/e/lower"), entry("d/lower")))
+    own = [entry("d/e/own"), entry("d/own"), entry(white_out, size=0)]
+    directory = entry("d", type=tarfile.DIRTYPE, size=0)
+    assert "refused" not in outcome(layer(*([directory] if named else []), *own))
+    found = {str(each.relative_to("d")) for each in Path("d").rglob("*") if each.is_file()}
+    assert found == {"e/own", "own"}
+
+
 @pytest.mark.parametrize("into", ["", "var/task"])
 def test_hard_links_stay_within_the_directory_that_an_archive_goes_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, into: str

@@ -162,7 +162,10 @@ class Tree:
         if parent and not os.path.isdir(parent):
             self.room(parent, directory=True)
             os.mkdir(parent, 0o755)
-        self._made.add(path)
+        above = path
+        while above and above not in self._made:
+            self._made.add(above)
+            above = os.path.dirname(above)
         if os.path.lexists(path):
             if not os.path.isdir(path) or os.path.islink(path):
                 os.unlink(path)
@@ -208,8 +211,8 @@ class Tree:
             self._clear(directory or ".")
         elif not name.startswith(".wh..wh."):
             gone = os.path.join(directory, name.removeprefix(".wh."))
-            if gone not in self._made and os.path.lexists(gone):
-                self._remove(gone)
+            if os.path.lexists(gone):
+                self._hide(gone)
         return True
 
     def _clear(self, directory: str) -> None:
@@ -217,17 +220,15 @@ class Tree:
         with os.scandir(directory) as entries:
             present = list(entries)
         for entry in present:
-            path = os.path.normpath(entry.path)
-            if path not in self._made:
-                self._remove(path)
-            elif entry.is_dir(follow_symlinks=False):
-                self._clear(path)
+            self._hide(os.path.normpath(entry.path))
 
-    def _remove(self, path: str) -> None:
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        else:
-            os.unlink(path)
+    def _hide(self, path: str) -> None:
+        """Remove what is at a path, except what this layer has there."""
+        is_directory = os.path.isdir(path) and not os.path.islink(path)
+        if path not in self._made:
+            (shutil.rmtree if is_directory else os.unlink)(path)
+        elif is_directory:
+            self._clear(path)
 
 
 def _open_blob(blob: BinaryIO) -> Reader:
