@@ -401,6 +401,22 @@ static __always_inline __u32 sign_of(struct task_struct *p)
 	return sign && *sign != SIGN ? *sign : 0;
 }
 
+/* The name of the nearest ancestor whose children are watched, such as an engine, unless p is in a
+ * container of it. */
+static __always_inline void name_engine(struct task_struct *p, char (*name)[NAME])
+{
+	struct task_struct *ancestor = p;
+#pragma unroll
+	for (int up = 0; up < ANCESTORS; up++) {
+		ancestor = parent_of(ancestor);
+		if (!sign_of(ancestor))
+			continue;
+		if (level_of(p) == level_of(ancestor))
+			BPF_CORE_READ_INTO(name, ancestor, comm);
+		return;
+	}
+}
+
 /* Whether a program has a watched name, whatever its arguments, or is a child of one whose children are
  * watched: a runtime or a plugin of another name. A container's own program is also a child of the shim,
  * but a PID namespace below. */
@@ -434,6 +450,7 @@ static __always_inline void begin(struct task_struct *p, __u32 tid, const char *
 	}
 	fill(&out->event, BEGIN, &task, tid, clock_now());
 	out->event.text = sizeof *out - sizeof out->event;
+	name_engine(p, (void *)&out->event.args[2]);
 	bpf_probe_read_kernel_str(out->file, sizeof out->file, file);
 	struct mm_struct *mm = p->mm;
 	out->event.args[0] = take_words(out->arguments, BPF_CORE_READ(mm, arg_start),

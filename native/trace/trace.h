@@ -6,7 +6,7 @@ enum kind { CALL = 1, FORK, EXEC, EXIT, OFF, LOCK, MARK, STACK, BEGIN, GONE };
 enum { UNSEEN = -1000 };
 enum { TEXT_MAX = 512, STACK_DEPTH = 32, STACKS = 65536, TASKS = 65536, NUMBERS = 512 };
 enum { SOCKETCALL = 102, SOCKETCALLS_MAX = 32 }; /* of 32-bit x86 */
-enum { NAME = 16, NAMES = 256, FILE_MAX = 256, WORDS_MAX = 2048 };
+enum { NAME = 16, NAMES = 256, FILE_MAX = 256, WORDS_MAX = 2048, ANCESTORS = 8 };
 
 /* For a watched name: SIGN: its executions are signs of a start; SIGN_CHILDREN: also those by its
  * children; CHILDREN_ALONE: only those by its children. */
@@ -24,7 +24,8 @@ enum sign { SIGN = 1, SIGN_CHILDREN, CHILDREN_ALONE };
  *      how far that lies below ours.
  * BEGIN: the execution of a watched program; where tid is root, by a process that was not traced
  *      before. text is the file's name in FILE_MAX bytes, the arguments' first args[0] bytes in
- *      WORDS_MAX bytes, and the environment's last args[1] bytes in as many.
+ *      WORDS_MAX bytes, and the environment's last args[1] bytes in as many; args[2] and [3] are
+ *      the name of the nearest ancestor whose children are watched, "" if none of ANCESTORS is.
  * EXIT: peer is the thread that goes on under the process's number, after an execve by this one.
  * GONE: its last switch off the CPU, after EXIT; none in watch, where it is not traced until then.
  * STACK: text is the addresses of the wait or lock of this tid that starts then; only where the

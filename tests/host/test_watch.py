@@ -475,6 +475,29 @@ def test_it_gives_up_nothing_where_it_has_nothing_else() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"), "in this PID namespace"),
+        (("setpriv", "--bounding-set=-syslog"), "waits inside the kernel have no names"),
+        (("setpriv", "--bounding-set=-sys_ptrace"), "this process lacks CAP_SYS_PTRACE"),
+        ((), ""),
+    ],
+)
+def test_what_it_cannot_see_is_said_at_the_start(command: tuple[str, ...], expected: str) -> None:
+    done = subprocess.run(
+        [*command, FIRSTLIGHT, "watch", "--duration", "0"],
+        capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith("watching "), done.stderr
+    assert done.returncode == 0
+    if expected:
+        assert any(expected in line for line in rest), done.stderr
+    elif Path("/proc/self/ns/pid").readlink() == Path("pid:[4026531836]"):
+        assert rest == []
+
+
 def test_a_container_that_fails_is_a_failed_start(bundle: Path, tmp_path: Path) -> None:
     config = bundle / "config.json"
     document = json.loads(config.read_text())

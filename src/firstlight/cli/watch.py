@@ -105,11 +105,12 @@ def watch(
     from firstlight.lab.watch import programs
     from firstlight.lab.watch.follow import Follower
     from firstlight.lab.watch.keep import Keeper, Limits, Samples
+    from firstlight.lab.watch.unseen import unseen
     from firstlight.report.live.watched_start import watched_start
-    from firstlight.trace import bpf
+    from firstlight.trace import bpf, kallsyms
 
     capabilities.keep_only(NEEDED)
-    bpf.probe()
+    bpf.probe(bpf.HINT)
     others = tuple(filter(None, runtime.split(",")))
     names = programs.watched(others)
     until = None if duration is None else time.monotonic() + duration
@@ -120,9 +121,11 @@ def watch(
         share = budget / 100
         follower = stack.enter_context(Follower(names, sample or 0, share))
         os.nice(_GENTLE)  # not the tracer, which must not lose events
+        kallsyms.load()  # the first traced start would wait for it
         limits = Limits(total=max_size << 20, days=max_age)
         samples = stack.enter_context(Keeper(out, limits)) if out else Samples()
-        say(f"watching {', '.join((*programs.RUNTIMES, *others))}: {len(names)} program names")
+        watched = ", ".join((*programs.RUNTIMES, *others))
+        say("\n".join((f"watching {watched}: {len(names)} program names", *unseen())))
 
         late = 0
 

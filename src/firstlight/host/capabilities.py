@@ -3,7 +3,7 @@
 import ctypes
 import os
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from firstlight.errors import Unsupported
@@ -34,7 +34,10 @@ def keep_only(names: Collection[str]) -> None:
     number = 0
     while (bounded := _libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0)) >= 0:
         if bounded and number not in kept:  # in a container, CAP_SETPCAP may be gone too
-            _check(_libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0))
+            _check(
+                _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0),
+                f"give it CAP_SETPCAP too, or no others than {', '.join(names)}",
+            )
         number += 1
     _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
     held = sum(1 << number for number in kept) & _permitted()
@@ -44,13 +47,19 @@ def keep_only(names: Collection[str]) -> None:
     _check(_libc.capset(header, struct.pack("=6I", low, low, 0, high, high, 0)))
 
 
+def lacking(names: Iterable[str]) -> list[str]:
+    """Those that this process does not have."""
+    held = _permitted()
+    return [name for name in names if not held >> NUMBERS[name] & 1]
+
+
 def _permitted() -> int:
     """The capabilities that this process has."""
     lines = Path("/proc/thread-self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("CapPrm:")).split()[1], 16)
 
 
-def _check(result: int) -> None:
+def _check(result: int, hint: str = "run it as root") -> None:
     if result < 0:
         reason = os.strerror(ctypes.get_errno())
-        raise Unsupported(f"cannot give up capabilities: {reason}", "run it as root")
+        raise Unsupported(f"cannot give up capabilities: {reason}", hint)

@@ -41,8 +41,8 @@ _ENDS = {EXEC: "exec", _EXIT: "exit", _GONE: "gone"}
 _RING_BYTES = 1 << 26
 _UNSEEN = -1000  # native/trace/trace.h
 _OPENING = frozenset({"open", "openat", "openat2", "socket"})
-_HINT = "run firstlight doctor to see what is missing"
-UNTRACED = f"{_HINT}; run --no-trace measures without a breakdown"
+HINT = "run firstlight doctor to see what is missing"
+UNTRACED = f"{HINT}; run --no-trace measures without a breakdown"
 _SYS_ADMIN, _LOADING = 21, {"CAP_BPF": 39, "CAP_PERFMON": 38}
 _ALL_USERS = (1 << 32) - 1
 _AT_ONCE = 1 << 15
@@ -123,7 +123,7 @@ class Tracer:
         answer = self._process.stdout.readline()
         if not answer.startswith(expected):
             reason = self._process.stderr.read().strip() or ending(self._process.wait(longer(60)))
-            raise Failed(f"the tracer failed: {reason}", _HINT)
+            raise Failed(f"the tracer failed: {reason}", HINT)
         return answer
 
 
@@ -164,8 +164,8 @@ def _config() -> str:
         return read_line(Path(f"/boot/config-{os.uname().release}"))
 
 
-def probe() -> None:
-    """Raise Unsupported if the eBPF programs do not load and attach here."""
+def probe(hint: str = UNTRACED) -> None:
+    """Raise Unsupported, with this hint, if the eBPF programs do not load and attach here."""
     if os.geteuid() != 0:
         raise Unsupported("tracing needs root", WITH_SUDO)
     done = subprocess.run(
@@ -173,8 +173,7 @@ def probe() -> None:
     )
     if done.returncode:
         complaint = done.stderr.strip()
-        denied = denial() if "Operation not permitted" in complaint else ""
-        raise Unsupported(f"cannot trace: {obstacle() or denied or complaint}", UNTRACED)
+        raise Unsupported(f"cannot trace: {obstacle() or denial(complaint) or complaint}", hint)
 
 
 def obstacle() -> str:
@@ -191,8 +190,10 @@ def obstacle() -> str:
     return ""
 
 
-def denial() -> str:
-    """Why the kernel does not let this process load programs; "" if that is not known."""
+def denial(complaint: str) -> str:
+    """Why the kernel does not let this process load programs, if it said that; "" if that is not
+    known.
+    """
     status = dict(re.findall(r"^(\w+):\s*(\S+)$", (PROC / "self/status").read_text(), re.MULTILINE))
     if read_line(PROC / "self/uid_map").split() != ["0", "0", str(_ALL_USERS)]:
         return "this is root of a user namespace, and only the host's root may load programs"
@@ -200,7 +201,7 @@ def denial() -> str:
     missing = [name for name, bit in _LOADING.items() if not held >> bit & 1]
     if missing and not held >> _SYS_ADMIN & 1:
         return f"this process lacks {' and '.join(missing)}, or CAP_SYS_ADMIN"
-    if status.get("Seccomp") == "2":
+    if status.get("Seccomp") == "2" and "Operation not permitted" in complaint:
         return "a seccomp filter refuses bpf(2), as that of a container without --privileged does"
     return ""
 

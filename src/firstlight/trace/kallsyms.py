@@ -52,6 +52,12 @@ def _symbols() -> tuple[np.ndarray, list[str], dict[int, str]]:
     )
 
 
+def load() -> None:
+    """Read the kernel's table of names before it is first needed."""
+    if not are_hidden():
+        _symbols()
+
+
 def variable(address: int) -> str:
     """The kernel variable at an address, or "" (many kernels list functions only)."""
     return "" if are_hidden() else _symbols()[2].get(address, "")

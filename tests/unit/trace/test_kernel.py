@@ -76,26 +76,32 @@ def test_missing_kernel_support_is_reported(
     assert "at most 40 files may be open" in bpf.obstacle()
 
 
-ALL, NO_BPF = f"{(1 << 41) - 1:x}", f"{(1 << 41) - 1 - (1 << 39) - (1 << 21):x}"
+EPERM, EINVAL = "load: Operation not permitted", "load: Invalid argument"
+ALL, NO_BPF, NO_PERFMON = (
+    f"{(1 << 41) - 1 & ~without:x}" for without in (0, 1 << 39 | 1 << 21, 1 << 38 | 1 << 21)
+)
 HOST = "0 0 4294967295"
 
 
 @pytest.mark.parametrize(
-    ("users", "held", "seccomp", "expected"),
+    ("users", "held", "seccomp", "complaint", "expected"),
     [
-        ("0 1000 1", ALL, "0", "root of a user namespace"),
-        (HOST, NO_BPF, "2", "lacks CAP_BPF, or CAP_SYS_ADMIN"),
-        (HOST, ALL, "2", "a seccomp filter"),
-        (HOST, ALL, "0", ""),
+        ("0 1000 1", ALL, "0", EPERM, "root of a user namespace"),
+        (HOST, NO_BPF, "2", EPERM, "lacks CAP_BPF, or CAP_SYS_ADMIN"),
+        (HOST, NO_PERFMON, "2", EINVAL, "lacks CAP_PERFMON, or CAP_SYS_ADMIN"),
+        (HOST, ALL, "2", EPERM, "a seccomp filter"),
+        (HOST, ALL, "2", EINVAL, ""),
+        (HOST, ALL, "0", EPERM, ""),
     ],
 )
 def test_a_denial_has_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, users: str, held: str, seccomp: str,
-    expected: str,
+    complaint: str, expected: str,
 ) -> None:  # fmt: skip
     (tmp_path / "self").mkdir()
     (tmp_path / "self/uid_map").write_text(f"{users}\n")
     (tmp_path / "self/status").write_text(f"Name:\ta b\nCapEff:\t{held}\nSeccomp:\t{seccomp}\n")
     monkeypatch.setattr(bpf, "PROC", tmp_path)
-    assert expected in bpf.denial()
-    assert bool(expected) is bool(bpf.denial())
+    denied = bpf.denial(complaint)
+    assert expected in denied
+    assert bool(expected) is bool(denied)

@@ -261,10 +261,7 @@ class Follower:
         reason = "it does not answer"
         if status is not None:
             reason = self._process.stderr.read().strip() or bpf.ending(status)
-        return Failed(
-            f"the tracer failed: {reason}",
-            "run firstlight doctor to see what is missing",
-        )
+        return Failed(f"the tracer failed: {reason}", bpf.HINT)
 
     def _follow_daemons(self) -> None:
         """Update the tracer's list of engines' daemons, every few seconds."""
@@ -378,4 +375,5 @@ def _program(event: np.void, text: bytes, documents: dict[tuple[int, int], objec
         environment={name: value for name, _, value in pairs if name in _KEPT},
         config=documents.get((int(event["tid"]), _OF_BUNDLE)),
         record=documents.get((int(event["tid"]), _OF_ENGINE)),
+        ancestor=os.fsdecode(event["args"][2:4].tobytes().rstrip(b"\0")),
     )

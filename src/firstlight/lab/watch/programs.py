@@ -48,6 +48,8 @@ class Program:
     """The bundle's config.json, as it was when the program was executed, if that could be read."""
     record: object = None
     """Docker's record of the container, likewise."""
+    ancestor: str = ""
+    """The nearest ancestor that is a shim, a monitor or an engine, as the kernel cuts its name."""
 
     @property
     def name(self) -> str:

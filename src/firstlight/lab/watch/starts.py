@@ -20,6 +20,10 @@ _LOOPBACK = "loopback"
 _OF_POD = ("pod", "namespace", "sandbox", "engine")
 """The labels that a pod's sandbox and its containers have in common."""
 
+_ENGINES = {"containerd-shim": "containerd", "dockerd": "docker", "crio": "cri-o",
+            **dict.fromkeys(MONITORS, "podman")}  # fmt: skip
+"""The engines of programs that are called otherwise; the others are called as their program."""
+
 
 @dataclass
 class Start:
@@ -76,16 +80,13 @@ def join(
     """The starts of a window, in order. ``names`` are those of known runtimes.
 
     Programs that name the same container belong to one start, until its own program is executed. A
-    program that names none, such as an engine's own process, belongs to every container that a
-    runtime in its tree names.
+    program that names none, such as an engine's own process, belongs to every container that is
+    named in its tree before the first of them has started.
     """
     roles = [(program, role_) for program in programs if (role_ := role(program, names))]
-    named: dict[int, set[str]] = {}
-    for program, role_ in roles:
-        if role_.kind == "runtime":
-            named.setdefault(program.root, set()).add(role_.container)
     starts: list[Start] = []
     latest: dict[str, Start] = {}
+    clients: dict[int, list[tuple[Program, Role]]] = {}
     runtimes: dict[int, tuple[Start, Program]] = {}
     steps = [(program.at, program, role_) for program, role_ in roles]
     for at, step, role_ in sorted(
@@ -93,33 +94,41 @@ def join(
     ):
         if role_ is None:
             assert isinstance(step, Executed)
-            _execute(step, runtimes)
+            started = _execute(step, runtimes)
+            for program in started.programs if started else ():
+                clients.pop(program.root, None)
             continue
         assert isinstance(step, Program)
-        for container in [role_.container] if role_.container else named.get(step.root, ()):
-            start = latest.get(container)
-            if start is None or (start.ready is not None and start.ready < at):
-                start = latest[container] = Start(container)
-                starts.append(start)
-            _take(start, step, role_)
-            if role_.kind == "runtime":
-                start.begun |= not role_.starts_only
-                runtimes[step.pid] = (start, step)
+        if not role_.container:
+            clients.setdefault(step.root, []).append((step, role_))
+            continue
+        start = latest.get(role_.container)
+        if start is None or (start.ready is not None and start.ready < at):
+            start = latest[role_.container] = Start(role_.container)
+            starts.append(start)
+            for client, of_client in clients.get(step.root, ()):
+                _take(start, client, of_client)
+        _take(start, step, role_)
+        if role_.kind == "runtime":
+            start.begun |= not role_.starts_only
+            runtimes[step.pid] = (start, step)
     complete = [start for start in starts if start.begun or start.ready is not None]
     return sorted(complete, key=lambda start: start.began)
 
 
-def _execute(executed: Executed, runtimes: dict[int, tuple[Start, Program]]) -> None:
-    """Note the time if it is the execution of a container's own program."""
+def _execute(executed: Executed, runtimes: dict[int, tuple[Start, Program]]) -> Start | None:
+    """Note the time if it is the execution of a container's own program; the start whose it is."""
     by = next((runtimes[pid] for pid in executed.ancestors if pid in runtimes), None)
     if by is None or by[0].ready is not None:
-        return
+        return None
     start, runtime = by
     if executed.ancestors[0] == runtime.pid:
-        return  # itself, which may be the first of a namespace that somebody made for it
+        return None  # itself, which may be the first of a namespace that somebody made for it
     own = None if executed.is_first else own_program(runtime.config)
-    if executed.is_first or (own and _is_same_file(executed.file, own)):
-        start.ready = executed.at
+    if not executed.is_first and not (own and _is_same_file(executed.file, own)):
+        return None
+    start.ready = executed.at
+    return start
 
 
 def _is_same_file(executed: str, asked: str) -> bool:
@@ -137,6 +146,8 @@ def _take(start: Start, program: Program, role_: Role) -> None:
         kept = records.labels(start.container, role_.bundle, program.record)
         start.labels = kept | start.labels
         start.labels["runtime"] = program.name
+        if program.ancestor:  # the engine itself may have been executed long before
+            start.labels.setdefault("engine", _ENGINES.get(program.ancestor, program.ancestor))
     elif role_.kind == "network":
         if program.name != _LOOPBACK:
             start.labels.setdefault("cni", program.name)
@@ -147,4 +158,4 @@ def _take(start: Start, program: Program, role_: Role) -> None:
 def _engine(program: Program) -> str:
     if program.name.startswith("containerd-shim"):
         return "docker" if "moby" in program.arguments else "containerd"
-    return "podman" if program.name in MONITORS else program.name
+    return _ENGINES.get(program.name, program.name)

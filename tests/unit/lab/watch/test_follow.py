@@ -84,6 +84,15 @@ def test_windows_that_end_at_once_are_all_read(follower: Follower, tmp_path: Pat
         assert [follower.read().lost for _ in range(3)] == [0, 7, 0]
 
 
+def test_the_tracer_names_the_engine_above_a_runtime(follower: Follower, tmp_path: Path) -> None:
+    made = begin(10, 500, "runc", "run", "a")
+    made[0]["args"][0, 2:] = np.frombuffer(b"podman".ljust(16, b"\0"), "u8")
+    (tmp_path / "windows").write_text(window(made, fork(10, 11, 600), execute(10, 11, 700)))
+    with follower:
+        [start] = follower.read().starts
+    assert start.labels["engine"] == "podman"
+
+
 def test_start_divided_by_a_cut_is_whole_afterwards(follower: Follower, tmp_path: Path) -> None:
     (tmp_path / "windows").write_text(
         window(begin(10, 500, "runc", "run", "a"), fork(10, 11, 600), last=0, lost=1)

@@ -118,6 +118,39 @@ def test_an_engine_without_a_daemon_is_the_first_sign() -> None:
     assert start.labels["container"] == "mine"
 
 
+def test_a_client_counts_for_what_it_starts_first() -> None:
+    """As by ``podman build`` with two commands, the second of them in another window or not."""
+    client = program("podman", "build", pid=1, root=1, at=1)
+    one = program("runc", "run", "one", pid=2, root=1, at=5)
+    two = replace(program("runc", "run", "two", pid=5, root=1, at=10), ancestor="podman")
+    starts = join([client, one, two], [Executed((3, 2), 8), Executed((6, 5), 15)])
+    assert [(each.began, each.labels["engine"]) for each in starts] == [
+        (1, "podman"),
+        (10, "podman"),
+    ]
+    [start] = join([two], [Executed((6, 5), 15)])
+    assert (start.began, start.labels["engine"]) == (10, "podman")
+
+
+@pytest.mark.parametrize(
+    ("ancestor", "annotations", "engine"),
+    [
+        ("dockerd", {}, "docker"),
+        ("buildkitd", {}, "buildkitd"),
+        ("conmon", {}, "podman"),
+        ("conmon", {"io.container.manager": "cri-o"}, "cri-o"),
+        ("", {}, None),
+    ],
+)
+def test_an_ancestor_names_the_engine_where_nothing_else_does(
+    ancestor: str, annotations: dict[str, str], engine: str | None
+) -> None:
+    config = {"annotations": annotations}
+    made = replace(program("runc", "run", "id", pid=2), ancestor=ancestor, config=config)
+    [start] = join([made], [Executed((3, 2), 8)])
+    assert start.labels.get("engine") == engine
+
+
 def test_runtime_first_in_a_namespace_is_not_its_container() -> None:
     """As by ``unshare --pid --fork crun run id``, which executes itself again."""
     seen = [program("crun", "run", "id", pid=3, root=3, at=at) for at in (6, 8)]
