@@ -39,7 +39,7 @@ static void make_spaces(void)
 {
 	if (node.ahead.mounts >= 0)
 		return;
-	if (!sandbox_enter_blank(&node.house) && !unshare(CLONE_NEWIPC)) {
+	if (!sandbox_enter_blank(&node.common) && !unshare(CLONE_NEWIPC)) {
 		node.ahead.mounts = openat(own, "mnt", O_RDONLY | O_CLOEXEC);
 		node.ahead.ipc = openat(own, "ipc", O_RDONLY | O_CLOEXEC);
 	}
@@ -58,21 +58,21 @@ static void make_spaces(void)
 static void open_tasks(void)
 {
 	char name[32];
-	if (node.house.unified)
+	if (node.common.unified)
 		return;
 	node.ahead.cgroup = node.parts[node.cgroups.first].order.cgroup;
-	node.ahead.out_of_memory = sandbox_out_of_memory(&node.house, node.ahead.cgroup);
+	node.ahead.out_of_memory = sandbox_out_of_memory(&node.common, node.ahead.cgroup);
 	snprintf(name, sizeof name, "%u/tasks", node.ahead.cgroup);
 	node.ahead.has_tasks = true;
-	for (int i = 0; i < node.house.top_count && node.ahead.has_tasks; i++) {
-		node.ahead.tasks[i] = openat(node.house.tops[i], name, O_WRONLY | O_CLOEXEC);
+	for (int i = 0; i < node.common.top_count && node.ahead.has_tasks; i++) {
+		node.ahead.tasks[i] = openat(node.common.tops[i], name, O_WRONLY | O_CLOEXEC);
 		node.ahead.has_tasks = node.ahead.tasks[i] >= 0;
 	}
 }
 
 int64_t ahead_next(void)
 {
-	bool has_parts = node.house.unified || node.cgroups.count;
+	bool has_parts = node.common.unified || node.cgroups.count;
 	return node.is_ahead || node.starting || !has_parts ? INT64_MAX : node.last_run + REST;
 }
 

@@ -22,25 +22,25 @@ static int keep_own(int control, int self)
 {
 	if (dup3(control, CONTROL, O_CLOEXEC) < 0 || dup3(self, SELF, O_CLOEXEC) < 0)
 		return -1;
-	for (int i = 0; i < node.house.top_count; i++) {
-		if (dup3(node.house.tops[i], FIRST_TOP + i, O_CLOEXEC) < 0)
+	for (int i = 0; i < node.common.top_count; i++) {
+		if (dup3(node.common.tops[i], FIRST_TOP + i, O_CLOEXEC) < 0)
 			return -1;
-		node.house.tops[i] = FIRST_TOP + i; /* in this process only */
+		node.common.tops[i] = FIRST_TOP + i; /* in this process only */
 	}
-	return (int)syscall(SYS_close_range, FIRST_TOP + (unsigned)node.house.top_count, ~0U, 0);
+	return (int)syscall(SYS_close_range, FIRST_TOP + (unsigned)node.common.top_count, ~0U, 0);
 }
 
 /* A generic sandbox: it waits for its function. Its end of the socket closes with the exec. */
 _Noreturn static void be_waiting(int index, int control, uint32_t cgroup)
 {
 	struct progress *progress = &node.progress[index];
-	struct place place = {.cgroup = cgroup, .control = CONTROL};
+	struct sandbox_spec spec = {.cgroup = cgroup, .control = CONTROL};
 	struct enter enter;
 	struct rights rights;
 	char ready = 1;
 	instance_be_child();
 	int failed = sandbox_find_pid(progress), self = failed ? failed : sandbox_open_self();
-	if (self < 0 || sandbox_make(&node.house, &node.ahead, false, cgroup, progress) ||
+	if (self < 0 || sandbox_make(&node.common, &node.ahead, false, cgroup, progress) ||
 	    sandbox_lead_session() || keep_own(control, self))
 		_exit(127);
 	progress->stamps[STEP_WAIT] = clock_now();
@@ -49,50 +49,50 @@ _Noreturn static void be_waiting(int index, int control, uint32_t cgroup)
 		_exit(0);
 	ssize_t size = socket_receive(CONTROL, &enter, sizeof enter, 0, &rights);
 	if (size != sizeof enter ||
-	    rights.count < PLACE_RIGHTS - 2 + !!enter.has_words + !!enter.has_hosts)
+	    rights.count < SPEC_RIGHTS - 2 + !!enter.has_words + !!enter.has_hosts)
 		_exit(0); /* not needed any more, or the node is gone */
-	place.function = enter.function;
-	place.limits = enter.limits;
-	place.set_limits = enter.set_limits;
-	place.has_words = enter.has_words;
-	place.has_hosts = enter.has_hosts;
-	place.terminal = enter.terminal;
-	place.tree = rights.descriptors[0];
-	place.network = rights.descriptors[1];
-	memcpy(place.streams, &rights.descriptors[2], sizeof place.streams);
-	place.words = rights.descriptors[5];
-	place.hosts = enter.has_hosts ? rights.descriptors[6] : NOBODY;
-	place.own_words = enter.has_words ? rights.descriptors[6 + !!enter.has_hosts] : NOBODY;
-	if (place.function.reuse == REUSE_SANDBOX)
-		keeper_run(&node.house, &place, CONTROL, SELF, node.progress, (uint32_t)index);
-	sandbox_enter(&node.house, &place, SELF, progress);
+	spec.function = enter.function;
+	spec.limits = enter.limits;
+	spec.set_limits = enter.set_limits;
+	spec.has_words = enter.has_words;
+	spec.has_hosts = enter.has_hosts;
+	spec.terminal = enter.terminal;
+	spec.tree = rights.descriptors[0];
+	spec.network = rights.descriptors[1];
+	memcpy(spec.streams, &rights.descriptors[2], sizeof spec.streams);
+	spec.words = rights.descriptors[5];
+	spec.hosts = enter.has_hosts ? rights.descriptors[6] : NOBODY;
+	spec.own_words = enter.has_words ? rights.descriptors[6 + !!enter.has_hosts] : NOBODY;
+	if (spec.function.reuse == REUSE_SANDBOX)
+		init_run(&node.common, &spec, CONTROL, SELF, node.progress, (uint32_t)index);
+	sandbox_enter(&node.common, &spec, SELF, progress);
 	_exit(127);
 }
 
 /* Our files that are mounted in the root. A function whose root has no /etc/hosts gets none. */
-static int clone_mounts(struct place *place, int root)
+static int clone_mounts(struct sandbox_spec *spec, int root)
 {
-	place->tree = root_clone(root);
-	if (place->tree < 0)
-		return place->tree;
-	place->hosts = place->has_hosts ? hosts_clone(place->network_part) : NOBODY;
-	return place->has_hosts && place->hosts < 0 ? place->hosts : 0;
+	spec->tree = root_clone(root);
+	if (spec->tree < 0)
+		return spec->tree;
+	spec->hosts = spec->has_hosts ? hosts_clone(spec->network_part) : NOBODY;
+	return spec->has_hosts && spec->hosts < 0 ? spec->hosts : 0;
 }
 
-_Noreturn static void be_instance(int index, struct place *place, int root, bool in_ahead)
+_Noreturn static void be_instance(int index, struct sandbox_spec *spec, int root, bool in_ahead)
 {
 	struct progress *progress = &node.progress[index];
 	instance_be_child();
-	bool own_users = place->function.flags & DEFINITION_USER_NAMESPACE;
+	bool own_users = spec->function.flags & DEFINITION_USER_NAMESPACE;
 	int self = own_users ? sandbox_open_self() : NOBODY;
 	int failed = own_users && self < 0 ? self : sandbox_find_pid(progress);
 	if (!failed)
-		failed = clone_mounts(place, root);
+		failed = clone_mounts(spec, root);
 	if (failed) {
 		progress->step = STEP_ROOT;
 		progress->error = -failed;
-	} else if (!sandbox_make(&node.house, &node.ahead, in_ahead, place->cgroup, progress)) {
-		sandbox_enter(&node.house, place, self, progress);
+	} else if (!sandbox_make(&node.common, &node.ahead, in_ahead, spec->cgroup, progress)) {
+		sandbox_enter(&node.common, spec, self, progress);
 	}
 	_exit(127);
 }
@@ -113,9 +113,9 @@ pid_t instance_clone(uint64_t spaces, uint32_t cgroup)
 	struct clone_args args = {.flags = spaces, .exit_signal = SIGCHLD};
 	int directory FILE_SCOPE = NOBODY;
 	char name[16];
-	if (node.house.unified) {
+	if (node.common.unified) {
 		snprintf(name, sizeof name, "%u", cgroup);
-		directory = openat(node.house.tops[0], name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		directory = openat(node.common.tops[0], name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		if (directory < 0)
 			return -errno;
 		args.flags |= CLONE_INTO_CGROUP;
@@ -159,35 +159,35 @@ int instance_clone_waiting(int index)
 	return pid < 0 ? pid : 0;
 }
 
-int instance_clone_into(int index, struct place *place, int root)
+int instance_clone_into(int index, struct sandbox_spec *spec, int root)
 {
 	bool in_ahead = node.ahead.mounts >= 0;
-	pid_t pid = clone_child(index, place->cgroup, in_ahead, &place->control);
+	pid_t pid = clone_child(index, spec->cgroup, in_ahead, &spec->control);
 	if (pid == 0)
-		be_instance(index, place, root, in_ahead);
+		be_instance(index, spec, root, in_ahead);
 	return pid < 0 ? pid : 0;
 }
 
-int instance_enter_waiting(int index, struct place *place, int root)
+int instance_enter_waiting(int index, struct sandbox_spec *spec, int root)
 {
 	struct instance *instance = &node.instances[index];
-	struct enter enter = {.function = place->function,
-			      .limits = place->limits,
-			      .set_limits = place->set_limits,
-			      .has_words = place->has_words,
-			      .has_hosts = place->has_hosts,
-			      .terminal = place->terminal};
-	int failed = clone_mounts(place, root);
-	int given[PLACE_RIGHTS] = {place->tree,       place->network,    place->streams[0],
-				   place->streams[1], place->streams[2], place->words};
-	int count = PLACE_RIGHTS - 2;
-	if (place->has_hosts)
-		given[count++] = place->hosts;
-	if (place->has_words)
-		given[count++] = place->own_words;
+	struct enter enter = {.function = spec->function,
+			      .limits = spec->limits,
+			      .set_limits = spec->set_limits,
+			      .has_words = spec->has_words,
+			      .has_hosts = spec->has_hosts,
+			      .terminal = spec->terminal};
+	int failed = clone_mounts(spec, root);
+	int given[SPEC_RIGHTS] = {spec->tree,       spec->network,    spec->streams[0],
+				  spec->streams[1], spec->streams[2], spec->words};
+	int count = SPEC_RIGHTS - 2;
+	if (spec->has_hosts)
+		given[count++] = spec->hosts;
+	if (spec->has_words)
+		given[count++] = spec->own_words;
 	if (!failed)
 		failed = socket_send(instance->control, &enter, sizeof enter, given, count);
-	descriptor_close(&place->tree);
-	descriptor_close(&place->hosts);
+	descriptor_close(&spec->tree);
+	descriptor_close(&spec->hosts);
 	return failed;
 }

@@ -50,7 +50,7 @@ bool instance_read(int index)
 static bool is_almost_empty(const struct instance *instance)
 {
 	return !(instance->identity.flags & DEFINITION_VOLUMES) ||
-	       sandbox_memory_left(&node.house, node.parts[instance->cgroup].order.cgroup) <=
+	       sandbox_memory_left(&node.common, node.parts[instance->cgroup].order.cgroup) <=
 		       LEFT_MOST;
 }
 

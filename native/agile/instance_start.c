@@ -88,14 +88,14 @@ static int begin(const struct ask *ask, const struct parts *parts, int client)
 }
 
 /* What the start's sandbox has to know. */
-static struct place place_of(const struct ask *ask, const struct rights *rights, int index,
-			     bool reuses)
+static struct sandbox_spec spec_of(const struct ask *ask, const struct rights *rights, int index,
+				   bool reuses)
 {
 	const struct function *function = &node.functions[ask->function];
 	const struct instance *instance = &node.instances[index];
 	const struct part *network = &node.parts[instance->network];
 	bool words = ask->flags & ASK_WORDS;
-	struct place place = {
+	struct sandbox_spec spec = {
 		.function = function->definition,
 		.limits = function->definition.limits,
 		.cgroup = node.parts[instance->cgroup].order.cgroup,
@@ -110,36 +110,36 @@ static struct place place_of(const struct ask *ask, const struct rights *rights,
 		.own_words = words ? rights->descriptors[3] : NOBODY,
 		.streams = {rights->descriptors[0], rights->descriptors[1], rights->descriptors[2]},
 	};
-	place.limits.pids += reuses; /* PID 1 is ours, not the function's */
+	spec.limits.pids += reuses; /* PID 1 is ours, not the function's */
 	/* Its cgroup may have another function's limits. */
-	place.set_limits = !same_limits(&node.parts[instance->cgroup].order.limits, &place.limits);
-	if (!reuses && place.function.reuse == REUSE_SANDBOX)
-		place.function.reuse = REUSE_NETWORK;
-	if (place.function.flags & DEFINITION_OWN_IDENTITY) {
-		if (place.function.gid == place.function.uid) /* else it was asked for */
-			place.function.gid += (uint32_t)index;
-		place.function.uid += (uint32_t)index;
+	spec.set_limits = !same_limits(&node.parts[instance->cgroup].order.limits, &spec.limits);
+	if (!reuses && spec.function.reuse == REUSE_SANDBOX)
+		spec.function.reuse = REUSE_NETWORK;
+	if (spec.function.flags & DEFINITION_OWN_IDENTITY) {
+		if (spec.function.gid == spec.function.uid) /* else it was asked for */
+			spec.function.gid += (uint32_t)index;
+		spec.function.uid += (uint32_t)index;
 	}
-	return place;
+	return spec;
 }
 
 /* ``has_sandbox`` is set if there is one; its end is then reported. */
-static int enter_or_clone(int index, struct place *place, const struct parts *parts, bool reuses,
-			  bool *has_sandbox)
+static int enter_or_clone(int index, struct sandbox_spec *spec, const struct parts *parts,
+			  bool reuses, bool *has_sandbox)
 {
 	int root = node.functions[node.instances[index].function].root, failed;
 	if (parts->again) {
-		place->network = parts->other_network ? place->network : NOBODY;
-		return reuse_enter(index, place);
+		spec->network = parts->other_network ? spec->network : NOBODY;
+		return reuse_enter(index, spec);
 	}
 	if (parts->warm)
-		return instance_enter_waiting(index, place, root);
+		return instance_enter_waiting(index, spec, root);
 	if (!reuses)
-		return instance_clone_into(index, place, root);
+		return instance_clone_into(index, spec, root);
 	failed = instance_clone_waiting(index);
 	*has_sandbox = !failed;
 	return failed ? failed
-		      : instance_enter_waiting(index, place, root); /* read when it is ready */
+		      : instance_enter_waiting(index, spec, root); /* read when it is ready */
 }
 
 int instance_try(const struct ask *ask, struct rights *rights, int client, enum step *step)
@@ -162,12 +162,12 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 	struct instance *instance = &node.instances[index];
 	bool has_sandbox = parts.warm;
 	int logged = ask->flags & ASK_LOG ? output_open(instance->id, rights) : 0;
-	struct place place = place_of(ask, rights, index, reuses);
-	instance->identity = place.function;
-	failed = logged ? logged : enter_or_clone(index, &place, &parts, reuses, &has_sandbox);
+	struct sandbox_spec spec = spec_of(ask, rights, index, reuses);
+	instance->identity = spec.function;
+	failed = logged ? logged : enter_or_clone(index, &spec, &parts, reuses, &has_sandbox);
 	if (!failed) {
 		/* A process exists that sets the limits; if it fails, the cgroup is not used again. */
-		node.parts[instance->cgroup].order.limits = place.limits;
+		node.parts[instance->cgroup].order.limits = spec.limits;
 		return 0;
 	}
 	if (!has_sandbox) {

@@ -28,7 +28,7 @@ static bool ran_out_of_memory(int index)
 	    WTERMSIG(instance->status) != SIGKILL)
 		return false;
 	uint32_t cgroup = node.parts[instance->cgroup].order.cgroup;
-	return sandbox_out_of_memory(&node.house, cgroup) != node.progress[index].out_of_memory;
+	return sandbox_out_of_memory(&node.common, cgroup) != node.progress[index].out_of_memory;
 }
 
 /* The end of an instance. The caller settles its parts before the manager is told. */

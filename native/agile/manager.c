@@ -85,14 +85,14 @@ static int hello(const struct order *asked, struct rights *rights)
 		return -EPROTONOSUPPORT;
 	if (rights->count < 1 || rights->count > TOPS_MAX)
 		return -EPROTO;
-	for (int i = 0; i < node.house.top_count; i++)
-		close(node.house.tops[i]);
-	node.house.top_count = rights->count;
-	memcpy(node.house.tops, rights->descriptors, sizeof node.house.tops);
+	for (int i = 0; i < node.common.top_count; i++)
+		close(node.common.tops[i]);
+	node.common.top_count = rights->count;
+	memcpy(node.common.tops, rights->descriptors, sizeof node.common.tops);
 	rights->count = 0;
 	node.managed = true;
 	node.stays = asked->flags & HELLO_STAY;
-	node.house.unified = asked->flags & HELLO_UNIFIED;
+	node.common.unified = asked->flags & HELLO_UNIFIED;
 	memset(node.wants, 0, sizeof node.wants);
 	while (node.rested.count)
 		part_acknowledge(node.rested.first); /* the state says it */
@@ -121,7 +121,7 @@ static int set_profile(const struct order *asked, const struct sock_filter *prog
 	if (asked->count == PROFILE_BASE)
 		return confine_node((unsigned short)asked->length, program);
 	memcpy(programs[asked->count], program, size);
-	node.house.profiles[asked->count] =
+	node.common.profiles[asked->count] =
 		(struct sock_fprog){(unsigned short)asked->length, programs[asked->count]};
 	return 0;
 }

@@ -74,7 +74,7 @@ static void find_pipes(void)
 	struct stat status;
 	if (pipe2(ends, O_CLOEXEC) || fstat(ends[0], &status))
 		node_die("open a pipe", -errno);
-	node.house.pipes = status.st_dev;
+	node.common.pipes = status.st_dev;
 	close(ends[0]);
 	close(ends[1]);
 }
@@ -139,13 +139,14 @@ static void handle(const struct epoll_event *event)
 
 static void listen_at(const char *directory)
 {
-	char path[sizeof node.house.socket];
-	int length = snprintf(node.house.socket, sizeof node.house.socket, "%s/socket", directory);
+	char path[sizeof node.common.socket];
+	int length =
+		snprintf(node.common.socket, sizeof node.common.socket, "%s/socket", directory);
 	snprintf(path, sizeof path, "%s/node", directory);
-	if (length >= (int)sizeof node.house.socket)
+	if (length >= (int)sizeof node.common.socket)
 		node_die("listen", -ENAMETOOLONG);
 	node.clients_listener =
-		socket_listen(node.house.socket, SOCK_SEQPACKET | SOCK_NONBLOCK, BACKLOG);
+		socket_listen(node.common.socket, SOCK_SEQPACKET | SOCK_NONBLOCK, BACKLOG);
 	node.managers_listener = socket_listen(path, SOCK_SEQPACKET | SOCK_NONBLOCK, MANAGERS);
 	if (node.clients_listener < 0 || node.managers_listener < 0)
 		node_die("listen", node.clients_listener < 0 ? node.clients_listener
@@ -177,15 +178,15 @@ int main(int argc, char **argv)
 	failed = hosts_open();
 	if (failed)
 		node_die("make a place for /etc/hosts", failed);
-	node.house.blank = root_blank();
-	if (node.house.blank < 0)
-		node_die("make the sandboxes' mount namespace", node.house.blank);
+	node.common.blank = root_blank();
+	if (node.common.blank < 0)
+		node_die("make the sandboxes' mount namespace", node.common.blank);
 	enter_cage();
 	failed = inherit_set();
 	if (failed)
 		node_die("set what instances inherit", failed);
 	find_pipes();
-	sandbox_find_masks(&node.house);
+	sandbox_find_masks(&node.common);
 	instances_open(limit);
 	rest_open();
 	ahead_open();

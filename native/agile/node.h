@@ -13,7 +13,7 @@
  *   instance_clone.c  processes of instances
  *   function.c   functions, by their numbers
  *   instance_read.c   what instances say, and their ends
- *   reuse.c      sandboxes that serve their function again; keeper.c is in them
+ *   reuse.c      sandboxes that serve their function again; init.c is in them
  *   instance_state.c  an instance runs and ends, and who is told
  *   client.c     connections, and what clients are told
  *   instance.c   records of instances
@@ -22,7 +22,7 @@
  *   ahead.c      what the next start opens or makes, made before it
  *   output.c     output that is kept
  *   hosts.c      /etc/hosts of each network
- *   watch.c      what the loop watches
+ *   loop.c       what the loop watches
  *   queue.c      queues of all of these
  */
 #ifndef FIRSTLIGHT_NODE_H
@@ -153,7 +153,7 @@ struct node {
 	int telling, telling_at; /* the state, to a new manager */
 	int64_t owes_since; /* when it was first owed events that can wait; 0: none */
 	bool owes_now; /* it is owed an event that cannot wait */
-	struct house house;
+	struct sandbox_common common;
 	struct ahead ahead;
 	bool is_ahead; /* made, since the last start */
 	struct function *functions; /* these tables are not mapped in children */
@@ -186,7 +186,7 @@ struct node {
 
 extern struct node node;
 
-/* watch.c */
+/* loop.c */
 int node_watch(int descriptor, enum source source, int index, uint32_t events);
 int node_watch_again(int descriptor, enum source source, int index, uint32_t events);
 void node_unwatch(int *descriptor); /* and close it */
@@ -253,8 +253,9 @@ int instance_try(const struct ask *ask, struct rights *rights, int client, enum 
 
 /* instance_clone.c */
 int instance_clone_waiting(int index); /* the process of a waiting sandbox, in its cgroup */
-int instance_enter_waiting(int index, struct place *place, int root);
-int instance_clone_into(int index, struct place *place, int root); /* with a sandbox of its own */
+int instance_enter_waiting(int index, struct sandbox_spec *spec, int root);
+int instance_clone_into(int index, struct sandbox_spec *spec,
+			int root); /* with a sandbox of its own */
 void instance_cloned(int index);
 /* A child in new namespaces (CLONE_…), born in that cgroup if it is of version 2. */
 pid_t instance_clone(uint64_t spaces, uint32_t cgroup);
@@ -298,7 +299,7 @@ int waiting_take(void);
 
 /* reuse.c */
 bool reuse_wanted(const struct function *function);
-int reuse_enter(int index, const struct place *place);
+int reuse_enter(int index, const struct sandbox_spec *spec);
 void reuse_news(int index, const struct news *news, struct rights *rights);
 void reuse_ended(int index);
 void reuse_drop(struct function *function);

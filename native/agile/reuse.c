@@ -1,4 +1,4 @@
-/* Sandboxes that serve their function again; keeper.c is PID 1 of each.
+/* Sandboxes that serve their function again; init.c is PID 1 of each.
  *
  * An instance has its sandbox's record. When it ends, the sandbox moves to another record, and the
  * manager is told of the end once the sandbox is renewed, when the remaining parts are known.
@@ -24,29 +24,29 @@ bool reuse_wanted(const struct function *function)
 
 /* The sandbox has everything except what each start brings along, and a new network if it lost
  * its own. */
-int reuse_enter(int index, const struct place *place)
+int reuse_enter(int index, const struct sandbox_spec *spec)
 {
 	struct instance *instance = &node.instances[index];
 	struct enter_again enter = {
-		.uid = place->function.uid,
-		.gid = place->function.gid,
+		.uid = spec->function.uid,
+		.gid = spec->function.gid,
 		.slot = (uint32_t)index,
-		.has_words = place->has_words,
-		.terminal = place->terminal,
-		.has_network = place->network >= 0,
-		.has_hosts = place->network >= 0 && place->has_hosts,
+		.has_words = spec->has_words,
+		.terminal = spec->terminal,
+		.has_network = spec->network >= 0,
+		.has_hosts = spec->network >= 0 && spec->has_hosts,
 	};
-	int hosts FILE_SCOPE = enter.has_hosts ? hosts_clone(place->network_part) : NOBODY;
+	int hosts FILE_SCOPE = enter.has_hosts ? hosts_clone(spec->network_part) : NOBODY;
 	if (enter.has_hosts && hosts < 0)
 		return hosts;
-	int given[PLACE_RIGHTS] = {place->streams[0], place->streams[1], place->streams[2]};
+	int given[SPEC_RIGHTS] = {spec->streams[0], spec->streams[1], spec->streams[2]};
 	int count = 3;
 	if (enter.has_network)
-		given[count++] = place->network;
+		given[count++] = spec->network;
 	if (enter.has_hosts)
 		given[count++] = hosts;
 	if (enter.has_words)
-		given[count++] = place->own_words;
+		given[count++] = spec->own_words;
 	return socket_send(instance->control, &enter, sizeof enter, given, count);
 }
 

@@ -34,8 +34,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* What only root may read is closed to an instance anyway: see house->mask. */
-_Static_assert(MASKED == sizeof((struct house *)0)->mask, "one flag for each path");
+/* What only root may read is closed to an instance anyway: see common->mask. */
+_Static_assert(MASKED == sizeof((struct sandbox_common *)0)->mask, "one flag for each path");
 
 static const uint64_t tmpfs_default = 16 << 20;
 
@@ -68,13 +68,13 @@ int sandbox_write(int directory, const char *name, const char *text)
 /* A thread that moves itself by the "tasks" file spares the kernel the write side of its
  * thread-group lock, and with it an RCU grace period of 8 ms that "cgroup.procs" costs. On
  * version 2 it was born there. */
-static int join_cgroup(const struct house *house, uint32_t cgroup)
+static int join_cgroup(const struct sandbox_common *common, uint32_t cgroup)
 {
 	char name[32];
 	int failed = 0;
 	snprintf(name, sizeof name, "%u/tasks", cgroup);
-	for (int i = 0; i < house->top_count && !house->unified && !failed; i++)
-		failed = sandbox_write(house->tops[i], name, "0");
+	for (int i = 0; i < common->top_count && !common->unified && !failed; i++)
+		failed = sandbox_write(common->tops[i], name, "0");
 	return failed;
 }
 
@@ -90,14 +90,15 @@ static int lead(void)
 }
 
 /* By files that were opened ahead, if they are of this cgroup. */
-static int join_cgroup_ahead(const struct house *house, const struct ahead *ahead, uint32_t cgroup,
-			     struct progress *progress)
+static int join_cgroup_ahead(const struct sandbox_common *common, const struct ahead *ahead,
+			     uint32_t cgroup, struct progress *progress)
 {
 	bool has = ahead->has_tasks && ahead->cgroup == cgroup;
-	for (int i = 0; i < house->top_count && has; i++)
+	for (int i = 0; i < common->top_count && has; i++)
 		has = write(ahead->tasks[i], "0", 1) == 1;
-	int failed = has ? 0 : join_cgroup(house, cgroup);
-	progress->out_of_memory = has ? ahead->out_of_memory : sandbox_out_of_memory(house, cgroup);
+	int failed = has ? 0 : join_cgroup(common, cgroup);
+	progress->out_of_memory =
+		has ? ahead->out_of_memory : sandbox_out_of_memory(common, cgroup);
 	return failed;
 }
 
@@ -109,17 +110,17 @@ static int set_limit(int top, uint32_t cgroup, const char *file, const char *tex
 	return !must && (failed == -ENOENT || failed == -EOPNOTSUPP) ? 0 : failed;
 }
 
-static int set_cgroup_limits(const struct house *house, uint32_t cgroup,
+static int set_cgroup_limits(const struct sandbox_common *common, uint32_t cgroup,
 			     const struct limits *limits)
 {
 	char memory[32], quota[64], pids[32];
-	int cpu = house->tops[0];
-	int top = house->unified ? cpu : house->tops[1],
-	    counted = house->unified ? cpu : house->tops[2];
+	int cpu = common->tops[0];
+	int top = common->unified ? cpu : common->tops[1],
+	    counted = common->unified ? cpu : common->tops[2];
 	int failed;
 	snprintf(memory, sizeof memory, "%llu", (unsigned long long)limits->memory);
 	snprintf(pids, sizeof pids, "%u", limits->pids);
-	if (house->unified) {
+	if (common->unified) {
 		snprintf(quota, sizeof quota, "%u 100000", limits->quota);
 		failed = set_limit(top, cgroup, "memory.max", memory, true);
 		if (!failed)
@@ -143,26 +144,26 @@ static int set_cgroup_limits(const struct house *house, uint32_t cgroup,
 	return failed ? failed : set_limit(counted, cgroup, "pids.max", pids, true);
 }
 
-void sandbox_find_masks(struct house *house)
+void sandbox_find_masks(struct sandbox_common *common)
 {
 	for (int i = 0; i < MASKED; i++) {
 		struct stat status;
-		house->mask[i] = !stat(masked[i].path, &status) && status.st_mode & 0007;
+		common->mask[i] = !stat(masked[i].path, &status) && status.st_mode & 0007;
 	}
 }
 
-static int mask_proc(const struct house *house)
+static int mask_proc(const struct sandbox_common *common)
 {
 	for (int i = 0; i < MASKED; i++)
-		if (house->mask[i] && mount(masked[i].directory ? "/empty" : "/null",
-					    masked[i].path, NULL, MS_BIND, NULL))
+		if (common->mask[i] && mount(masked[i].directory ? "/empty" : "/null",
+					     masked[i].path, NULL, MS_BIND, NULL))
 			return -errno;
 	return 0;
 }
 
-int sandbox_enter_blank(const struct house *house)
+int sandbox_enter_blank(const struct sandbox_common *common)
 {
-	return failure(setns(house->blank, CLONE_NEWNS) || unshare(CLONE_NEWNS) ? -1 : 0);
+	return failure(setns(common->blank, CLONE_NEWNS) || unshare(CLONE_NEWNS) ? -1 : 0);
 }
 
 static int enter_ahead(const struct ahead *ahead)
@@ -207,34 +208,34 @@ static int resize_tmpfs(uint64_t bytes)
 	return failure(mount(NULL, "/tmp", NULL, MS_REMOUNT | MS_NOSUID | MS_NODEV, options));
 }
 
-static int mount_hosts(const struct place *place)
+static int mount_hosts(const struct sandbox_spec *spec)
 {
-	return failure(place->has_hosts ? (int)syscall(SYS_move_mount, place->hosts, "", AT_FDCWD,
-						       "/etc/hosts", MOVE_MOUNT_F_EMPTY_PATH)
-					: 0);
+	return failure(spec->has_hosts ? (int)syscall(SYS_move_mount, spec->hosts, "", AT_FDCWD,
+						      "/etc/hosts", MOVE_MOUNT_F_EMPTY_PATH)
+				       : 0);
 }
 
 /* In a reused sandbox, another network brings another /etc/hosts. */
-int sandbox_enter_network(const struct place *place)
+int sandbox_enter_network(const struct sandbox_spec *spec)
 {
-	if (setns(place->network, CLONE_NEWNET) ||
-	    (place->has_hosts && umount2("/etc/hosts", MNT_DETACH)))
+	if (setns(spec->network, CLONE_NEWNET) ||
+	    (spec->has_hosts && umount2("/etc/hosts", MNT_DETACH)))
 		return -errno;
-	return mount_hosts(place);
+	return mount_hosts(spec);
 }
 
 /* The tree is mounted over the blank root, /proc and /tmp below it, and becomes the root. An
  * empty tmpfs stays beneath; removing it would wait for a grace period. */
-static int enter_tree(const struct place *place)
+static int enter_tree(const struct sandbox_spec *spec)
 {
-	int tree = place->tree, failed = resize_tmpfs(place->function.scratch);
+	int tree = spec->tree, failed = resize_tmpfs(spec->function.scratch);
 	if (failed)
 		return failed;
 	if (syscall(SYS_move_mount, tree, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH) ||
 	    fchdir(tree) || syscall(SYS_move_mount, AT_FDCWD, "/proc", AT_FDCWD, "proc", 0) ||
 	    syscall(SYS_move_mount, AT_FDCWD, "/tmp", AT_FDCWD, "tmp", 0) || chroot("."))
 		return -errno;
-	failed = mount_hosts(place);
+	failed = mount_hosts(spec);
 	/* After the limits: where cgroups are delegated (nsdelegate), none can be set from within
 	 * a namespace whose root is the cgroup. */
 	return failed ? failed : failure(unshare(CLONE_NEWCGROUP));
@@ -242,39 +243,40 @@ static int enter_tree(const struct place *place)
 
 /* Refuses a socket in the directory where the node listens: an instance could command the runtime
  * by it. */
-static bool is_of_runtime(const struct house *house, int stream,
+static bool is_of_runtime(const struct sandbox_common *common, int stream,
 			  int (*name_of)(int, struct sockaddr *, socklen_t *))
 {
 	struct sockaddr_un name = {0};
 	socklen_t size = sizeof name - 1;
-	size_t directory = (size_t)(strrchr(house->socket, '/') + 1 - house->socket);
+	size_t directory = (size_t)(strrchr(common->socket, '/') + 1 - common->socket);
 	return !name_of(stream, (struct sockaddr *)&name, &size) && name.sun_family == AF_UNIX &&
-	       !strncmp(name.sun_path, house->socket, directory);
+	       !strncmp(name.sun_path, common->socket, directory);
 }
 
 /* An anonymous pipe is given to the instance's user, so that it can be opened as /dev/stdout. */
-static int take_stream(const struct house *house, const struct place *place, int number)
+static int take_stream(const struct sandbox_common *common, const struct sandbox_spec *spec,
+		       int number)
 {
-	int stream = place->streams[number];
+	int stream = spec->streams[number];
 	struct stat status;
 	if (fstat(stream, &status))
 		return -errno;
 	if (S_ISDIR(status.st_mode)) /* the way out of its root */
 		return -EISDIR;
-	if (S_ISFIFO(status.st_mode) && status.st_dev == house->pipes &&
-	    fchown(stream, place->function.uid, (gid_t)-1))
+	if (S_ISFIFO(status.st_mode) && status.st_dev == common->pipes &&
+	    fchown(stream, spec->function.uid, (gid_t)-1))
 		return -errno;
-	if (S_ISSOCK(status.st_mode) && (is_of_runtime(house, stream, getpeername) ||
-					 is_of_runtime(house, stream, getsockname)))
+	if (S_ISSOCK(status.st_mode) && (is_of_runtime(common, stream, getpeername) ||
+					 is_of_runtime(common, stream, getsockname)))
 		return -ENOTSUP;
 	return failure(dup2(stream, number));
 }
 
-static int take_streams(const struct house *house, const struct place *place)
+static int take_streams(const struct sandbox_common *common, const struct sandbox_spec *spec)
 {
 	int failed = 0;
 	for (int i = 0; i < 3 && !failed; i++)
-		failed = take_stream(house, place, i);
+		failed = take_stream(common, spec, i);
 	return failed ? failed : lead();
 }
 
@@ -290,7 +292,7 @@ static int mount_terminals(void)
 
 /* The slave is the three streams and the session's terminal; the master goes to the client, which
  * may have sent its size. */
-static int take_terminal(const struct place *place)
+static int take_terminal(const struct sandbox_spec *spec)
 {
 	struct winsize size;
 	int locked = 0, terminal, master = open("/dev/pts/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
@@ -298,25 +300,25 @@ static int take_terminal(const struct place *place)
 	if (master < 0 || ioctl(master, TIOCSPTLCK, &locked))
 		return -errno;
 	terminal = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
-	if (terminal < 0 || fchown(terminal, place->function.uid, place->function.gid) ||
+	if (terminal < 0 || fchown(terminal, spec->function.uid, spec->function.gid) ||
 	    sandbox_lead_session() || ioctl(terminal, TIOCSCTTY, 0))
 		return -errno;
-	if (recv(place->streams[0], &size, sizeof size, MSG_DONTWAIT) == sizeof size &&
+	if (recv(spec->streams[0], &size, sizeof size, MSG_DONTWAIT) == sizeof size &&
 	    ioctl(terminal, TIOCSWINSZ, &size))
 		return -errno;
-	int failed = socket_send(place->streams[0], &there, 1, &master, 1);
+	int failed = socket_send(spec->streams[0], &there, 1, &master, 1);
 	for (int i = 0; i < 3 && !failed; i++)
 		failed = failure(dup2(terminal, i));
 	return failed;
 }
 
-static int take(const struct house *house, const struct place *place)
+static int take(const struct sandbox_common *common, const struct sandbox_spec *spec)
 {
-	bool wants = place->terminal || place->function.flags & DEFINITION_TERMINALS;
+	bool wants = spec->terminal || spec->function.flags & DEFINITION_TERMINALS;
 	int failed = wants ? mount_terminals() : 0;
 	if (failed)
 		return failed;
-	return place->terminal ? take_terminal(place) : take_streams(house, place);
+	return spec->terminal ? take_terminal(spec) : take_streams(common, spec);
 }
 
 /* After everything that opens files: until the exec, the node's own descriptors count, too. */
@@ -507,12 +509,12 @@ static void put_variable(char **envp, uint32_t *count, uint32_t own, char *word)
 }
 
 /* argv and envp of the function, and after them the start's own. */
-int sandbox_read_words(const struct place *place, char ***argv, char ***envp, char **directory)
+int sandbox_read_words(const struct sandbox_spec *spec, char ***argv, char ***envp,
+		       char **directory)
 {
 	struct words heads[2] = {{0}, {0}};
 	char *strings[2] = {NULL, NULL}, *at[2], *end[2];
-	int files = place->has_words ? 2 : 1, given[2] = {place->words, place->own_words},
-	    failed = 0;
+	int files = spec->has_words ? 2 : 1, given[2] = {spec->words, spec->own_words}, failed = 0;
 	uint32_t argc = 0, envc = 0;
 	for (int i = 0; i < files && !failed; i++)
 		failed = take_words(given[i], &few_words[i], &heads[i], &strings[i]);
@@ -624,19 +626,19 @@ int sandbox_open_self(void)
 	return self < 0 ? -errno : self;
 }
 
-int sandbox_open_out_of_memory(const struct house *house, uint32_t cgroup)
+int sandbox_open_out_of_memory(const struct sandbox_common *common, uint32_t cgroup)
 {
 	char name[64];
 	snprintf(name, sizeof name, "%u/%s", cgroup,
-		 house->unified ? "memory.events" : "memory.oom_control");
-	return openat(house->tops[house->unified ? 0 : 1], name, O_RDONLY | O_CLOEXEC);
+		 common->unified ? "memory.events" : "memory.oom_control");
+	return openat(common->tops[common->unified ? 0 : 1], name, O_RDONLY | O_CLOEXEC);
 }
 
-int sandbox_open_processes(const struct house *house, uint32_t cgroup)
+int sandbox_open_processes(const struct sandbox_common *common, uint32_t cgroup)
 {
 	char name[64];
 	snprintf(name, sizeof name, "%u/pids.current", cgroup);
-	return openat(house->tops[house->unified ? 0 : 2], name, O_RDONLY | O_CLOEXEC);
+	return openat(common->tops[common->unified ? 0 : 2], name, O_RDONLY | O_CLOEXEC);
 }
 
 uint32_t sandbox_read_out_of_memory(int file)
@@ -663,81 +665,82 @@ static uint64_t read_number(int top, uint32_t cgroup, const char *file)
 	return strtoull(text, NULL, 10);
 }
 
-uint64_t sandbox_memory_left(const struct house *house, uint32_t cgroup)
+uint64_t sandbox_memory_left(const struct sandbox_common *common, uint32_t cgroup)
 {
-	if (house->unified)
-		return read_number(house->tops[0], cgroup, "memory.current");
-	return read_number(house->tops[1], cgroup, "memory.usage_in_bytes") +
-	       read_number(house->tops[1], cgroup, "memory.kmem.tcp.usage_in_bytes");
+	if (common->unified)
+		return read_number(common->tops[0], cgroup, "memory.current");
+	return read_number(common->tops[1], cgroup, "memory.usage_in_bytes") +
+	       read_number(common->tops[1], cgroup, "memory.kmem.tcp.usage_in_bytes");
 }
 
-uint32_t sandbox_out_of_memory(const struct house *house, uint32_t cgroup)
+uint32_t sandbox_out_of_memory(const struct sandbox_common *common, uint32_t cgroup)
 {
-	int file FILE_SCOPE = sandbox_open_out_of_memory(house, cgroup);
+	int file FILE_SCOPE = sandbox_open_out_of_memory(common, cgroup);
 	return sandbox_read_out_of_memory(file);
 }
 
-int sandbox_make(const struct house *house, const struct ahead *ahead, bool in_ahead,
+int sandbox_make(const struct sandbox_common *common, const struct ahead *ahead, bool in_ahead,
 		 uint32_t cgroup, struct progress *progress)
 {
-	DO(STEP_CGROUP, join_cgroup_ahead(house, ahead, cgroup, progress));
-	DO(STEP_MOUNT_NAMESPACE, in_ahead ? enter_ahead(ahead) : sandbox_enter_blank(house));
+	DO(STEP_CGROUP, join_cgroup_ahead(common, ahead, cgroup, progress));
+	DO(STEP_MOUNT_NAMESPACE, in_ahead ? enter_ahead(ahead) : sandbox_enter_blank(common));
 	DO(STEP_PROC, mount_proc());
-	DO(STEP_MASK, mask_proc(house));
+	DO(STEP_MASK, mask_proc(common));
 	DO(STEP_TMPFS, mount_tmpfs());
 	return 0;
 }
 
-int sandbox_enter(const struct house *house, struct place *place, int self,
+int sandbox_enter(const struct sandbox_common *common, struct sandbox_spec *spec, int self,
 		  struct progress *progress)
 {
 	char **argv, **envp, *directory;
-	DO(STEP_FUNCTION, sandbox_read_words(place, &argv, &envp, &directory));
-	int failed = sandbox_settle(house, place, progress);
+	DO(STEP_FUNCTION, sandbox_read_words(spec, &argv, &envp, &directory));
+	int failed = sandbox_settle(common, spec, progress);
 	return failed ? failed
-		      : sandbox_execute(house, place, self, argv, envp, directory, progress);
+		      : sandbox_execute(common, spec, self, argv, envp, directory, progress);
 }
 
-int sandbox_settle(const struct house *house, struct place *place, struct progress *progress)
+int sandbox_settle(const struct sandbox_common *common, struct sandbox_spec *spec,
+		   struct progress *progress)
 {
-	const struct definition *function = &place->function;
-	DO(STEP_NETWORK, failure(setns(place->network, CLONE_NEWNET)));
-	if (place->set_limits)
-		DO(STEP_CGROUP_LIMITS, set_cgroup_limits(house, place->cgroup, &place->limits));
-	DO(STEP_ROOT, enter_tree(place));
+	const struct definition *function = &spec->function;
+	DO(STEP_NETWORK, failure(setns(spec->network, CLONE_NEWNET)));
+	if (spec->set_limits)
+		DO(STEP_CGROUP_LIMITS, set_cgroup_limits(common, spec->cgroup, &spec->limits));
+	DO(STEP_ROOT, enter_tree(spec));
 	DO(STEP_HOST_NAME, failure(sethostname(function->host_name, strlen(function->host_name))));
 	return 0;
 }
 
-int sandbox_execute(const struct house *house, struct place *place, int self, char **argv,
-		    char **envp, const char *directory, struct progress *progress)
+int sandbox_execute(const struct sandbox_common *common, struct sandbox_spec *spec, int self,
+		    char **argv, char **envp, const char *directory, struct progress *progress)
 {
-	const struct definition *function = &place->function;
-	DO(STEP_STREAMS, take(house, place));
+	const struct definition *function = &spec->function;
+	DO(STEP_STREAMS, take(common, spec));
 	DO(STEP_USER, become_user(function, self));
 	DO(STEP_LIMITS, set_limits(function));
 	DO(STEP_CAPABILITIES, drop_capabilities(function));
-	DO(STEP_SECCOMP, confine(&house->profiles[function->profile]));
-	DO(STEP_EXEC, execute(argv, envp, directory, place->control));
+	DO(STEP_SECCOMP, confine(&common->profiles[function->profile]));
+	DO(STEP_EXEC, execute(argv, envp, directory, spec->control));
 	return 0;
 }
 
-int sandbox_join(const struct house *house, struct place *place, int instance, int control,
-		 struct progress *progress)
+int sandbox_join(const struct sandbox_common *common, struct sandbox_spec *spec, int instance,
+		 int control, struct progress *progress)
 {
 	enum {
 		SPACES = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
 	};
-	const struct definition *function = &place->function;
+	const struct definition *function = &spec->function;
 	char **argv, **envp, *directory;
-	DO(STEP_FUNCTION, sandbox_read_words(place, &argv, &envp, &directory));
-	DO(STEP_CGROUP, join_cgroup(house, place->cgroup));
+	DO(STEP_FUNCTION, sandbox_read_words(spec, &argv, &envp, &directory));
+	DO(STEP_CGROUP, join_cgroup(common, spec->cgroup));
 	DO(STEP_ROOT, failure(setns(instance, SPACES)));
-	DO(STEP_STREAMS, take(house, place));
+	DO(STEP_STREAMS, take(common, spec));
 	DO(STEP_USER, join_user(function, control, instance));
 	DO(STEP_LIMITS, set_limits(function));
 	DO(STEP_CAPABILITIES, drop_capabilities(function));
-	DO(STEP_SECCOMP, confine(&house->profiles[function->profile]));
+	DO(STEP_SECCOMP, confine(&common->profiles[function->profile]));
 	DO(STEP_EXEC, execute(argv, envp, directory, FIRST_RESERVED));
 	return 0;
 }

@@ -16,7 +16,7 @@ struct progress {
 };
 
 /* What all children of a node have in common. */
-struct house {
+struct sandbox_common {
 	int blank; /* mount namespace of generic sandboxes */
 	int tops[TOPS_MAX], top_count; /* on version 1 those of cpu, memory and pids */
 	bool unified; /* cgroups of version 2 */
@@ -36,7 +36,7 @@ struct ahead {
 };
 
 /* A child's own part of a start: descriptors, or -1. */
-struct place {
+struct sandbox_spec {
 	struct definition function;
 	struct limits limits; /* to be set in its cgroup if it has others: see set_limits */
 	uint32_t set_limits, has_words, has_hosts, terminal;
@@ -47,7 +47,7 @@ struct place {
 };
 
 /* Descriptors that the node leaves free, for those that a waiting sandbox keeps. */
-enum { PLACE_RIGHTS = 8, FIRST_RESERVED = 3, RESERVED = 2 + TOPS_MAX };
+enum { SPEC_RIGHTS = 8, FIRST_RESERVED = 3, RESERVED = 2 + TOPS_MAX };
 
 /* The message that gives a waiting sandbox its function; descriptors: tree, network, the three
  * streams, the function's words, then /etc/hosts and the start's own words, if any. */
@@ -82,9 +82,9 @@ int sandbox_open_self(void);
 /* Makes this process a sandbox without a function: with its own /proc and /tmp, in a copy of the
  * blank namespace or in the namespaces that were made ahead. Returns 0 or a negative errno;
  * progress has the step. */
-int sandbox_make(const struct house *house, const struct ahead *ahead, bool in_ahead,
+int sandbox_make(const struct sandbox_common *common, const struct ahead *ahead, bool in_ahead,
 		 uint32_t cgroup, struct progress *progress);
-int sandbox_enter_blank(const struct house *house);
+int sandbox_enter_blank(const struct sandbox_common *common);
 
 /* Makes it lead a session, if it does not. A waiting sandbox does already: the kernel gives each
  * session a scheduling group, and whoever makes one queues behind all others that wait for a CPU.
@@ -92,39 +92,42 @@ int sandbox_enter_blank(const struct house *house);
 int sandbox_lead_session(void);
 
 /* Executes the function in it. Returns only if that fails. */
-int sandbox_enter(const struct house *house, struct place *place, int self,
+int sandbox_enter(const struct sandbox_common *common, struct sandbox_spec *spec, int self,
 		  struct progress *progress);
 
 /* The two halves of it: what a sandbox gets once, and what each instance in it does. */
-int sandbox_settle(const struct house *house, struct place *place, struct progress *progress);
-int sandbox_execute(const struct house *house, struct place *place, int self, char **argv,
-		    char **envp, const char *directory, struct progress *progress);
-int sandbox_enter_network(const struct place *place);
+int sandbox_settle(const struct sandbox_common *common, struct sandbox_spec *spec,
+		   struct progress *progress);
+int sandbox_execute(const struct sandbox_common *common, struct sandbox_spec *spec, int self,
+		    char **argv, char **envp, const char *directory, struct progress *progress);
+int sandbox_enter_network(const struct sandbox_spec *spec);
 int sandbox_renew_tmpfs(uint64_t bytes);
 
 /* argv and envp of the function, then the start's own; and their ends. */
-int sandbox_read_words(const struct place *place, char ***argv, char ***envp, char **directory);
+int sandbox_read_words(const struct sandbox_spec *spec, char ***argv, char ***envp,
+		       char **directory);
 void sandbox_forget_words(void);
 
 /* How often the kernel has killed in a cgroup for lack of memory; and the same by a descriptor. */
-uint32_t sandbox_out_of_memory(const struct house *house, uint32_t cgroup);
-int sandbox_open_out_of_memory(const struct house *house, uint32_t cgroup);
+uint32_t sandbox_out_of_memory(const struct sandbox_common *common, uint32_t cgroup);
+int sandbox_open_out_of_memory(const struct sandbox_common *common, uint32_t cgroup);
 uint32_t sandbox_read_out_of_memory(int file);
 /* Bytes that are still charged to a cgroup, for its processes or for what they left. */
-uint64_t sandbox_memory_left(const struct house *house, uint32_t cgroup);
-int sandbox_open_processes(const struct house *house, uint32_t cgroup); /* how many are in it */
+uint64_t sandbox_memory_left(const struct sandbox_common *common, uint32_t cgroup);
+int sandbox_open_processes(const struct sandbox_common *common,
+			   uint32_t cgroup); /* how many are in it */
 
 /* Gives up all capabilities but these. */
 int sandbox_keep_capabilities(uint64_t keep);
 
-/* keeper.c: is PID 1 of a sandbox that its function reuses, one instance at a time. control:
+/* init.c: is PID 1 of a sandbox that its function reuses, one instance at a time. control:
  * where it gets requests and reports; slots: the progress of all. */
-_Noreturn void keeper_run(const struct house *house, struct place *place, int control, int self,
-			  struct progress *slots, uint32_t slot);
+_Noreturn void init_run(const struct sandbox_common *common, struct sandbox_spec *spec, int control,
+			int self, struct progress *slots, uint32_t slot);
 /* Executes a program in a running instance, given by a descriptor of its first process. The
  * control socket ends with the exec. Returns only on failure. */
-int sandbox_join(const struct house *house, struct place *place, int instance, int control,
-		 struct progress *progress);
+int sandbox_join(const struct sandbox_common *common, struct sandbox_spec *spec, int instance,
+		 int control, struct progress *progress);
 
 /* Writes a small file of the kernel's. Returns 0 or a negative errno. */
 int sandbox_write(int directory, const char *name, const char *text);
@@ -133,6 +136,6 @@ int sandbox_write(int directory, const char *name, const char *text);
 int inherit_set(void);
 
 /* Which of the paths to mask an unprivileged process could read. */
-void sandbox_find_masks(struct house *house);
+void sandbox_find_masks(struct sandbox_common *common);
 
 #endif

@@ -25,12 +25,12 @@ static int find(uint64_t id)
 	return NOBODY;
 }
 
-_Noreturn static void be_session(int index, struct place *place, int instance, int control)
+_Noreturn static void be_session(int index, struct sandbox_spec *spec, int instance, int control)
 {
 	struct progress *progress = &node.progress[index];
 	instance_be_child();
 	if (!sandbox_find_pid(progress))
-		sandbox_join(&node.house, place, instance, control, progress);
+		sandbox_join(&node.common, spec, instance, control, progress);
 	_exit(127);
 }
 
@@ -46,7 +46,7 @@ static pid_t clone_into(int instance, uint32_t cgroup)
 	return pid;
 }
 
-static int start(int index, int target, struct place *place)
+static int start(int index, int target, struct sandbox_spec *spec)
 {
 	struct instance *session = &node.instances[index];
 	int ends[2],
@@ -55,9 +55,9 @@ static int start(int index, int target, struct place *place)
 		return -errno;
 	session->control = ends[0];
 	session->requested = node.progress[index].stamps[STEP_CLONE] = clock_now();
-	pid_t pid = clone_into(instance, place->cgroup);
+	pid_t pid = clone_into(instance, spec->cgroup);
 	if (pid == 0)
-		be_session(index, place, instance, ends[1]);
+		be_session(index, spec, instance, ends[1]);
 	close(ends[1]);
 	if (pid < 0)
 		return pid;
@@ -89,7 +89,7 @@ int session_start(const struct ask *ask, struct rights *rights, int client, enum
 	session->session = true;
 	session->tag = ask->tag;
 	instance_link(index, client);
-	struct place place = {
+	struct sandbox_spec spec = {
 		.function = node.instances[target].identity,
 		.cgroup = node.parts[node.instances[target].cgroup].order.cgroup,
 		.terminal = ask->flags & ASK_TERMINAL,
@@ -97,7 +97,7 @@ int session_start(const struct ask *ask, struct rights *rights, int client, enum
 		.own_words = NOBODY,
 		.streams = {rights->descriptors[0], rights->descriptors[1], rights->descriptors[2]},
 	};
-	int failed = start(index, target, &place);
+	int failed = start(index, target, &spec);
 	if (failed)
 		instance_release(index);
 	return failed;

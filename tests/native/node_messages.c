@@ -215,9 +215,9 @@ static void forget_all(void)
 		rights_close(&node.pending[i].rights);
 	for (int i = 0; i < node.rich_count; i++)
 		descriptor_close(&node.rich[i]);
-	for (int i = 0; i < node.house.top_count; i++)
-		descriptor_close(&node.house.tops[i]);
-	node.pending_count = node.rich_count = node.house.top_count = 0;
+	for (int i = 0; i < node.common.top_count; i++)
+		descriptor_close(&node.common.tops[i]);
+	node.pending_count = node.rich_count = node.common.top_count = 0;
 	descriptor_close(&node.log);
 	descriptor_close(&node.manager);
 	if (node.clients[0].descriptor >= 0)

@@ -25,7 +25,7 @@ JSON = st.recursive(
 @pytest.fixture(scope="session")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """It, built so that its first wrong access ends it."""
-    sources = ("plugin", "plugin_conf", "plugin_ask", "plugin_place", "plugin_sysctls")
+    sources = ("plugin", "plugin_conf", "plugin_ask", "plugin_namespace", "plugin_sysctls")
     return sanitized(
         tmp_path_factory.mktemp("plugin"), *(f"cni/{name}.c" for name in sources),
         "lab/netlink.c", "common/process.c", "common/socket.c", "common/error.c",

@@ -77,9 +77,9 @@ struct text {
 	char bytes[TEXT];
 };
 
-struct keeper {
-	const struct house *house;
-	struct place place;
+struct init {
+	const struct sandbox_common *common;
+	struct sandbox_spec spec;
 	int control, proc, last_pid, mounts, home, sockets, changes, out_of_memory, processes, null;
 	int routes; /* written to, the kernel drops those that it keeps */
 	bool in_network, has_words; /* has_words: those of the function alone are read */
@@ -91,7 +91,7 @@ struct keeper {
 	struct progress *progress;
 };
 
-static struct keeper keeper;
+static struct init init;
 static char stack[STACK] __attribute__((aligned(16)));
 
 static void look_at_tmp(struct stat *status, struct statfs *use)
@@ -129,25 +129,25 @@ static int open_changes(void)
 
 static void open_counters(void)
 {
-	keeper.changes = open_changes();
+	init.changes = open_changes();
 	for (int i = 0; i < COUNTERS; i++) {
-		struct text *text = &keeper.texts[i];
+		struct text *text = &init.texts[i];
 		text->file = open(counters[i].path, O_RDONLY | O_CLOEXEC);
 		text->size = read_text(text->file, text->bytes, counters[i].most);
 	}
-	keeper.sockets = open("/proc/self/net/sockstat", O_RDONLY | O_CLOEXEC);
-	keeper.routes = openat(keeper.proc, "sys/net/ipv4/route/flush", O_WRONLY | O_CLOEXEC);
-	keeper.in_network = true;
+	init.sockets = open("/proc/self/net/sockstat", O_RDONLY | O_CLOEXEC);
+	init.routes = openat(init.proc, "sys/net/ipv4/route/flush", O_WRONLY | O_CLOEXEC);
+	init.in_network = true;
 }
 
 static void close_counters(void)
 {
 	for (int i = 0; i < COUNTERS; i++)
-		descriptor_close(&keeper.texts[i].file);
-	descriptor_close(&keeper.sockets);
-	descriptor_close(&keeper.routes);
-	descriptor_close(&keeper.changes);
-	keeper.in_network = false;
+		descriptor_close(&init.texts[i].file);
+	descriptor_close(&init.sockets);
+	descriptor_close(&init.routes);
+	descriptor_close(&init.changes);
+	init.in_network = false;
 }
 
 static bool happened(int file, short event)
@@ -160,13 +160,13 @@ static bool happened(int file, short event)
 static bool network_is_clean(void)
 {
 	static char now[TEXT];
-	ssize_t size = read_text(keeper.sockets, now, sizeof now);
+	ssize_t size = read_text(init.sockets, now, sizeof now);
 	if (size < 16 || memcmp(now, "sockets: used 1\n", 16) != 0)
 		return false;
-	if (keeper.changes < 0 || happened(keeper.changes, POLLIN))
+	if (init.changes < 0 || happened(init.changes, POLLIN))
 		return false;
 	for (int i = 0; i < COUNTERS; i++) {
-		const struct text *text = &keeper.texts[i];
+		const struct text *text = &init.texts[i];
 		size = read_text(text->file, now, counters[i].most);
 		if (size < 0 || size == (ssize_t)counters[i].most || size != text->size ||
 		    memcmp(now, text->bytes, (size_t)size) != 0)
@@ -179,23 +179,23 @@ static bool network_is_clean(void)
  * brings another network, it is in the one where waiting sandboxes are. */
 static uint32_t leave_network(void)
 {
-	if (network_is_clean() && pwrite(keeper.routes, "1", 1, 0) == 1)
+	if (network_is_clean() && pwrite(init.routes, "1", 1, 0) == 1)
 		return 1;
 	close_counters();
-	if (setns(keeper.home, CLONE_NEWNET))
+	if (setns(init.home, CLONE_NEWNET))
 		_exit(127);
 	return 0;
 }
 
 static bool mounts_changed(void)
 {
-	return happened(keeper.mounts, POLLPRI);
+	return happened(init.mounts, POLLPRI);
 }
 
 static bool host_name_is_kept(void)
 {
 	struct utsname names;
-	return !uname(&names) && !strcmp(names.nodename, keeper.place.function.host_name) &&
+	return !uname(&names) && !strcmp(names.nodename, init.spec.function.host_name) &&
 	       !strcmp(names.domainname, "(none)");
 }
 
@@ -204,12 +204,11 @@ static bool tmp_is_renewed(void)
 	struct stat status;
 	struct statfs use;
 	look_at_tmp(&status, &use);
-	if (!memcmp(&status, &keeper.tmp, sizeof status) &&
-	    !memcmp(&use, &keeper.tmp_use, sizeof use))
+	if (!memcmp(&status, &init.tmp, sizeof status) && !memcmp(&use, &init.tmp_use, sizeof use))
 		return true;
-	if (sandbox_renew_tmpfs(keeper.place.function.scratch))
+	if (sandbox_renew_tmpfs(init.spec.function.scratch))
 		return false;
-	look_at_tmp(&keeper.tmp, &keeper.tmp_use);
+	look_at_tmp(&init.tmp, &init.tmp_use);
 	(void)mounts_changed(); /* by ourselves */
 	return true;
 }
@@ -225,7 +224,7 @@ static bool reads(int file, const char *text)
  * its cgroup, which it cannot leave, holds no process but ours. */
 static bool nobody_came(void)
 {
-	return reads(keeper.last_pid, "2\n") && reads(keeper.processes, "1\n");
+	return reads(init.last_pid, "2\n") && reads(init.processes, "1\n");
 }
 
 /* Whatever ends with its process ends here: sockets, locks, watches, timers, keys. kill(-1) is
@@ -245,8 +244,8 @@ static bool processes_are_gone(void)
 static void close_ipc(void)
 {
 	for (int i = 0; i < NEXT_IDS; i++)
-		descriptor_close(&keeper.next_ids[i]);
-	descriptor_close(&keeper.queues);
+		descriptor_close(&init.next_ids[i]);
+	descriptor_close(&init.queues);
 }
 
 static int open_queues(void)
@@ -261,9 +260,9 @@ static bool set_next_ids(void)
 {
 	bool works = true;
 	for (int i = 0; i < NEXT_IDS; i++) {
-		int file = works ? openat(keeper.proc, next_ids[i], O_RDWR | O_CLOEXEC) : -1;
+		int file = works ? openat(init.proc, next_ids[i], O_RDWR | O_CLOEXEC) : -1;
 		works = file >= 0 && pwrite(file, NEXT_ID, strlen(NEXT_ID), 0) > 0;
-		keeper.next_ids[i] = file;
+		init.next_ids[i] = file;
 	}
 	return works;
 }
@@ -271,9 +270,9 @@ static bool set_next_ids(void)
 /* Where the kernel lacks any of this, each instance gets a new namespace. */
 static void open_ipc(void)
 {
-	keeper.queues = set_next_ids() ? open_queues() : -1;
-	memset(&keeper.no_queues, 0, sizeof keeper.no_queues);
-	if (keeper.queues < 0 || fstat(keeper.queues, &keeper.no_queues))
+	init.queues = set_next_ids() ? open_queues() : -1;
+	memset(&init.no_queues, 0, sizeof init.no_queues);
+	if (init.queues < 0 || fstat(init.queues, &init.no_queues))
 		close_ipc();
 }
 
@@ -283,9 +282,9 @@ static bool ipc_is_unused(void)
 	struct stat now;
 	memset(&now, 0, sizeof now);
 	for (int i = 0; i < NEXT_IDS; i++)
-		if (!reads(keeper.next_ids[i], NEXT_ID "\n"))
+		if (!reads(init.next_ids[i], NEXT_ID "\n"))
 			return false;
-	return !fstat(keeper.queues, &now) && !memcmp(&now, &keeper.no_queues, sizeof now);
+	return !fstat(init.queues, &now) && !memcmp(&now, &init.no_queues, sizeof now);
 }
 
 /* Looking costs more than a new namespace: a function that used one may use each. */
@@ -303,7 +302,7 @@ static bool ipc_is_renewed(void)
 
 static bool pids_begin_again(void)
 {
-	return keeper.last_pid < 0 || pwrite(keeper.last_pid, "1", 1, 0) == 1;
+	return init.last_pid < 0 || pwrite(init.last_pid, "1", 1, 0) == 1;
 }
 
 static bool is_renewed(void)
@@ -316,7 +315,7 @@ static bool is_renewed(void)
 static void send_news(const struct news *news, const int *descriptor)
 {
 	int failed;
-	while ((failed = socket_send(keeper.control, news, sizeof *news, descriptor,
+	while ((failed = socket_send(init.control, news, sizeof *news, descriptor,
 				     descriptor ? 1 : 0)) == -ENOBUFS ||
 	       failed == -ENOMEM)
 		(void)poll(NULL, 0, PAUSE);
@@ -330,11 +329,11 @@ static int be_instance(void *unused)
 {
 	char pid[16];
 	(void)unused;
-	ssize_t size = readlinkat(keeper.proc, "self", pid, sizeof pid - 1);
+	ssize_t size = readlinkat(init.proc, "self", pid, sizeof pid - 1);
 	pid[size < 0 ? 0 : size] = 0;
-	keeper.progress->pid = (int32_t)strtol(pid, NULL, 10);
-	sandbox_execute(keeper.house, &keeper.place, -1, keeper.argv, keeper.envp, keeper.directory,
-			keeper.progress);
+	init.progress->pid = (int32_t)strtol(pid, NULL, 10);
+	sandbox_execute(init.common, &init.spec, -1, init.argv, init.envp, init.directory,
+			init.progress);
 	_exit(127);
 }
 
@@ -343,22 +342,22 @@ static void run(void)
 	struct news news = {.kind = NEWS_RUNS};
 	struct rusage usage = {0};
 	int pidfd = -1, status = 0, flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD;
-	bool opens = keeper.place.terminal || keeper.place.function.flags & DEFINITION_TERMINALS;
+	bool opens = init.spec.terminal || init.spec.function.flags & DEFINITION_TERMINALS;
 	pid_t ended, pid = clone(be_instance, stack + STACK, opens ? flags : flags | CLONE_FILES,
 				 NULL, &pidfd);
 	if (pid < 0) {
-		keeper.progress->step = STEP_CLONE;
-		keeper.progress->error = errno;
-	} else if (keeper.progress->step == STEP_EXEC && !keeper.progress->error) {
+		init.progress->step = STEP_CLONE;
+		init.progress->error = errno;
+	} else if (init.progress->step == STEP_EXEC && !init.progress->error) {
 		send_news(&news, &pidfd);
 	}
 	descriptor_close(&pidfd);
 	for (int i = 0; i < 3; i++) {
-		if (dup2(keeper.null, i) < 0) /* closes our copies of the instance's streams */
+		if (dup2(init.null, i) < 0) /* closes our copies of the instance's streams */
 			_exit(127);
-		descriptor_close(&keeper.place.streams[i]);
+		descriptor_close(&init.spec.streams[i]);
 	}
-	descriptor_close(&keeper.place.own_words);
+	descriptor_close(&init.spec.own_words);
 	while (pid > 0 && (ended = wait4(-1, &status, __WALL, &usage)) != pid)
 		if (ended < 0 && errno != EINTR)
 			_exit(127);
@@ -372,8 +371,8 @@ static void run(void)
 static void fail(enum step step, int error)
 {
 	struct news news = {.kind = NEWS_ENDED};
-	keeper.progress->step = (int32_t)step;
-	keeper.progress->error = -error;
+	init.progress->step = (int32_t)step;
+	init.progress->error = -error;
 	send_news(&news, NULL);
 	_exit(127);
 }
@@ -382,59 +381,59 @@ static void receive(struct progress *slots)
 {
 	struct rights rights;
 	struct enter_again enter;
-	struct place *place = &keeper.place;
-	ssize_t size = socket_receive(keeper.control, &enter, sizeof enter, 0, &rights);
+	struct sandbox_spec *spec = &init.spec;
+	ssize_t size = socket_receive(init.control, &enter, sizeof enter, 0, &rights);
 	if (size != sizeof enter ||
 	    rights.count != (int)(3 + !!enter.has_network + !!enter.has_hosts + !!enter.has_words))
 		_exit(0); /* not needed any more, or the node is gone */
 	int at = 3;
-	memcpy(place->streams, rights.descriptors, sizeof place->streams);
-	place->function.uid = enter.uid;
-	place->function.gid = enter.gid;
-	place->has_words = enter.has_words;
-	place->has_hosts = enter.has_hosts;
-	place->terminal = enter.terminal;
-	place->network = enter.has_network ? rights.descriptors[at++] : -1;
-	place->hosts = enter.has_hosts ? rights.descriptors[at++] : -1;
-	place->own_words = enter.has_words ? rights.descriptors[at] : -1;
-	keeper.progress = &slots[enter.slot];
-	if (place->network < 0)
+	memcpy(spec->streams, rights.descriptors, sizeof spec->streams);
+	spec->function.uid = enter.uid;
+	spec->function.gid = enter.gid;
+	spec->has_words = enter.has_words;
+	spec->has_hosts = enter.has_hosts;
+	spec->terminal = enter.terminal;
+	spec->network = enter.has_network ? rights.descriptors[at++] : -1;
+	spec->hosts = enter.has_hosts ? rights.descriptors[at++] : -1;
+	spec->own_words = enter.has_words ? rights.descriptors[at] : -1;
+	init.progress = &slots[enter.slot];
+	if (spec->network < 0)
 		return;
-	keeper.progress->stamps[STEP_NETWORK] = clock_now();
-	int failed = sandbox_enter_network(place);
+	init.progress->stamps[STEP_NETWORK] = clock_now();
+	int failed = sandbox_enter_network(spec);
 	if (failed)
 		fail(STEP_NETWORK, failed);
-	descriptor_close(&place->network);
-	descriptor_close(&place->hosts);
+	descriptor_close(&spec->network);
+	descriptor_close(&spec->hosts);
 	(void)mounts_changed(); /* by ourselves */
 }
 
 /* A kernel without CONFIG_CHECKPOINT_RESTORE has no ns_last_pid. */
 static int open_own(int self)
 {
-	keeper.proc = openat(self, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (keeper.proc < 0)
+	init.proc = openat(self, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (init.proc < 0)
 		return -errno;
-	keeper.last_pid = openat(keeper.proc, "sys/kernel/ns_last_pid", O_RDWR | O_CLOEXEC);
-	if (keeper.last_pid < 0 && errno != ENOENT)
+	init.last_pid = openat(init.proc, "sys/kernel/ns_last_pid", O_RDWR | O_CLOEXEC);
+	if (init.last_pid < 0 && errno != ENOENT)
 		return -errno;
-	keeper.home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-	if (keeper.home < 0)
+	init.home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+	if (init.home < 0)
 		return -errno;
-	keeper.null = open("/null", O_RDWR | O_CLOEXEC); /* of the blank root */
-	if (keeper.null < 0)
+	init.null = open("/null", O_RDWR | O_CLOEXEC); /* of the blank root */
+	if (init.null < 0)
 		return -errno;
-	keeper.out_of_memory = sandbox_open_out_of_memory(keeper.house, keeper.place.cgroup);
-	return keeper.out_of_memory < 0 ? -errno : 0;
+	init.out_of_memory = sandbox_open_out_of_memory(init.common, init.spec.cgroup);
+	return init.out_of_memory < 0 ? -errno : 0;
 }
 
 static void settle(int self)
 {
-	struct place *place = &keeper.place;
+	struct sandbox_spec *spec = &init.spec;
 	int failed = open_own(self);
 	if (failed)
 		fail(STEP_FUNCTION, failed);
-	if (sandbox_settle(keeper.house, place, keeper.progress)) {
+	if (sandbox_settle(init.common, spec, init.progress)) {
 		struct news news = {.kind = NEWS_ENDED};
 		send_news(&news, NULL);
 		_exit(127);
@@ -443,15 +442,15 @@ static void settle(int self)
 	if (mount(NULL, "/proc", NULL, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC,
 		  "hidepid=2"))
 		fail(STEP_PROC, -errno);
-	keeper.mounts = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
-	if (keeper.mounts < 0)
+	init.mounts = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
+	if (init.mounts < 0)
 		fail(STEP_PROC, -errno);
-	keeper.processes = sandbox_open_processes(keeper.house, place->cgroup);
+	init.processes = sandbox_open_processes(init.common, spec->cgroup);
 	open_ipc();
-	descriptor_close(&place->tree);
-	descriptor_close(&place->network);
-	descriptor_close(&place->hosts);
-	look_at_tmp(&keeper.tmp, &keeper.tmp_use);
+	descriptor_close(&spec->tree);
+	descriptor_close(&spec->network);
+	descriptor_close(&spec->hosts);
+	look_at_tmp(&init.tmp, &init.tmp_use);
 	failed = sandbox_keep_capabilities(rights_kept);
 	if (failed)
 		fail(STEP_CAPABILITIES, failed);
@@ -460,28 +459,27 @@ static void settle(int self)
 /* The function's own files stay until a start brings others. */
 static void read_words(void)
 {
-	keeper.progress->stamps[STEP_FUNCTION] = clock_now();
-	keeper.progress->step = STEP_FUNCTION;
-	if (keeper.has_words && !keeper.place.has_words)
+	init.progress->stamps[STEP_FUNCTION] = clock_now();
+	init.progress->step = STEP_FUNCTION;
+	if (init.has_words && !init.spec.has_words)
 		return;
 	sandbox_forget_words();
-	keeper.has_words = !keeper.place.has_words;
-	int failed =
-		sandbox_read_words(&keeper.place, &keeper.argv, &keeper.envp, &keeper.directory);
+	init.has_words = !init.spec.has_words;
+	int failed = sandbox_read_words(&init.spec, &init.argv, &init.envp, &init.directory);
 	if (failed)
 		fail(STEP_FUNCTION, failed);
 }
 
-void keeper_run(const struct house *house, struct place *place, int control, int self,
-		struct progress *slots, uint32_t slot)
+void init_run(const struct sandbox_common *common, struct sandbox_spec *spec, int control, int self,
+	      struct progress *slots, uint32_t slot)
 {
-	keeper = (struct keeper){
-		.house = house, .place = *place, .control = control, .progress = &slots[slot]};
-	keeper.place.control = -1;
+	init = (struct init){
+		.common = common, .spec = *spec, .control = control, .progress = &slots[slot]};
+	init.spec.control = -1;
 	settle(self);
 	for (;;) {
 		read_words();
-		if (!keeper.in_network)
+		if (!init.in_network)
 			open_counters();
 		run();
 		if (!is_renewed())
@@ -489,7 +487,7 @@ void keeper_run(const struct house *house, struct place *place, int control, int
 		struct news news = {.kind = NEWS_RENEWED,
 				    .clean = leave_network(),
 				    .out_of_memory =
-					    sandbox_read_out_of_memory(keeper.out_of_memory)};
+					    sandbox_read_out_of_memory(init.out_of_memory)};
 		send_news(&news, NULL);
 		receive(slots);
 	}
