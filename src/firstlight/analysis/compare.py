@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from firstlight.analysis import sides
+from firstlight.analysis.stability import is_unstable
 from firstlight.analysis.stats import (
     FEWEST_BATCHES,
-    is_unstable,
     least_p,
     permutation_test,
     quantile_interval,

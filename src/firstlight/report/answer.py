@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 
-from firstlight.analysis import Analysis, figures, stats
+from firstlight.analysis import Analysis, figures
 from firstlight.analysis.figures import PointFigures, Queue, batches, latencies
+from firstlight.analysis.stability import is_unstable
 from firstlight.model import Ending, EndPoint
 from firstlight.report import views
 from firstlight.units import (
@@ -130,7 +131,7 @@ def _of_point(point: PointFigures) -> Iterable[str]:
         if part.phase == "unattributed" and part.share.value > figures.UNEXPLAINED:
             yield f"{percent_interval(part.share)} of the time belongs to no phase"
     if samples := point.headline_samples:
-        unstable = stats.is_unstable(latencies(samples) / 1e6, batches(samples))
+        unstable = is_unstable(latencies(samples) / 1e6, batches(samples))
         if unstable:
             yield unstable.rstrip(".") + (" (ms)" if "near" in unstable else "")
 
