@@ -7,10 +7,10 @@
  *                            FIRST-INSTRUCTION START", the step packet, and "firstlight ready END"
  *   payload once [ADDRESS]   the same as ready, or as reach with an address, then exit
  *   payload hold             keep a pod's namespaces until SIGTERM or SIGINT, as a pause container
- *   payload clone NS[,NS] [--] COMMAND [ARG...]
- *                            the floor: one clone3 into new namespaces (net mount pid ipc uts user
- *                            cgroup time, or none), exec COMMAND, exit with its status
- *   payload read DIRECTORY [--] COMMAND [ARG...]
+ *   payload clone FLAGS COMMAND [ARG...]
+ *                            the floor: one clone3 with these flags, a number, then exec COMMAND;
+ *                            exits with its status
+ *   payload read DIRECTORY COMMAND [ARG...]
  *                            read the files in a directory, as a program reads its image, and
  *                            exec COMMAND
  *
@@ -102,35 +102,10 @@ static int hold(struct error *error)
 	return sigwait(&ends, &ended_by) != 0;
 }
 
-static const struct {
-	const char *name;
-	__u64 flag;
-} namespaces[] = {
-	{"net", CLONE_NEWNET},       {"mount", CLONE_NEWNS},  {"pid", CLONE_NEWPID},
-	{"ipc", CLONE_NEWIPC},       {"uts", CLONE_NEWUTS},   {"user", CLONE_NEWUSER},
-	{"cgroup", CLONE_NEWCGROUP}, {"time", CLONE_NEWTIME}, {"none", 0},
-};
-
-static int parse_namespaces(char *list, __u64 *flags, struct error *error)
-{
-	for (char *name = strtok(list, ","); name; name = strtok(NULL, ",")) {
-		size_t i, count = sizeof namespaces / sizeof *namespaces;
-		for (i = 0; i < count && strcmp(name, namespaces[i].name); i++)
-			;
-		if (i == count)
-			return error_set(error, EINVAL, "%s", name);
-		*flags |= namespaces[i].flag;
-	}
-	return 0;
-}
-
 /* Returns the command's exit status. */
-static int clone_into(char *list, char **command, struct error *error)
+static int clone_into(const char *flags, char **command, struct error *error)
 {
-	struct clone_args args = {.exit_signal = SIGCHLD};
-	int bad = parse_namespaces(list, &args.flags, error);
-	if (bad)
-		return bad;
+	struct clone_args args = {.flags = strtoul(flags, NULL, 0), .exit_signal = SIGCHLD};
 	pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
 	if (pid < 0)
 		return error_set(error, errno, "clone3");
@@ -179,8 +154,7 @@ static int usage(void)
 {
 	fputs("usage: payload ready [ADDRESS] | payload reach ADDRESS |"
 	      " payload once [ADDRESS] | payload hold |"
-	      " payload clone NS[,NS...] [--] COMMAND [ARG...] |"
-	      " payload read DIRECTORY [--] COMMAND [ARG...]\n",
+	      " payload clone FLAGS COMMAND [ARG...] | payload read DIRECTORY COMMAND [ARG...]\n",
 	      stderr);
 	return 2;
 }
@@ -191,11 +165,9 @@ int main(int argc, char **argv)
 	const char *verb = argc > 1 ? argv[1] : "", *address = argc == 3 ? argv[2] : NULL;
 	int status;
 	if (argc > 3 && !strcmp(verb, "clone")) {
-		char **command = argv + 3 + !strcmp(argv[3], "--");
-		status = *command ? clone_into(argv[2], command, &error) : usage();
+		status = clone_into(argv[2], argv + 3, &error);
 	} else if (argc > 3 && !strcmp(verb, "read")) {
-		char **command = argv + 3 + !strcmp(argv[3], "--");
-		status = *command ? read_files(argv[2], command, &error) : usage();
+		status = read_files(argv[2], argv + 3, &error);
 	} else if (argc == 2 + !!address && !strcmp(verb, "once")) {
 		status = ready(address, address, &error);
 	} else if ((argc == 2 + !!address && !strcmp(verb, "ready")) ||

@@ -1,6 +1,6 @@
 /* Mounts the root file system of a bundle, then becomes the command that starts it.
  *
- *   rootmount TECHNIQUE LOWER TARGET [SCRATCH] -- COMMAND…
+ *   rootmount TECHNIQUE LOWER TARGET SCRATCH COMMAND…
  *
  * TECHNIQUE  LOWER      what TARGET shows
  * bind       a tree     the tree itself
@@ -208,32 +208,20 @@ static int mount_root(struct root *root)
 			 root->technique);
 }
 
-/* Returns where the command begins. */
-static int read_arguments(struct root *root, int argc, char **argv)
-{
-	int dashes = 1;
-	while (dashes < argc && strcmp(argv[dashes], "--"))
-		dashes++;
-	if (dashes < 4 || dashes > 5 || dashes + 1 >= argc)
-		return error_set(&root->error, 0,
-				 "cannot read the arguments; usage: rootmount TECHNIQUE LOWER "
-				 "TARGET [SCRATCH] -- COMMAND…");
-	root->technique = argv[1];
-	root->lower = argv[2];
-	root->target = argv[3];
-	root->scratch = dashes == 5 ? argv[4] : NULL;
-	if (!strcmp(root->technique, "overlay") && !root->scratch)
-		return error_set(&root->error, 0, "cannot mount an overlay without SCRATCH");
-	return dashes + 1;
-}
-
 int main(int argc, char **argv)
 {
 	struct root root = {0};
-	int command = read_arguments(&root, argc, argv);
-	if (command > 0 && !mount_root(&root)) {
-		execvp(argv[command], argv + command);
-		error_set(&root.error, errno, "cannot execute %s", argv[command]);
+	if (argc < 6) {
+		fputs("usage: rootmount TECHNIQUE LOWER TARGET SCRATCH COMMAND...\n", stderr);
+		return 2;
+	}
+	root.technique = argv[1];
+	root.lower = argv[2];
+	root.target = argv[3];
+	root.scratch = argv[4];
+	if (!mount_root(&root)) {
+		execvp(argv[5], argv + 5);
+		error_set(&root.error, errno, "cannot execute %s", argv[5]);
 	}
 	error_print(&root.error);
 	return 1;

@@ -24,6 +24,7 @@ from firstlight.analysis.causes import QUEUED
 from firstlight.errors import Failed
 from firstlight.lab.backends.network import NetworkSetup
 from firstlight.lab.backends.oci import Oci
+from firstlight.lab.backends.process import FLAGS
 from firstlight.lab.load import Generator, Sequence
 from firstlight.model import EndPoint
 from firstlight.native import native
@@ -343,7 +344,8 @@ def test_cgroup_move_is_explained_by_grace_period(bench: Bench) -> None:
 def test_the_first_network_namespace_by_clone_is_seen_too(bench: Bench) -> None:
     payload = native("payload")
     seen = bench.start(
-        payload, "clone", "net,mount,pid", "--", payload, "ready",
+        payload, "clone", str(sum(FLAGS[kind] for kind in ("net", "mount", "pid"))),
+        payload, "ready",
         end_point=EndPoint.FIRST_INSTRUCTION,
     )  # fmt: skip
     assert seen.calls("clone3")["detail"].to_list()[-1] == "net,mount,pid"

@@ -84,9 +84,7 @@ def wrap(
     The mount is in the command's own mount namespace and ends with its last process. ``scratch`` is
     the overlay's upper directory; it is made if missing, its parent is not.
     """
-    return (
-        str(native("rootmount")), technique, str(lower), str(target), str(scratch), "--", *argv
-    )  # fmt: skip
+    return (str(native("rootmount")), technique, str(lower), str(target), str(scratch), *argv)
 
 
 @contextmanager

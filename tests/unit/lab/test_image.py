@@ -41,7 +41,7 @@ def test_the_payload_reads_a_directory_before_it_goes_on(tmp_path: Path) -> None
     payload = native("payload")
 
     def read(directory: Path) -> "subprocess.CompletedProcess[bytes]":
-        words = [str(payload), "read", str(directory), "--", "/bin/echo", "read"]
+        words = [str(payload), "read", str(directory), "/bin/echo", "read"]
         return subprocess.run(words, capture_output=True, timeout=60)
 
     assert read(tmp_path).stdout == b"read\n"

@@ -11,8 +11,12 @@ from firstlight.lab.backends import Execute, Prepared
 from firstlight.model import EndPoint
 from firstlight.native import native
 
-NAMESPACES = ("none", "uts", "ipc", "user", "pid", "mount", "net", "all")
-_ALL = "net,mount,pid,ipc,uts,user"
+FLAGS = {
+    "none": 0, "uts": 0x04000000, "ipc": 0x08000000, "user": 0x10000000, "pid": 0x20000000,
+    "mount": 0x00020000, "net": 0x40000000,
+}  # fmt: skip
+"""CLONE_NEW… of ``linux/sched.h``."""
+NAMESPACES = (*FLAGS, "all")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,6 @@ class Process:
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """Nothing to prepare: namespaces end with their process."""
         payload = str(native("payload"))
-        flags = _ALL if self.namespaces == "all" else self.namespaces
-        argv = (payload, "clone", flags, "--", payload, "ready")
+        flags = sum(FLAGS.values()) if self.namespaces == "all" else FLAGS[self.namespaces]
+        argv = (payload, "clone", str(flags), payload, "ready")
         yield Prepared([Execute(argv, workspace.environment)] * instances)

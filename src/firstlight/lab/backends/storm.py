@@ -21,6 +21,7 @@ from firstlight.host.commands import run
 from firstlight.host.workspace import DISK, Workspace, make_directory
 from firstlight.lab.backends import Execute, Prepared
 from firstlight.lab.backends.oci import Oci
+from firstlight.lab.backends.process import FLAGS
 from firstlight.model import EndPoint
 from firstlight.native import native
 
@@ -151,7 +152,7 @@ def _many_mounts(workspace: Workspace, mended: bool) -> Iterator[Made]:
             (top / f"{number}").mkdir()
             run("mount", "--rbind", str(top), str(top / f"{number}"))
     try:
-        yield (str(native("payload")), "clone", "mount", "--", *_payload()), ()
+        yield (str(native("payload")), "clone", str(FLAGS["mount"]), *_payload()), ()
     finally:
         if not mended:
             run("umount", "--lazy", str(top))
