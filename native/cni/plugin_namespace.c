@@ -1,13 +1,14 @@
 /* Replaces, enters and checks the pod's network namespace. */
 #include "cni/plugin.h"
 #include "common/cleanup.h"
-#include "lab/netlink.h"
+#include "common/netlink.h"
 
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/magic.h>
 #include <linux/nsfs.h>
+#include <linux/rtnetlink.h>
 #include <net/if.h>
 #include <sched.h>
 #include <stdio.h>
@@ -264,6 +265,24 @@ int call_check(struct call *call, const struct agent_answer *expected)
 	return bad || !(expected->flags & AGENT_IPV6) ? bad : check6(call, expected);
 }
 
+static int delete_link(const char *name)
+{
+	struct {
+		struct nlmsghdr header;
+		struct ifinfomsg link;
+		struct rtattr attribute;
+		char name[IFNAMSIZ];
+	} request = {
+		.header = {.nlmsg_len = sizeof request,
+			   .nlmsg_type = RTM_DELLINK,
+			   .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK},
+		.attribute = {.rta_len = RTA_LENGTH(IFNAMSIZ), .rta_type = IFLA_IFNAME},
+	};
+	int route FILE_SCOPE = netlink_open(0);
+	strcpy(request.name, name);
+	return route < 0 ? route : netlink_ask(route, &request);
+}
+
 int call_delete(struct call *call)
 {
 	int namespace FILE_SCOPE = -1;
@@ -274,8 +293,7 @@ int call_delete(struct call *call)
 	if (fstat(namespace, &given) || stat("/proc/self/ns/net", &host) ||
 	    is_same(&given, &host) || setns(namespace, CLONE_NEWNET))
 		return 0; /* the path shows something else now */
-	int route FILE_SCOPE = netlink_open(0);
-	int bad = route < 0 ? route : netlink_delete_link(route, interface);
+	int bad = delete_link(interface);
 	if (bad && bad != -ENODEV)
 		return CALL_FAIL(call, CALL_NAMESPACE, -bad, "cannot delete %s in %s", interface,
 				 path);

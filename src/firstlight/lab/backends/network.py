@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from pyroute2 import IPRoute, NetlinkError
@@ -21,38 +20,25 @@ from firstlight.errors import WITH_ADMIN, WITH_SUDO, Failed, Unsupported
 from firstlight.host.commands import run
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Execute, Prepared
+from firstlight.lab.backends.network_steps import GATEWAY, NAMED, Container, Trick, actions
 from firstlight.model import EndPoint
 from firstlight.native import native
 
 METHODS = ("ip", "netlink")
 CROWD = 256
-GATEWAY = IPv4Address("10.88.0.1")
-_GATEWAY6 = IPv6Address("fd88::1")
-_NAMED = Path("/run/netns")
 _IPV6_OFF = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
 _LOOPBACK = 1
-
-
-@dataclass(frozen=True)
-class Trick:
-    """A way to set up a network: arguments of ``netsetup``, and the state of the host."""
-
-    sentence: str
-    flags: tuple[str, ...] = ()
-    has_address6: bool = False
-    is_crowded: bool = False
-    is_pruned: bool = False
 
 
 TRICKS = {
     "none": Trick("The plain request, by netlink, with the namespace named in /run/netns."),
     "veth in place": Trick(
         "The container's end of the veth is created in its namespace, so nothing is moved.",
-        ("--in-place",),
+        is_in_place=True,
     ),
     "IPv6 off": Trick(
         "IPv6 is disabled in the namespace and on the host's end before the links exist.",
-        ("--no-ipv6",),
+        has_ipv6=False,
     ),
     "DAD on": Trick(
         "The container also gets an IPv6 address, and is ready after duplicate address detection.",
@@ -60,28 +46,30 @@ TRICKS = {
     ),
     "DAD off": Trick(
         "The container also gets an IPv6 address, usable at once.",
-        ("--no-dad",),
+        is_probed=False,
         has_address6=True,
     ),
     "namespace by descriptor": Trick(
         "An open descriptor keeps the namespace, without a mount in /run/netns.",
-        ("--by-descriptor",),
+        is_named=False,
     ),
     "crowded mounts": Trick(
         f"A mount namespace follows, copied from one with {CROWD} named network namespaces.",
-        ("--mount-ns",),
+        has_mount_namespace=True,
         is_crowded=True,
     ),
     "pruned mounts": Trick(
         f"A mount namespace follows, copied from one without the host's {CROWD} named network "
         "namespaces.",
-        ("--mount-ns",),
+        has_mount_namespace=True,
         is_crowded=True,
         is_pruned=True,
     ),
     "all": Trick(
         "Veth in place, IPv6 off and namespace by descriptor, combined.",
-        ("--in-place", "--no-ipv6", "--by-descriptor"),
+        is_in_place=True,
+        has_ipv6=False,
+        is_named=False,
     ),
 }
 
@@ -119,31 +107,23 @@ class NetworkSetup:
         with ExitStack() as cleanup:
             cleanup.enter_context(_gateway())
             cleanup.enter_context(private_names())
-            flags = trick.flags
-            if "--no-ipv6" in flags:
+            if not trick.has_ipv6:
                 cleanup.enter_context(ipv6_off_on_new_links())
             if trick.is_crowded:
                 _crowd()
+            first: tuple[str, ...] = ()
             if trick.is_pruned:
-                flags += ("--mounts", str(cleanup.enter_context(_pruned_mounts())))
-            names = [f"fl{index}" for index in range(instances)]
-            cleanup.callback(_delete_links, {f"{name}-{end}" for name in names for end in "hc"})
+                first = ("enter", str(cleanup.enter_context(_pruned_mounts())))
+            containers = [Container(number) for number in range(instances)]
+            cleanup.callback(_delete_links, {end for each in containers for end in each.links})
             program = str(native("netsetup"))
             yield Prepared(
                 [
-                    Execute(
-                        (program, "--method", self.method, "--name", name, *flags,
-                         *_addresses(index, trick.has_address6)),
-                        workspace.environment,
-                    )
-                    for index, name in enumerate(names)
+                    Execute((program, *first, *actions(self.method, trick, container)),
+                            workspace.environment)
+                    for container in containers
                 ]
             )  # fmt: skip
-
-
-def _addresses(index: int, has_address6: bool) -> tuple[str, ...]:
-    own = ("--address", str(GATEWAY + 1 + index), "--gateway", str(GATEWAY))
-    return (*own, "--address6", str(_GATEWAY6 + 1 + index)) if has_address6 else own
 
 
 @contextmanager
@@ -164,13 +144,13 @@ def private_names() -> Iterator[None]:
     Unmounting it removes the names left by killed starts. The directory itself stays, as after
     any ``ip netns``: another run may have mounted on it.
     """
-    _NAMED.mkdir(mode=0o755, parents=True, exist_ok=True)
-    run("mount", "-t", "tmpfs", "-o", "mode=0755", "firstlight", str(_NAMED))
+    NAMED.mkdir(mode=0o755, parents=True, exist_ok=True)
+    run("mount", "-t", "tmpfs", "-o", "mode=0755", "firstlight", str(NAMED))
     try:
-        run("mount", "--make-shared", str(_NAMED))
+        run("mount", "--make-shared", str(NAMED))
         yield
     finally:
-        run("umount", "--lazy", str(_NAMED))
+        run("umount", "--lazy", str(NAMED))
 
 
 @contextmanager
@@ -197,8 +177,8 @@ def _crowd() -> None:
 def _pruned_mounts() -> Iterator[Path]:
     """A mount namespace without the names in /run/netns, for ``netsetup`` to enter."""
     script = (
-        f"umount --lazy {_NAMED} && mount -t tmpfs -o mode=0755 firstlight {_NAMED} && "
-        f"mount --make-shared {_NAMED} && echo made && read -r _"
+        f"umount --lazy {NAMED} && mount -t tmpfs -o mode=0755 firstlight {NAMED} && "
+        f"mount --make-shared {NAMED} && echo made && read -r _"
     )
     with subprocess.Popen(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],

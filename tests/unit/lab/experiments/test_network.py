@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstlight.lab.backends.network import GATEWAY, TRICKS, _addresses
+from firstlight.lab.backends.network import TRICKS
+from firstlight.lab.backends.network_steps import GATEWAY, Container
 from firstlight.lab.experiments import Options
 from firstlight.lab.experiments.network_setup import NETWORK_SETUP
 from firstlight.lab.experiments.network_tricks import NETWORK_TRICKS
@@ -35,8 +36,7 @@ def test_every_trick_says_what_it_does_in_one_sentence() -> None:
 
 @given(st.sets(st.integers(0, 999), min_size=2, max_size=50))
 def test_instances_have_addresses_of_their_own(indices: set[int]) -> None:
-    given_out = [_addresses(index, has_address6=True) for index in indices]
-    for place in (1, 5):
-        assert len({arguments[place] for arguments in given_out}) == len(indices)
-    assert all(arguments[3] == str(GATEWAY) for arguments in given_out)
-    assert str(GATEWAY) not in {arguments[1] for arguments in given_out}
+    containers = [Container(index) for index in indices]
+    for own in ("name", "links", "indices", "address", "address6"):
+        assert len({getattr(each, own) for each in containers}) == len(indices)
+    assert GATEWAY not in {each.address for each in containers}
