@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from firstlight.analysis import breakdown, capacity, figures, holders, pods
+from firstlight.analysis import breakdown, capacity, figures, holders
 from firstlight.analysis.capacity import Capacity
 from firstlight.analysis.figures import PointFigures
 from firstlight.analysis.spent import Spent
@@ -38,7 +38,15 @@ class Analysis:
     @cached_property
     def breakdown(self) -> pl.DataFrame:
         """Each traced, ready sample's time by phase, shade and cause: ``breakdown.SCHEMA``."""
-        return breakdown.breakdown(self.run)
+        followed = breakdown.breakdown(self.run)
+        if self.stages.is_empty():
+            return followed
+        return pl.concat([breakdown.of_stages(self.stages), followed])
+
+    @cached_property
+    def stages(self) -> pl.DataFrame:
+        """The time of starts that components report: ``breakdown.STAGES``."""
+        return breakdown.stages(self.run)
 
     @cached_property
     def spent(self) -> Spent:
@@ -94,21 +102,6 @@ class Analysis:
         missing = [sample for sample in samples if sample.index not in self._timelines]
         self._timelines.update(breakdown.timelines(self.run, missing))
         return [self._timelines[sample.index] for sample in samples]
-
-    def inside(self, samples: Sequence[Sample], stage: str) -> list[pl.DataFrame]:
-        """The pieces of pods' critical paths inside a stage: ``breakdown.TIMELINE``."""
-        inside = []
-        for sample, path in zip(samples, self.timelines(samples), strict=True):
-            within = pl.any_horizontal(
-                pl.lit(value=False),
-                *(
-                    (pl.col("start") >= part.start) & (pl.col("end") <= part.end)
-                    for part in pods.stretches(sample)
-                    if part.phase == stage
-                ),
-            )
-            inside.append(path.filter(within))
-        return inside
 
     def programs(self, sample: Sample) -> dict[int, str]:
         """The programs that each process of a sample executed, by pid; before that its parent's.

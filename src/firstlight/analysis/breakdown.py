@@ -24,7 +24,7 @@ from firstlight.analysis import attribution, boot, causes, phases, pods
 from firstlight.analysis.columns import LATENESS, ON_CPU, QUEUED
 from firstlight.analysis.critical_path import walk
 from firstlight.analysis.instances import Instances
-from firstlight.analysis.segments import Flags, Integers, Intervals, distinct
+from firstlight.analysis.segments import Flags, Integers, Intervals, Line, distinct
 from firstlight.model import EndPoint, Sample
 from firstlight.store import Run
 
@@ -36,6 +36,12 @@ TIMELINE = pl.Schema(
     {"start": pl.Int64(), "end": pl.Int64(), "phase": pl.String(), "shade": pl.String(),
      "cause": pl.String(), "pid": pl.Int64(), "tid": pl.Int64()}
 )  # fmt: skip
+STAGES = pl.Schema(
+    {"sample": pl.UInt32(), "stage": pl.String(), "phase": pl.String(), "shade": pl.String(),
+     "cause": pl.String(), "wall": pl.Int64()}
+)  # fmt: skip
+_PATHS = pl.Schema({"sample": pl.Int64(), **TIMELINE})
+_STAGED = pl.Schema({**_PATHS, "stage": pl.String()})
 
 _PHASE = attribution.PHASE
 _START, _PACKET = _PHASE["process.start"], _PHASE["packet"]
@@ -61,7 +67,8 @@ class _Pieces:
 
 
 def breakdown(run: Run) -> pl.DataFrame:
-    """Each traced, ready sample's time by phase, shade and cause, as SCHEMA, in ns.
+    """Each traced, ready sample's time by phase, shade and cause, as SCHEMA, in ns; but for those
+    that components report, whose ``stages`` are their phases.
 
     ``wall`` is time on the critical path; it sums to the sample's latency. ``summed`` is the time
     of all threads of the instance, without sleeps and waits for each other off the critical path.
@@ -75,11 +82,31 @@ def breakdown(run: Run) -> pl.DataFrame:
         and not sample.telemetry
         and sample.batch in batches
     ]
-    parts = [_pod_breakdown(run)]
-    parts += [
+    parts = [
         _summarise(Instances(*chunk, run.header.end_point)) for chunk in _chunks(run, followed)
     ]
-    return pl.concat(parts)
+    return pl.concat([pl.DataFrame(schema=SCHEMA), *parts])
+
+
+def stages(run: Run) -> pl.DataFrame:
+    """The time of each ready start that components report by stage and, inside the stages in which
+    a traced one is followed, by phase, shade and cause: as STAGES, in ns.
+    """
+    reported = [sample for sample in run.samples if sample.telemetry and sample.latency is not None]
+    parts = [
+        paths.group_by("sample", "stage", "phase", "shade", "cause", maintain_order=True)
+        .agg(wall=(pl.col("end") - pl.col("start")).sum())
+        .cast(STAGES)
+        for paths in _reported(run, reported)
+    ]
+    return pl.concat([pl.DataFrame(schema=STAGES), *parts])
+
+
+def of_stages(stages: pl.DataFrame) -> pl.DataFrame:
+    """STAGES as SCHEMA, with the stages for phases."""
+    by_stage = stages.group_by("sample", "stage", "shade", "cause", maintain_order=True)
+    sums = by_stage.agg(wall=pl.col("wall").sum(), summed=pl.col("wall").sum())
+    return sums.rename({"stage": "phase"}).cast(SCHEMA)
 
 
 def timeline(run: Run, sample: Sample) -> pl.DataFrame:
@@ -92,22 +119,35 @@ def timelines(run: Run, samples: Sequence[Sample]) -> dict[int, pl.DataFrame]:
     of CLOCK_MONOTONIC.
     """
     reported = [sample for sample in samples if sample.telemetry]
-    return _followed(run, [sample for sample in samples if not sample.telemetry]) | {
-        sample.index: pl.DataFrame(rows, schema=TIMELINE, orient="row")
-        for sample, rows in _reported(run, reported, by_stage=False)
-    }
+    followed = [sample for sample in samples if not sample.telemetry]
+    paths = {sample.index: pl.DataFrame(schema=TIMELINE) for sample in reported}
+    for part in _reported(run, reported):
+        paths |= _by_sample(part.drop("stage"))
+    for spans, some in _chunks(run, followed):
+        paths |= timelines_of(spans, some, run.header.end_point)
+    return paths
 
 
 def timelines_of(
     spans: pl.DataFrame, samples: Sequence[Sample], end_point: EndPoint
 ) -> dict[int, pl.DataFrame]:
     """As ``timelines``, by these spans."""
+    return _by_sample(_followed(spans, samples, end_point))
+
+
+def _by_sample(paths: pl.DataFrame) -> dict[int, pl.DataFrame]:
+    by_sample = paths.partition_by("sample", include_key=False, as_dict=True)
+    return {sample: path for (sample,), path in by_sample.items()}
+
+
+def _followed(spans: pl.DataFrame, samples: Sequence[Sample], end_point: EndPoint) -> pl.DataFrame:
+    """The critical paths by the kernel's events alone, as _PATHS, by sample and in order."""
     instances = Instances(spans, samples, end_point)
     pieces = _cut(instances, every_call=True)
     own = np.flatnonzero(pieces.owned)
     thread = pieces.thread[own]
     index = np.array([sample.index for sample in instances.samples], np.int64)
-    paths = pl.DataFrame(
+    return pl.DataFrame(
         {
             "sample": index[instances.sample[thread]],
             "start": pieces.start[own],
@@ -118,72 +158,65 @@ def timelines_of(
             "pid": instances.pid[thread],
             "tid": instances.tid[thread],
         },
-        schema={"sample": pl.Int64(), **TIMELINE},
+        schema=_PATHS,
     ).sort("sample", "start", maintain_order=True)
-    by_sample = paths.partition_by("sample", include_key=False, as_dict=True)
-    return {sample: path for (sample,), path in by_sample.items()}
 
 
-_Row = tuple[int, int, str, str, str, int, int]
-"""Of TIMELINE."""
-
-
-def _followed(run: Run, samples: Sequence[Sample]) -> dict[int, pl.DataFrame]:
-    """The critical paths by the kernel's events alone."""
-    paths: dict[int, pl.DataFrame] = {}
-    for spans, some in _chunks(run, samples):
-        paths |= timelines_of(spans, some, run.header.end_point)
-    return paths
-
-
-def _reported(
-    run: Run, samples: Sequence[Sample], *, by_stage: bool
-) -> Iterator[tuple[Sample, list[_Row]]]:
-    """For starts that components report: their stages, and inside the container runtime's, if the
-    start was traced, the kernel's events. ``by_stage`` keeps the stages' names.
+def _reported(run: Run, samples: Iterable[Sample]) -> Iterator[pl.DataFrame]:
+    """The critical paths of starts that components report, as _STAGED, some starts at a time: their
+    stages, and inside the container runtime's, if the start was traced, the kernel's events.
     """
-    traced = [pods.to_first_instruction(sample) for sample in samples if sample.traced]
-    followed = _followed(run, traced)
-    for sample in samples:
-        path = followed[sample.index].rows() if sample.traced else []
-        yield sample, list(_in_stages(sample, path, by_stage=by_stage))
+    for spans, some in _chunks(run, samples):
+        traced = [pods.to_first_instruction(sample) for sample in some if sample.traced]
+        paths = pl.DataFrame(schema=_PATHS)
+        if traced:
+            paths = _followed(spans, traced, run.header.end_point)
+        yield _in_stages(some, paths)
 
 
-def _in_stages(sample: Sample, path: list[_Row], *, by_stage: bool) -> Iterator[_Row]:
-    seen = iter(path)
-    piece = next(seen, None)
-    for stage in pods.stretches(sample):
-        at = stage.start
-        while piece and piece[1] <= at:
-            piece = next(seen, None)
-        while stage.phase in pods.TRACED and piece and piece[0] < stage.end:
-            start, end, phase, shade, cause, pid, tid = piece
-            if start > at:
-                yield at, start, stage.phase, "around", causes.NOT_TRACED, 0, 0
-            end, at = min(end, stage.end), max(start, at)
-            yield at, end, stage.phase if by_stage else phase, shade, cause, pid, tid
-            at = end
-            if piece[1] > stage.end:
-                break
-            piece = next(seen, None)
-        if at < stage.end:
-            yield at, stage.end, stage.phase, "around", causes.NOT_TRACED, 0, 0
-
-
-def _pod_breakdown(run: Run) -> pl.DataFrame:
-    """The breakdown of the starts that components report."""
-    batches: dict[int, list[Sample]] = {}
-    for sample in run.samples:
-        if pods.stretches(sample):
-            batches.setdefault(sample.batch, []).append(sample)
-    spent: dict[tuple[int, str, str, str], int] = {}
-    for batch in batches.values():
-        for sample, path in _reported(run, batch, by_stage=True):
-            for start, end, phase, shade, cause, _, _ in path:
-                kind = sample.index, phase, shade, cause
-                spent[kind] = spent.get(kind, 0) + end - start
-    rows = [(*kind, length, length) for kind, length in spent.items()]
-    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+def _in_stages(samples: Sequence[Sample], paths: pl.DataFrame) -> pl.DataFrame:
+    """The stages of some starts, as _STAGED, divided by the ``paths`` of those that are traced."""
+    paths = paths.filter(pl.col("start") < pl.col("end"))
+    samples = sorted(samples, key=lambda sample: sample.index)
+    index = np.array([sample.index for sample in samples], np.int64)
+    stages = [
+        (number, stage.start, stage.end, stage.phase)
+        for number, sample in enumerate(samples)
+        for stage in pods.stretches(sample)
+    ]
+    if not stages:
+        return pl.DataFrame(schema=_STAGED)
+    of, begins, ends = np.array([stage[:3] for stage in stages], np.int64).T
+    names = pl.Series([phase for *_, phase in stages])
+    is_followed = names.is_in(list(pods.TRACED)).to_numpy()
+    start, end = paths["start"].to_numpy(), paths["end"].to_numpy()
+    origin = min(int(each.min()) for each in (begins, start) if len(each))
+    latest = max(int(each.max()) for each in (ends, end) if len(each))
+    line = Line(origin, latest - origin + 2)
+    stage_at = Intervals(line.at(of, begins), line.at(of, ends), np.arange(len(stages)))
+    number = np.searchsorted(index, paths["sample"].to_numpy())
+    piece_at = Intervals(line.at(number, start), line.at(number, end), np.arange(len(paths)))
+    cuts = np.concatenate([piece_at.starts, piece_at.ends])
+    is_inside, stage = stage_at.inside(cuts)
+    cuts = cuts[is_inside & is_followed[stage]]
+    edges = distinct(np.concatenate([stage_at.starts, stage_at.ends, cuts]))
+    is_inside, stage = stage_at.inside(edges[:-1])
+    at, until, stage = edges[:-1][is_inside], edges[1:][is_inside], stage[is_inside]
+    is_covered, piece = piece_at.inside(at)
+    is_covered &= is_followed[stage]
+    not_traced = pl.DataFrame(
+        {"phase": "", "shade": "around", "cause": causes.NOT_TRACED, "pid": 0, "tid": 0}
+    )
+    pieces = pl.concat([paths.select(not_traced.columns), not_traced])
+    found = pieces[np.where(is_covered, piece, len(paths))]
+    is_bare = pl.lit(pl.Series(~is_covered))
+    return found.with_columns(
+        sample=pl.Series(index[of[stage]]),
+        start=pl.Series(line.times(at)),
+        end=pl.Series(line.times(until)),
+        phase=pl.when(is_bare).then(names[stage]).otherwise("phase"),
+        stage=names[stage],
+    ).select(_STAGED.names())
 
 
 def _chunks(run: Run, samples: Iterable[Sample]) -> Iterator[tuple[pl.DataFrame, list[Sample]]]:

@@ -41,11 +41,7 @@ class Plugins:
 
     def inside(self, phases: tuple[str, ...]) -> dict[str, pl.DataFrame]:
         """The traced ADDs of one pod alone."""
-        spent = self._analysis.breakdown.group_by("sample").agg(
-            total=pl.col("wall").sum(),
-            value=pl.col("wall").filter(pl.col("phase").is_in(phases)).sum(),
-        )
-        known = {sample: (value, total) for sample, total, value in spent.iter_rows()}
+        known = _spent(self._analysis.breakdown, phases)
         return _by_name(
             (str(sample.point["cni"]), sample.batch, *known[sample.index])
             for sample in _alone(self._analysis)
@@ -70,27 +66,23 @@ class Pods:
 
     def inside(self, phases: tuple[str, ...]) -> dict[str, pl.DataFrame]:
         """The traced pods that started alone."""
-        samples = [
-            sample
-            for sample in _alone(self._analysis)
-            if self._counts(sample) and pods.network(sample)
-        ]
-        paths = self._analysis.inside(samples, "cni")
+        known = _spent(self._analysis.stages.filter(pl.col("stage") == "cni"), phases)
         return _by_name(
-            (str(sample.point["network"]), sample.batch, *_spent(path, phases))
-            for sample, path in zip(samples, paths, strict=True)
+            (str(sample.point["network"]), sample.batch, *known[sample.index])
+            for sample in _alone(self._analysis)
+            if self._counts(sample) and sample.index in known
         )
 
     def _counts(self, sample: Sample) -> bool:
         return sample.point.get("runtime") == PAPERS_RUNTIME
 
 
-def _spent(path: pl.DataFrame, phases: tuple[str, ...]) -> tuple[int, int]:
-    """The time of these phases, and all time, in ns."""
-    length = pl.col("end") - pl.col("start")
-    of_phases = length.filter(pl.col("phase").is_in(phases)).sum()
-    value, total = path.select(value=of_phases, total=length.sum()).row(0)
-    return int(value), int(total)
+def _spent(times: pl.DataFrame, phases: tuple[str, ...]) -> dict[int, tuple[int, int]]:
+    """The time of these phases, and all time, in ns, of each sample."""
+    wall = pl.col("wall")
+    of_phases = wall.filter(pl.col("phase").is_in(phases)).sum()
+    sums = times.group_by("sample").agg(value=of_phases, total=wall.sum())
+    return {sample: (value, total) for sample, value, total in sums.iter_rows()}
 
 
 def _alone(analysis: Analysis) -> Iterator[Sample]:

@@ -3,10 +3,12 @@
 from itertools import pairwise
 
 import msgspec
+import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstlight.analysis import phases, pods
+from firstlight.analysis import breakdown, phases, pods
+from firstlight.analysis.causes import NOT_TRACED
 from firstlight.model import ComponentSpan, Ending, Sample, Stamps, Step, Telemetry
 
 SPANS = (
@@ -80,3 +82,31 @@ def test_the_parts_sum_to_the_latency(spans: list[tuple[str, int, int]], ready: 
     parts = pods.stretches(sample)
     assert sum(part.end - part.start for part in parts) == sample.latency
     assert all(a.end == b.start for a, b in pairwise(parts))
+
+
+def test_traced_pod_is_followed_inside_its_runtimes_stages() -> None:
+    """The stages lie without gaps; pieces of other starts and outside of stages do not count."""
+    parts = [(180, 230), (240, 310), (620, 620), (640, 655), (2000, 2100)]
+    paths = pl.DataFrame(
+        [(7, *part, "mount", "kernel", "on CPU", 5, 6) for part in parts],
+        schema=["sample", *breakdown.TIMELINE], orient="row",
+    )  # fmt: skip
+    first, second = (msgspec.structs.replace(pod(), index=index) for index in (3, 7))
+    found = breakdown._in_stages([second, first], paths)
+    assert found.schema.names() == ["sample", *breakdown.TIMELINE, "stage"]
+    whole = [row for row in found.iter_rows() if row[0] == 3]
+    stages = pods.stretches(first)
+    assert [(row[1], row[2], row[3]) for row in whole] == [
+        (each.start, each.end, each.phase) for each in stages
+    ]
+    assert {row[4:8] for row in whole} == {("around", NOT_TRACED, 0, 0)}
+    cut = [row for row in found.iter_rows() if row[0] == 7]
+    assert all(a[2] == b[1] for a, b in pairwise(cut))
+    assert [(*row[1:4], row[-1]) for row in cut if row[5] == "on CPU"] == [
+        (220, 230, "mount", "sandbox.other"), (240, 250, "mount", "sandbox.netns"),
+        (250, 300, "mount", "cni"), (300, 310, "mount", "shim"),
+        (650, 655, "mount", "container.other"),
+    ]  # fmt: skip
+    assert {row[4:8] for row in cut if row[3] == "mount"} == {("kernel", "on CPU", 5, 6)}
+    assert (230, 235, "sandbox.other") in [row[1:4] for row in cut]
+    assert [row for row in cut if row[1] < 220] == [(7, *row[1:]) for row in whole if row[1] < 220]

@@ -268,12 +268,15 @@ def test_claim_counts_kernel_share_of_pod_network(
     }
     run = pods_run("kubernetes-pods", alone)
 
-    def timeline(sample: Sample) -> pl.DataFrame:
-        middle, end = MS + (sample.latency or 0) // 2, (sample.latency or 0) - MS
-        rows = [(MS, middle, "garp"), (middle, end, "ebpf")]
-        return pl.DataFrame(rows, schema=["start", "end", "phase"], orient="row")
+    def stages(run: Run) -> pl.DataFrame:
+        rows = [
+            (sample.index, stage, phase, "kernel", "on CPU", (sample.latency or 0) // 4)
+            for sample in run.samples
+            for stage, phase in (("cni", "garp"), ("cni", "ebpf"), ("shim", "mount"))
+        ]
+        return pl.DataFrame(rows, schema=breakdowns.STAGES, orient="row")
 
-    monkeypatch.setattr(Analysis, "timelines", lambda _, some: list(map(timeline, some)))
+    monkeypatch.setattr(breakdowns, "stages", stages)
     assert of("C12", run).verdict == "holds"
     assert of("C15", run).verdict == "holds"
     assert "gratuitous ARP" in of("C12", run).figure

@@ -103,10 +103,11 @@ def _mostly(analysis: Analysis, samples: list[Sample]) -> str:
     """The largest phases of the plugins' work, with their shares of it."""
     if not samples:
         return "–"
-    parts = pl.concat(analysis.inside(samples, "cni"))
-    parts = parts.with_columns(length=pl.col("end") - pl.col("start"))
-    total = parts["length"].sum()
-    largest = parts.group_by("phase").agg(pl.col("length").sum()).sort("length", descending=True)
+    parts = analysis.stages.filter(
+        pl.col("sample").is_in([sample.index for sample in samples]), stage="cni"
+    )
+    total = parts["wall"].sum()
+    largest = parts.group_by("phase").agg(pl.col("wall").sum()).sort("wall", descending=True)
     return ", ".join(
         f"{phase} {percent(length / total)}" for phase, length in largest.head(_INSIDE).iter_rows()
     )
@@ -116,10 +117,9 @@ def _operations(point: PointFigures) -> Iterator[tuple[str, ...]]:
     """The mean of each operation over a point's pods, by three sources."""
     samples = [sample for sample in point.traced_samples if sample.telemetry]
     metrics = [sample.counts for sample in samples if sample.counts]
-    for name in OPERATIONS:
-        both = [pods.of_operations(sample)[name] for sample in samples]
-        if not both:
-            return
+    operations = [pods.of_operations(sample) for sample in samples]
+    for name in OPERATIONS if operations else ():
+        both = [each[name] for each in operations]
         by_phases, span = (float(np.mean(each)) for each in zip(*both, strict=True))
         metric = float(np.mean([each.get(f"{name} ns", 0.0) for each in metrics] or [0.0]))
         yield (
