@@ -3,10 +3,12 @@
 import asyncio
 import json
 import os
+import sqlite3
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -15,6 +17,7 @@ import pytest
 from firstlight.agile.config import Events
 from firstlight.agile.function import NodeFailed
 from firstlight.agile.functions import events as queues
+from firstlight.agile.functions import store as stores
 from firstlight.agile.functions.errors import DiskFull
 from firstlight.agile.functions.events import Queue
 from firstlight.agile.functions.records import Event
@@ -60,6 +63,32 @@ def test_a_change_that_fails_counts_nothing(store: Store) -> None:
             store.accept([event("other"), first], ROOM)
     assert store.waiting() == 1
     assert store.accept([event("other")], ROOM) == set()
+    store.close()
+
+
+def test_a_full_disk_removes_by_its_reserve(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, reserve = tmp_path / "functions.db-wal", tmp_path / "functions.reserve"
+    assert [each.stat().st_size for each in (log, reserve)] == [stores._RESERVE] * 2
+    assert store.accept([event("one")], ROOM) == set()
+    transaction, was_there = store._transaction, []
+
+    @contextmanager
+    def full() -> Iterator[sqlite3.Connection]:
+        was_there.append(reserve.exists())
+        if reserve.exists():
+            raise DiskFull("no room", "free space there")
+        with transaction() as base:
+            yield base
+
+    with monkeypatch.context() as on_full_disk:
+        on_full_disk.setattr(store, "_transaction", full)
+        store.done(["one"])
+    assert was_there == [True, False]
+    assert store.waiting() == 0
+    assert store.accept([event("two")], ROOM) == set()
+    assert reserve.stat().st_blocks * 512 >= stores._RESERVE
     store.close()
 
 

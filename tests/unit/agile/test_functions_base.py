@@ -25,3 +25,15 @@ def test_every_user_can_read_it_whatever_the_umask(narrow_umask: None, tmp_path:
             wanted = 0o555 if path.is_dir() else 0o444
             assert stat.S_IMODE(path.stat().st_mode) & wanted == wanted, path
     assert (made / "etc/passwd").exists()
+
+
+def test_the_hosts_choice_of_programs_is_kept_as_links(tmp_path: Path) -> None:
+    """They lead into /usr, which is bound over the root."""
+    host = Path("/etc/alternatives")
+    if not host.is_dir():
+        pytest.skip("/etc/alternatives is missing: Debian's choice of programs")
+    base.make(tmp_path / "base")
+    made = tmp_path / "base/etc/alternatives"
+    assert {path.name: path.readlink() for path in made.iterdir() if path.is_symlink()} == {
+        path.name: path.readlink() for path in host.iterdir() if path.is_symlink()
+    }

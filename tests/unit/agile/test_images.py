@@ -1,8 +1,11 @@
 """What skopeo says, as errors with a remedy."""
 
+from pathlib import Path
+
 import pytest
 
 from firstlight.agile.functions import errors, images
+from firstlight.errors import Unsupported
 
 SOURCE = "docker://10.0.0.1:5000/denied/EOF-429:1"
 PING = "pinging container registry 10.0.0.1:5000: "
@@ -50,3 +53,14 @@ def test_local_failure_does_not_speak_of_a_registry() -> None:
     words = "Download config.json digest sha256:51 does not match expected sha256:00"
     wrong = images._failure(SOURCE, f'msg="copying: {words}"')
     assert isinstance(wrong, errors.WrongDigest)
+
+
+def test_missing_skopeo_and_image_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: "skopeo")
+    with pytest.raises(errors.NoImage, match="oci:/nowhere:1 does not exist"):
+        images.fetch("oci:/nowhere:1", tmp_path, tmp_path, 65534)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(Unsupported, match="skopeo is not installed"):
+        images.fetch("oci:/nowhere:1", tmp_path, tmp_path, 65534)

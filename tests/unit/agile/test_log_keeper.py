@@ -23,7 +23,7 @@ _NOISE = b"\n" * (20 << 10)  # each line has a time of its own: they take long
 
 @contextmanager
 def _keeper(
-    directory: Path, program: Path | None = None
+    directory: Path, program: Path | None = None, size: int = 1 << 30, total: int = 1 << 32
 ) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
@@ -31,7 +31,7 @@ def _keeper(
         os.dup2(theirs.fileno(), 3)
 
     process = subprocess.Popen(
-        [program or native("firstlight-log"), directory, str(1 << 30), str(1 << 32)],
+        [program or native("firstlight-log"), directory, str(size), str(total)],
         preexec_fn=take_control, close_fds=False,
     )  # fmt: skip
     theirs.close()
@@ -56,8 +56,11 @@ def _add(keeper: socket.socket, identity: int, stack: ExitStack) -> int:
 
 def _until_logged(log: Path, text: bytes) -> None:
     until = time.monotonic() + _SECONDS
-    while not log.exists() or not log.read_bytes().endswith(text):
-        assert time.monotonic() < until, f"{log.name} does not end with {text!r}"
+    while time.monotonic() < until:
+        with suppress(FileNotFoundError, IsADirectoryError):
+            if log.read_bytes().endswith(text):
+                return
+    raise AssertionError(f"{log.name} does not end with {text!r}")
 
 
 def test_who_reads_its_own_output_holds_up_no_other_log(tmp_path: Path) -> None:
@@ -138,3 +141,33 @@ def test_any_bytes_are_kept_line_by_line(tmp_path: Path) -> None:
         assert (len(stamp), stream) == (30, b"stdout")
         kept += text + (b"\n" if kind == b"F" else b"")
     assert kept == b"".join(written) + b"\nlast\n"
+
+
+def test_logs_are_kept_within_their_limits(tmp_path: Path) -> None:
+    """Of all the oldest that has ended goes first, then the earlier half of the oldest."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    with _keeper(tmp_path, size=1000, total=3000) as (_, keeper), ExitStack() as stack:
+        stack.callback(os.close, null)
+        for number in (1, 2, 3, 4):
+            writing = _add(keeper, number, stack)
+            log = tmp_path / f"{number}.log"
+            os.write(writing, b"".join(b"%d\n" % line for line in range(30)))
+            _until_logged(log, b" F 29\n")
+            if number == 1:
+                os.dup2(null, writing)
+                until = time.monotonic() + _SECONDS
+                while log.stat().st_mode & 0o200:
+                    assert time.monotonic() < until, "its end is not noticed"
+    sizes = {each.name: each.stat().st_size for each in tmp_path.iterdir()}
+    assert sizes.keys() == {"2.log", "3.log", "3.log.1", "4.log", "4.log.1"}
+    assert 900 < max(sizes.values()) <= 1000
+
+
+def test_more_logs_than_allowed_remove_the_oldest(tmp_path: Path) -> None:
+    for number in range(1, 10_001):
+        (tmp_path / f"{number}.log").touch()
+    with _keeper(tmp_path) as (_, keeper), ExitStack() as stack:
+        os.write(_add(keeper, 20_000, stack), b"new\n")
+        _until_logged(tmp_path / "20000.log", b" new\n")
+        assert not (tmp_path / "1.log").exists()
+        assert (tmp_path / "2.log").exists()

@@ -93,6 +93,16 @@ def test_a_cut_partition_is_reported(tmp_path: Path) -> None:
         disk(image)
 
 
+def test_an_entry_without_kind_or_length_is_no_partition(tmp_path: Path) -> None:
+    """As a partition that was removed leaves it: beyond the disk, here."""
+    content = bytearray(partitioned(rofs(9)))
+    for place, kind, sectors in ((0x1DE, 0, 1 << 20), (0x1EE, 0x83, 0)):
+        struct.pack_into("<4xB3x2I", content, place, kind, 1 << 20, sectors)
+    image = tmp_path / "disk.img"
+    image.write_bytes(content)
+    assert disk(image) == Disk((Volume("rofs", MIB, 2),), boots=True)
+
+
 def gpt(volume: bytes, start: int = 40) -> bytes:
     """With its third partition in the second entry that is used, as UEFI's specification has it."""
     first = b"\xea\x1e\x7c".ljust(0x1BE, b"\0")

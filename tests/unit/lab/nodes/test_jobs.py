@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from firstlight.lab.experiments import Options
 from firstlight.lab.nodes import jobs
-from firstlight.lab.nodes.order import VARIABLE, Order
+from firstlight.lab.nodes.order import VARIABLE, Event, Order
 
 
 def test_a_node_writes_nothing_outside_of_its_run(tmp_path: Path) -> None:
@@ -57,3 +58,24 @@ def test_a_job_has_the_order_and_its_node() -> None:
     [variable] = spec["containers"][0]["env"]
     assert variable["name"] == VARIABLE
     assert msgspec.json.decode(variable["value"], type=Order) == order
+
+
+def test_interrupted_node_without_readable_run_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = jobs.Nodes.__new__(jobs.Nodes)
+    nodes._pods = {"a": "pod"}
+    monkeypatch.setattr(nodes, "_fetch", lambda _, into: into.mkdir())
+    assert nodes._collect({"a": Future()}, tmp_path) == {"a": "interrupted"}
+
+
+def test_progress_is_told_once_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = [Event("progress", done) for done in (0.1, 0.26, 0.3, 0.45, 0.8, 0.9, 1.0)]
+    lines = [msgspec.json.encode(each) + b"\n" for each in (*events, Event("measured"))]
+    answer = SimpleNamespace(stream=lambda _: lines)
+    api = SimpleNamespace(read_namespaced_pod_log=lambda *_, **__: answer)
+    nodes, said = jobs.Nodes.__new__(jobs.Nodes), list[str]()
+    nodes._name = "n"
+    monkeypatch.setattr(nodes, "_api", lambda: api)
+    nodes._follow("a", "pod", said.append)
+    assert said == ["a: 26%", "a: 80%", "a: 100%"]

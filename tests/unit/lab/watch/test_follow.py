@@ -135,6 +135,23 @@ def test_starts_untraced_for_a_late_analysis_are_counted(
     assert [each.late for each in windows] == [0, 1, 0]
 
 
+def test_all_that_the_earliest_start_under_way_did_is_kept(
+    follower: Follower, tmp_path: Path
+) -> None:
+    (tmp_path / "windows").write_text(
+        window(
+            begin(10, 500, "runc", "run", "a"), fork(10, 11, 600), wait(10, 650),
+            begin(20, 800, "runc", "run", "b"), fork(20, 21, 850), last=0,
+        )
+        + window(execute(10, 11, 1500), execute(20, 21, 1600))
+    )  # fmt: skip
+    with follower:
+        windows = [follower.read() for _ in range(2)]
+    first, second = windows[1].starts
+    assert (first.began, second.began) == (500, 800)
+    assert 650 in windows[1].spans_of(first, 0)["start"].to_list()
+
+
 def test_daemons_are_kept_only_for_starts_under_way(follower: Follower, tmp_path: Path) -> None:
     (tmp_path / "windows").write_text(
         "".join(
