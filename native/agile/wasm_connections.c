@@ -11,11 +11,11 @@
 
 enum { READ_MS = 1000 };
 
-/* The generation distinguishes a late epoll event from one of the connection that has the place
- * now. The descriptor is closed when no thread uses it any more. */
+/* The descriptor is closed when no thread uses it any more, and then its place is free for another
+ * connection. A late event of the one before does no harm: the other is looked at without a wait. */
 struct wasm_connection {
 	int descriptor;
-	uint32_t generation, users;
+	uint32_t users;
 	bool open;
 };
 
@@ -41,8 +41,7 @@ static bool place(int descriptor)
 	if (connection == connections + WASM_CONNECTIONS_MAX)
 		return false;
 	struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE};
-	event.data.u64 =
-		(uint64_t)++connection->generation << 32 | (uint64_t)(connection - connections);
+	event.data.ptr = connection;
 	connection->descriptor = descriptor;
 	connection->open = !epoll_ctl(ready, EPOLL_CTL_ADD, descriptor, &event);
 	open_connections += connection->open;
@@ -65,14 +64,13 @@ bool wasm_connections_empty(void)
 	return empty;
 }
 
-static struct wasm_connection *hold(uint64_t event)
+static bool hold(struct wasm_connection *connection)
 {
-	struct wasm_connection *connection = connections + (uint32_t)event;
 	pthread_mutex_lock(&lock);
-	bool current = connection->open && connection->generation == event >> 32;
-	connection->users += current;
+	bool is_open = connection->open;
+	connection->users += is_open;
 	pthread_mutex_unlock(&lock);
-	return current ? connection : NULL;
+	return is_open;
 }
 
 void wasm_connection_release(struct wasm_connection *connection, bool keep)
@@ -93,8 +91,9 @@ size_t wasm_connections_receive(struct wasm_connection **connection, char *messa
 {
 	for (;;) {
 		struct epoll_event event;
-		if (epoll_wait(ready, &event, 1, -1) != 1 || !(*connection = hold(event.data.u64)))
+		if (epoll_wait(ready, &event, 1, -1) != 1 || !hold(event.data.ptr))
 			continue;
+		*connection = event.data.ptr;
 		ssize_t size = recv((*connection)->descriptor, message, WASM_MESSAGE_MAX,
 				    MSG_DONTWAIT | MSG_TRUNC);
 		if (size > 0 && size <= WASM_MESSAGE_MAX)
