@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tests.support.laboratory import laboratory, marked, returning_home
 
 from firstlight import store
-from firstlight.errors import FirstlightError, Unsupported
+from firstlight.errors import Failed, FirstlightError, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
 from firstlight.lab import runner
@@ -513,6 +513,28 @@ def test_a_run_is_continued_only_with_its_own_plan(tmp_path: Path, more: dict[st
 
 def name_of(directory: Path) -> str:
     return store.read(directory).header.run
+
+
+@dataclass(frozen=True)
+class Dying(Scripts):
+    """A backend that cannot clean up, as when a component of its cluster has ended."""
+
+    @contextmanager
+    def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
+        with super().prepared(instances, workspace) as prepared:
+            yield prepared
+        raise Failed("kubelet of the cluster has ended")
+
+
+@needs_root
+def test_starts_before_a_failed_removal_are_kept(tmp_path: Path) -> None:
+    of = replace(
+        experiment("echo firstlight ready 1"),
+        cases=lambda _: [Case({"script": "", "instances": 2}, Dying("echo firstlight ready 1"))],
+    )
+    with pytest.raises(Failed, match="kubelet"):
+        measured(of, tmp_path)
+    assert len(store.read(tmp_path / "run").samples) == 2
 
 
 @dataclass(frozen=True)

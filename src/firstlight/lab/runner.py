@@ -292,23 +292,24 @@ class _Lab:
             except BaseException:
                 self._generator.close()  # instances end before the parts that they use
                 raise
+            samples = [
+                sample(self._samples + place, self._batches, place, batch, outcome, end,
+                       evidence.get(outcome.pid), lost, guest)
+                for place, (outcome, end, guest) in
+                enumerate(zip(outcomes, ended, guests, strict=True))
+            ]  # fmt: skip
+            for place, reported in telemetry.items():
+                samples[place] = msgspec.structs.replace(samples[place], telemetry=reported)
+            if UNTOLD not in self._warnings and any(map(_is_untold, samples)):
+                self._warnings.append(UNTOLD)
+            if counts:
+                samples[0] = msgspec.structs.replace(samples[0], counts=counts)
+            if batch.traced:
+                roots = {sample.pid: sample.index for sample in samples}
+                roots |= dict.fromkeys(traced_daemons(commands), self._samples)
+                self._writer.append_spans(self._batches, self._tracer.collect(roots))
+            self._keep(samples)
         settle()
-        samples = [
-            sample(self._samples + place, self._batches, place, batch, outcome, end,
-                   evidence.get(outcome.pid), lost, guest)
-            for place, (outcome, end, guest) in enumerate(zip(outcomes, ended, guests, strict=True))
-        ]  # fmt: skip
-        for place, reported in telemetry.items():
-            samples[place] = msgspec.structs.replace(samples[place], telemetry=reported)
-        if UNTOLD not in self._warnings and any(map(_is_untold, samples)):
-            self._warnings.append(UNTOLD)
-        if counts:
-            samples[0] = msgspec.structs.replace(samples[0], counts=counts)
-        if batch.traced:
-            roots = {sample.pid: sample.index for sample in samples}
-            roots |= dict.fromkeys(traced_daemons(commands), self._samples)
-            self._writer.append_spans(self._batches, self._tracer.collect(roots))
-        self._keep(samples)
         return samples
 
     def _keep(self, samples: list[Sample]) -> None:

@@ -7,7 +7,7 @@ and its components report telemetry.
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from itertools import count
@@ -18,7 +18,7 @@ import msgspec
 
 from firstlight.agile import apiserver
 from firstlight.deadlines import longer
-from firstlight.errors import Unsupported
+from firstlight.errors import Failed, Unsupported
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Prepared
 from firstlight.lab.cluster import metrics, running, start_server
@@ -112,6 +112,7 @@ class Kubernetes:
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:
         """The cluster and a namespace in it; pods are deleted when their starts end."""
         lab = workspace.once(self.cluster, lambda: _lab(self.cluster, workspace))
+        lab.check()
         lab.have_background(self)
         names = [f"p{next(_names)}" for _ in range(instances)]
         clock = Clock()
@@ -119,7 +120,7 @@ class Kubernetes:
         try:
             yield Prepared(
                 [Ask(lab.socket, "{}", self.request(name), lab.daemons) for name in names],
-                counts=lambda: metrics.between(before, lab.metrics()) if before else {},
+                counts=lambda: lab.counts(before),
                 telemetry=lambda: lab.telemetry(names, clock),
             )
         finally:
@@ -197,10 +198,22 @@ class Lab:
         self.background.enter_context(start_server.held(self.socket, requests))
         self.beside = backend
 
+    def check(self) -> None:
+        """Raise Failed if a component of firstlight's cluster has ended."""
+        if self.own and (words := running.ended(self.own)):
+            raise Failed(words)
+
     def await_quiet(self, left: int) -> None:
-        """Wait until a firstlight's cluster has so many pods left."""
+        """Wait until a firstlight's cluster has so many pods left. Raises Failed."""
+        self.check()
         if self.own:
             running.await_quiet(self.own.pid, left)
+
+    def counts(self, before: metrics.Sums) -> dict[str, float]:
+        """The means since that reading; none if a component has ended meanwhile."""
+        with suppress(OSError):
+            return metrics.between(before, self.metrics()) if before else {}
+        return {}
 
     def metrics(self) -> metrics.Sums:
         """The sums of its components' metrics; empty for a user's cluster."""

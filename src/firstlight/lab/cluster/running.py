@@ -23,7 +23,7 @@ from firstlight.host import cgroups
 from firstlight.host.commands import run
 from firstlight.host.workspace import Workspace
 from firstlight.lab.cluster import programs
-from firstlight.lab.cluster.node import Event
+from firstlight.lab.cluster.node import Event, last_words
 from firstlight.lab.cluster.settings import (
     INSTALLED,
     Handler,
@@ -299,6 +299,13 @@ def component_pids(cluster: Cluster) -> dict[str, int]:
     names = [each.name for each in components(cluster.settings)]
     named = ((_component(pid), pid) for pid in _children(cluster.pid))
     return {name: pid for name, pid in named if name in names}
+
+
+def ended(cluster: Cluster) -> str:
+    """Which component of the first node has ended, with its last words; or ""."""
+    pids, settings = component_pids(cluster), cluster.settings
+    name = next((each.name for each in components(settings) if each.name not in pids), "")
+    return name and f"{name} of the cluster has ended: {last_words(settings.log(name))}"
 
 
 def _component(pid: int) -> str:
