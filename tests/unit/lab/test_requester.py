@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -52,6 +53,18 @@ def test_a_pod_whose_creation_had_no_answer_is_deleted(
         pod.make({"name": "p", "image": "i"})
     pod.end()
     assert names == deleted
+
+
+def test_a_watch_does_not_wait_for_a_fresh_cache() -> None:
+    """Else it ends with "Too large resource version" while the first pod is made."""
+    asked = []
+
+    def open_(_: str, **words: object) -> SimpleNamespace:
+        asked.append(words["resource_version"])
+        return SimpleNamespace(stream=lambda _: (Event().wait(), [])[1])
+
+    requester._Watch(SimpleNamespace(list_namespaced_pod=open_), "n")
+    assert asked == ["0"]
 
 
 def test_a_deletion_that_the_watch_misses_is_looked_for() -> None:

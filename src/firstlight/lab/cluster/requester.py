@@ -81,6 +81,7 @@ class _Watch:
         return self._api.list_namespaced_pod(
             self._namespace,
             watch=True,
+            resource_version="0",  # by itself it would wait until the server's cache is fresh
             _preload_content=False,
             _request_timeout=(_ANSWER_SECONDS, _QUIET_SECONDS),
         )
@@ -146,7 +147,7 @@ class _Watch:
             return f"{_title(waiting[0][0])} is waiting: {words(waiting[0][1])}"
         phase = pod.get("status", {}).get("phase", "Pending")
         node = pod["spec"].get("nodeName")
-        where = f" on node {node}" if node else ""
+        where = f" on node {node}" if node else ", of which no scheduler says anything"
         if node and not containers:
             where += ", whose kubelet reports no container of it"
         unready = [words(each) for each in conditions if each["type"] == "Ready"]
