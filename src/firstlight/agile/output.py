@@ -41,6 +41,7 @@ class Output:
         """Read to the end; keeps at most ``most`` bytes."""
         while part := await self.read():
             self._kept += part[: most - len(self._kept)]
+            await asyncio.sleep(0)  # a pipe that is never empty would block the loop
         return self._kept
 
     async def end(self, most: int) -> bytes:

@@ -1,12 +1,23 @@
 """Requests to a server, over sockets of this process."""
 
 import asyncio
+import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 
 import h11
 import pytest
 
-from firstlight.agile.serving.upstream import Broken, Late, Malformed, Unreached, Upstream
+from firstlight.agile.link import is_readable
+from firstlight.agile.serving.upstream import (
+    Broken,
+    Exchange,
+    Late,
+    Malformed,
+    Unreached,
+    Upstream,
+)
 
 _Server = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 _PART = bytes(1 << 16)
@@ -157,3 +168,67 @@ def test_a_client_is_not_waited_for_on_the_server_s_time() -> None:
         assert await _answered(upstream, "POST", slow()) == (200, 2)
 
     _served(whole, ask, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("head", "flood"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * 1000),
+        (b"HTTP/1.1 200 OK\r\n\r\n", bytes(1 << 20)),
+        (b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\r\n", bytes(1 << 20)),
+    ],
+    ids=["chunks", "body", "another protocol"],
+)
+def test_an_endless_answer_leaves_others_their_turn(head: bytes, flood: bytes) -> None:
+    def server(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.sendall(head)
+            while True:
+                connection.sendall(flood)
+
+    async def parts(exchange: Exchange) -> AsyncIterator[bytes]:
+        if exchange.status != 101:
+            async for part in exchange.parts():
+                yield part
+        while True:
+            yield await exchange.read(1 << 10)
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            thread = threading.Thread(target=server, args=(listener,))
+            thread.start()
+            upstream = Upstream("127.0.0.1", listener.getsockname()[1], 5, lambda: True)
+            headers = [("Host", "a"), ("Connection", "Upgrade"), ("Upgrade", "echo")]
+            request = h11.Request(method="GET", target="/", headers=headers)
+            exchange = await upstream.ask(request, None)
+            await asyncio.to_thread(is_readable, exchange._connection.fileno(), 5)
+            turn, passed = asyncio.create_task(asyncio.sleep(0)), 0
+            async for _ in parts(exchange):
+                passed += 1
+                if turn.done() or passed == 100:
+                    break
+            assert turn.done()
+            await exchange.close()
+            await asyncio.to_thread(thread.join)
+
+    asyncio.run(main())
+
+
+def test_endless_interim_answers_are_an_error() -> None:
+    number = 3
+
+    async def interim(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 102 Processing\r\n\r\n" * number)
+        writer.write(_ANSWER)
+        writer.close()
+
+    async def ask(upstream: Upstream) -> None:
+        nonlocal number
+        assert await _answered(upstream) == (200, 2)
+        number = 1000
+        with pytest.raises(Malformed, match="100 interim answers"):
+            await _answered(upstream)
+
+    _served(interim, ask, 5)

@@ -20,6 +20,9 @@ KEEP_SECONDS = 1.0
 """For so long a connection waits for another request; servers close theirs after 2 s or more."""
 _KEPT_MOST = 64
 _PART, _HEAD_MOST = 64 << 10, 128 << 10
+_INTERIM_MOST = 100
+_TURN = 16
+"""Events after which others have a turn: a server that is never silent would block the loop."""
 _REPEATABLE = {b"GET", b"HEAD", b"OPTIONS", b"TRACE"}
 
 Headers = list[tuple[bytes, bytes]]
@@ -56,7 +59,7 @@ class Exchange:
         self._sending: asyncio.Task[None] | None = None
         self._failed: Exception | None = None
         self._cut = self.answered = False
-        self.status = 0
+        self.status = self._events = 0
         self.headers: Headers = []
 
     async def begin(self, request: h11.Request, body: AsyncIterator[bytes] | None) -> None:
@@ -74,6 +77,8 @@ class Exchange:
             self._sending = self._loop.create_task(self._send(body))
         while not self.status:
             event = await self._event()
+            if self._events > _INTERIM_MOST:
+                raise Malformed(f"it sent {_INTERIM_MOST} interim answers, and no other")
             if isinstance(event, h11.Response) or (
                 isinstance(event, h11.InformationalResponse) and event.status_code == 101
             ):
@@ -90,7 +95,9 @@ class Exchange:
         if rest:
             self._wire = h11.Connection(h11.CLIENT)
             return rest
-        return await self._loop.sock_recv(self._connection, most)
+        data = await self._loop.sock_recv(self._connection, most)
+        await asyncio.sleep(0)  # as above
+        return data
 
     async def write(self, data: bytes) -> None:
         """Send bytes of another protocol. Raises OSError."""
@@ -113,6 +120,9 @@ class Exchange:
 
     async def _event(self) -> h11.Event:
         data: bytes | None = None
+        self._events += 1
+        if self._events % _TURN == 0:
+            await asyncio.sleep(0)
         try:
             while (event := self._wire.next_event()) is h11.NEED_DATA:
                 async with asyncio.timeout(self._patience) as self._limit:
