@@ -159,6 +159,7 @@ wheel: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist dist/own/*.whl 2> dist/own/log \
 	  || { cat dist/own/log >&2; exit 1; }
 	rm -r dist/own
+	$(BIN)/python mk/licences.py dist/*.whl
 	@ls dist/*.whl
 
 wheel-arm64: setup

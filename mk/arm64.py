@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import contained
+import licences
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "firstlight/hosts"
 ROOT = CACHE / "bookworm-arm64"
@@ -128,6 +129,7 @@ def wheel() -> Path:
     run(binaries / "auditwheel", "repair", "-w", "dist", tagged)
     shutil.rmtree(own)
     [made] = Path("dist").glob("firstlight-*aarch64.whl")
+    licences.add(made, root())
     return made
 
 

@@ -6,6 +6,7 @@ Compiled dependencies fit one Python: the package is for the Debian release that
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 LIBRARY = "usr/lib/firstlight"
-EXTRAS = "http,images,wasm,telemetry,kubernetes"
+EXTRAS = "http,images,wasm,telemetry,kubernetes,lambda"
 START = f"""#!/usr/bin/python3 -I
 import sys
 
@@ -50,7 +51,7 @@ def main() -> None:
         _run("sh", "-c", 'gzip -9n "$0"/*.1', root / "usr/share/man/man1")
         for shell, path in SHELLS.items():
             _install(root / path, _completion(shell), 0o644)
-        _install(root / "usr/share/doc/firstlight/copyright", Path("LICENSE").read_text(), 0o644)
+        _install(root / "usr/share/doc/firstlight/copyright", _copyright(library), 0o644)
         _install(root / "DEBIAN/control", _control(version, library), 0o644)
         for script, text in SCRIPTS.items():
             _install(root / "DEBIAN" / script, text, 0o755)
@@ -78,6 +79,16 @@ Description: laboratory and runtime for fast function instantiation
  start into phases and causes, and starts isolated, networked functions from
  prepared parts.
 """
+
+
+def _copyright(library: Path) -> str:
+    [info] = library.glob("firstlight-*.dist-info")
+    [words] = re.findall(r"^License-Expression: (.*)$", (info / "METADATA").read_text(), re.M)
+    return f"""This package is under {words}.
+Those of the libraries in it are in /{LIBRARY}/{info.name}/licenses, and those
+of each Python package in its own directory beside that. firstlight's own:
+
+{Path("LICENSE").read_text()}"""
 
 
 def _completion(shell: str) -> str:
