@@ -11,7 +11,7 @@ import pytest
 import firstlight
 
 PACKAGE = Path(firstlight.__file__).parent
-GROUND = ("errors", "deadlines", "native", "files", "model", "store", "units")
+GROUND = ("errors", "extras", "deadlines", "native", "files", "model", "store", "units")
 ORDER = ("__main__", "cli", "report", "claims", "lab", "analysis", "trace", "host",
          *reversed(GROUND))  # fmt: skip
 """From the top: each may import what stands behind it."""

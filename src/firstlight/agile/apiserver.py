@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
+from firstlight import extras
 from firstlight.deadlines import longer
 from firstlight.errors import Failed, Unsupported
 
@@ -134,7 +135,7 @@ class Server:
             from kubernetes import client, config
         except ImportError as error:
             raise Unsupported("the Python client of Kubernetes is missing",
-                              "pip install 'firstlight[kubernetes]'") from error  # fmt: skip
+                              extras.install("kubernetes")) from error  # fmt: skip
         made = None
         try:
             if kubeconfig == IN_CLUSTER:

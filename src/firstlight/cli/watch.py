@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from firstlight import extras
 from firstlight.cli.output import YEAR, Json, examples, finite, say
 from firstlight.deadlines import longer
 from firstlight.errors import FirstlightError, Unsupported
@@ -167,7 +168,7 @@ def _serve(
     except ModuleNotFoundError as error:
         raise Unsupported(
             f"--http and --metrics need the Python package {error.name}",
-            "pip install 'firstlight[http]'",
+            extras.install("http"),
         ) from error
     counted, board = Metrics(), Board(socket.gethostname())
     if http is not None:
@@ -189,7 +190,7 @@ def _send_traces(stack: ExitStack, collector: str | None) -> "list[Callable[[Wat
         from firstlight.report.live import traces
     except ModuleNotFoundError as error:
         raise Unsupported(
-            f"--otlp needs the Python package {error.name}", "pip install 'firstlight[http]'"
+            f"--otlp needs the Python package {error.name}", extras.install("telemetry")
         ) from error
     provider = traces.provider(collector)
     stack.callback(provider.shutdown)

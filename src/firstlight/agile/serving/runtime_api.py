@@ -16,6 +16,7 @@ from types import ModuleType
 
 from msgspec import Struct
 
+from firstlight import extras
 from firstlight.agile import upgrade_request
 from firstlight.agile.function import NodeFailed
 from firstlight.agile.partial import Partial
@@ -109,7 +110,7 @@ class RuntimeApi:
         except ModuleNotFoundError as error:
             raise Failed(
                 "the Lambda Runtime API needs httptools, which is not installed",
-                "pip install 'firstlight[http]'",
+                extras.install("http"),
             ) from error
         self._server = await self._loop.create_server(
             lambda: _Connection(self, httptools), sock=listener

@@ -22,6 +22,7 @@ from typing import Protocol
 
 import msgspec
 
+from firstlight import extras
 from firstlight.agile.function import (
     HANDLER_ERROR,
     Ended,
@@ -371,10 +372,10 @@ def _library() -> Path:
     """The path of wasmtime's shared library, without importing the Python package."""
     package = find_spec("wasmtime")
     if not package or not package.submodule_search_locations:
-        raise Unsupported("wasmtime is not installed", "pip install firstlight[wasm]")
+        raise Unsupported("wasmtime is not installed", extras.install("wasm"))
     if version("wasmtime").split(".")[0] != str(WASMTIME):
         raise Unsupported(f"wasmtime {WASMTIME} is needed, but {version('wasmtime')} is installed",
-                          "pip install firstlight[wasm]")  # fmt: skip
+                          extras.install("wasm"))  # fmt: skip
     libraries = [
         *Path(package.submodule_search_locations[0]).glob(f"linux-{os.uname().machine}/*.so")
     ]

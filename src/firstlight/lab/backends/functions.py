@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from firstlight import extras
 from firstlight.agile import Config, Function, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.config import Pools, PoolSize
@@ -109,7 +110,7 @@ class Invoked:
         if self.kind != "wasm":
             probe_python()
         elif not find_spec("wasmtime"):
-            raise Unsupported("wasmtime is not installed", "pip install firstlight[wasm]")
+            raise Unsupported("wasmtime is not installed", extras.install("wasm"))
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:

@@ -16,6 +16,7 @@ from typing import Self
 
 import msgspec
 
+from firstlight import extras
 from firstlight.agile import apiserver
 from firstlight.deadlines import longer
 from firstlight.errors import Failed, Unsupported
@@ -151,7 +152,7 @@ def _read_kubeconfig(of: Users) -> None:
         apiserver.settings(of.kubeconfig, of.context)
     except ImportError as error:
         raise Unsupported("the Python client of Kubernetes is missing",
-                          "pip install 'firstlight[kubernetes]'") from error  # fmt: skip
+                          extras.install("kubernetes")) from error  # fmt: skip
     except Exception as error:
         raise Unsupported(f"cannot use the kubeconfig {of.kubeconfig}: {error}",
                           "give another with --kubeconfig or --context") from error  # fmt: skip

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from firstlight import extras
 from firstlight.agile import Config, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.config import Http, Pools, PoolSize
@@ -67,11 +68,11 @@ class OverHttp:
         Agile("agile").probe()
         if not all(map(find_spec, ("httptools", "starlette", "uvicorn"))):
             raise Unsupported("the runtime's HTTP server is not installed",
-                              "pip install firstlight[http]")  # fmt: skip
+                              extras.install("http"))  # fmt: skip
         if self.kind != "program":
             probe_python()
             if not find_spec("awslambdaric"):
-                raise Unsupported("awslambdaric is not installed", "pip install firstlight[lambda]")
+                raise Unsupported("awslambdaric is not installed", extras.install("lambda"))
         _interpreter()
 
     @contextmanager

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import msgspec
 
-from firstlight import __version__
+from firstlight import __version__, extras
 from firstlight.agile import apiserver
 from firstlight.deadlines import longer
 from firstlight.errors import Failed, FirstlightError, Unsupported
@@ -58,7 +58,7 @@ class Nodes:
             from kubernetes import client
         except ImportError as error:
             raise Unsupported("the Python client of Kubernetes is missing",
-                              "pip install 'firstlight[kubernetes]'") from error  # fmt: skip
+                              extras.install("kubernetes")) from error  # fmt: skip
         self._client = client
         self._image, self._name = image or IMAGE, f"firstlight-{name}".lower()
         try:

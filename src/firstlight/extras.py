@@ -1,0 +1,21 @@
+"""Words how to add what an extra of pyproject.toml brings, to this copy of firstlight."""
+
+import shlex
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+DEBIAN = Path("/usr/lib/firstlight")
+"""Where Debian's package lies, with every extra (mk/deb.py)."""
+
+
+def install(extra: str) -> str:
+    """The remedy where a package of an extra is missing.
+
+    A command for the interpreter that runs, as pip's own environment, pipx's and uv's each have one
+    of their own; those of uv have no pip. The name is quoted: zsh expands brackets.
+    """
+    if Path(__file__).is_relative_to(DEBIAN):
+        return "install Debian's package firstlight again: it has the extra " + extra
+    pip = "{} -m pip install" if find_spec("pip") else "uv pip install --python {}"
+    return f"{pip.format(shlex.quote(sys.executable))} 'firstlight[{extra}]'"
