@@ -71,6 +71,8 @@ def elf(code: bytes) -> bytes:
 
 
 _chosen: dict[tuple[str, str, bool], Accelerator] = {}
+_hung: list[str] = []
+"""What was seen of the first guest that hung: with no other program would KVM do better."""
 
 
 def choose(program: str, wanted: str = "auto", *, must_be_tcg: bool = False) -> Accelerator:
@@ -137,6 +139,8 @@ def _try_kvm(program: str, built_in: frozenset[str]) -> tuple[str, str | None]:
         return "", f"cannot open {_KVM}: {error.strerror}"
     cpu, fault = "", None
     for cpu in _KVM_CPUS:
+        if hung := why_hung():
+            return cpu, hung
         seconds, fault = _count(program, "kvm", cpu)
         for _ in range(_TRIES - 1):
             if seconds is None or not emulates(seconds):
@@ -145,6 +149,11 @@ def _try_kvm(program: str, built_in: frozenset[str]) -> tuple[str, str | None]:
         if seconds is not None:
             return cpu, emulates(seconds)
     return cpu, fault
+
+
+def why_hung() -> str | None:
+    """What was seen where a guest of this process has hung under KVM: others would, too."""
+    return _hung[0] if _hung else None
 
 
 def emulates(counted: float) -> str | None:
@@ -198,4 +207,5 @@ def time_count(process: "subprocess.Popen[bytes]") -> tuple[float | None, str]:
             output += part
             if b"B" in output:
                 return now - began, ""
-    return None, f"a guest of {len(COUNT)} bytes did not finish in {_TIMEOUT_SECONDS:.0f} s"
+    _hung.append(f"a guest of {len(COUNT)} bytes did not finish in {_TIMEOUT_SECONDS:.0f} s")
+    return None, _hung[0]

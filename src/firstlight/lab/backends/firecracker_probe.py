@@ -65,7 +65,7 @@ def run_guest(program: str) -> str:
         raise Unsupported(
             f"Firecracker needs KVM, but {_KVM} cannot be opened: {error.strerror}", accel.NO_KVM
         ) from error
-    seconds, complaint = _count(program)
+    seconds, complaint = (None, hung) if (hung := accel.why_hung()) else _count(program)
     if seconds is None:
         raise Unsupported(f"{program} cannot run a guest here: {complaint}", accel.NO_KVM)
     return accel.emulates(seconds) or "guests run under KVM at a processor's speed"
@@ -73,7 +73,7 @@ def run_guest(program: str) -> str:
 
 @cache
 def _count(program: str) -> tuple[float | None, str]:
-    """How long a guest counted, in seconds, or why that is unknown. Cached: KVM may hang."""
+    """How long a guest counted, in seconds, or why that is unknown."""
     with scratch() as directory:
         kernel = Path(directory, "kernel")
         kernel.write_bytes(accel.elf(accel.COUNT))
