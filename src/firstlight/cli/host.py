@@ -16,7 +16,7 @@ def doctor(*, as_json: Json = False) -> None:
     from firstlight.lab.experiments import catalogue
 
     results = checks.run()
-    answers = catalogue.probe()
+    answers = checks.with_tracer(results, catalogue.probe())
     ready = checks.ready(results, answers)
     if as_json:
         print_json({"checks": results, "experiments": answers, "ready": ready})

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from firstlight.errors import (
@@ -29,7 +30,7 @@ from firstlight.host.cgroups import hierarchies, is_unified
 from firstlight.lab import rootfs
 from firstlight.lab.backends import accel, firecracker_probe, vm
 from firstlight.lab.backends.oci import Oci
-from firstlight.model import Availability, Check
+from firstlight.model import Availability, Check, Missing
 from firstlight.trace import bpf, kallsyms
 
 MAIN = "container-creation"
@@ -114,6 +115,20 @@ def _startable(checks: Sequence[Check], experiments: Mapping[str, Availability])
     """The runtimes of the main experiment whose containers start."""
     failing = {check.name for check in checks if check.ok is False}
     return [name for name in experiments[MAIN].can_run if name not in failing]
+
+
+def with_tracer(
+    checks: Sequence[Check], experiments: Mapping[str, Availability]
+) -> dict[str, Availability]:
+    """What can run, without the breakdown of each experiment where the tracer does not load."""
+    lacks = tuple(
+        Missing(("phases and causes",), "the tracer does not load", "run with --no-trace")
+        for check in checks if check.name == TRACER and not check.ok
+    )  # fmt: skip
+    return {
+        name: replace(each, missing=each.missing + lacks) if each.can_run else each
+        for name, each in experiments.items()
+    }
 
 
 def verdict(checks: Sequence[Check], experiments: Mapping[str, Availability]) -> str:

@@ -8,6 +8,7 @@ from firstlight.host import facts
 from firstlight.lab import doctor
 from firstlight.lab.backends.network import NetworkSetup
 from firstlight.lab.backends.oci import Oci
+from firstlight.lab.experiments import catalogue
 from firstlight.model import Availability, Check, Missing
 from firstlight.trace import bpf
 
@@ -251,6 +252,28 @@ def test_the_verdict_names_what_can_be_done_now() -> None:
         "Of 3 experiments 1 can run in full and 1 in part."
     )
     assert "--fast --no-trace measures runc" in verdict(tracer=False)
+
+
+def test_no_experiment_is_whole_without_the_tracer() -> None:
+    whole = {"floor": Availability(("process",), ()), "image": Availability((), ())}
+    for loads, lacks in (True, ()), (False, ("phases and causes",)):
+        found = doctor.with_tracer([Check(doctor.TRACER, loads, "")], whole)
+        assert [each.parts for each in found["floor"].missing] == [*filter(None, [lacks])]
+        assert found["floor"].can_run == ("process",)
+        assert found["image"].missing == ()
+
+
+def test_root_of_a_user_namespace_cannot_run_the_agile_runtime(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused() -> None:
+        raise Unsupported("this is root of a user namespace", "run it as the host's root")
+
+    monkeypatch.setattr("firstlight.agile.rights.check", refused)
+    answers = catalogue.probe()
+    for name in ("agile", "ablation", "churn", "density", "functions", "trace-replay"):
+        assert not any("agile" in each for each in answers[name].can_run), name
+        assert "root of a user namespace" in " ".join(m.fact for m in answers[name].missing), name
 
 
 def test_the_verdict_names_what_must_be_done_first() -> None:

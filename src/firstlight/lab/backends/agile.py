@@ -5,7 +5,6 @@ A request is a message on an open connection, as a platform's gateway would send
 instruction, in an instance whose network is up.
 """
 
-import os
 import shutil
 import subprocess
 import sys
@@ -18,11 +17,11 @@ from typing import Literal, Self
 
 import msgspec
 
-from firstlight.agile import Config, Function
+from firstlight.agile import Config, Function, rights
 from firstlight.agile.client import Client
 from firstlight.agile.config import Pools, PoolSize
 from firstlight.agile.node import process
-from firstlight.errors import WITH_SUDO, Failed, UnknownName, Unsupported
+from firstlight.errors import Failed, UnknownName, Unsupported
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Command, Execute, Prepared
@@ -74,11 +73,10 @@ class Agile:
         return f"{self.name}: {DEPTHS[self.depth]}; {_VIA[self.via]}"
 
     def probe(self) -> None:
-        """Needs root, nft and cgroup controllers."""
+        """Needs the host's root, nft and cgroup controllers."""
         if self.depth not in DEPTHS:
             raise UnknownName("depth", self.depth, DEPTHS)
-        if os.geteuid() != 0:
-            raise Unsupported("the agile runtime needs root", WITH_SUDO)
+        rights.check()
         if not shutil.which("nft"):
             raise Unsupported("nft is not installed", "apt-get install nftables")
 
