@@ -25,7 +25,7 @@ PACKAGES := gcc libc6-dev make pkg-config clang libbpf-dev libelf-dev zlib1g-dev
   containernetworking-plugins nftables iptables musl-tools procps libnghttp2-dev libmnl-dev libnftables-dev \
   btrfs-progs e2fsprogs lz4 skopeo \
   qemu-system-x86 qemu-utils
-TEST_PACKAGES := busybox-static bubblewrap ipset chromium fonts-dejavu-core strace bpftrace shellcheck clang-format clang-tidy umoci
+TEST_PACKAGES := busybox-static bubblewrap ipset chromium fonts-dejavu-core strace bpftrace shellcheck clang-format clang-tidy umoci zsh
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # A version manager's shim would add 250 ms per start: prefer the system's interpreter.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3.1[1-9] /usr/bin/python3) python3)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from typer import _completion_shared
 
 import firstlight
 from firstlight.cli import (
@@ -49,6 +50,13 @@ _MOMENT = 0.001
 _FOR_OTHERS = frozenset({"trace", "agile"})
 """Verbs that pass the caller's environment on; of the runtime's only servers look for programs."""
 _READERS = frozenset({"run", "trace", "watch", "report", "compare", "gate", "claims"})
+
+# zsh reads the file at the first TAB, as a function of its name: it has to complete at once.
+_completion_shared._completion_scripts["zsh"] += """
+if [ "$funcstack[1]" = "_%(prog_name)s" ]; then
+  %(complete_func)s "$@"
+fi
+"""
 
 app = typer.Typer(
     no_args_is_help=True,

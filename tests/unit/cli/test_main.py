@@ -1,6 +1,7 @@
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -524,3 +525,29 @@ def test_a_number_that_is_none_is_refused(words: str, number: str) -> None:
     done = invoke(*words.split(), number)
     assert done.exit_code == 2
     assert f"Invalid value for '{words.split()[-1]}'" in done.stderr
+
+
+def test_zsh_completes_at_the_first_tab(tmp_path: Path) -> None:
+    """It reads the file of a command then, as the body of a function of the file's name."""
+    if not shutil.which("zsh"):
+        pytest.skip("zsh is not installed")
+    words = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    program = tmp_path / "bin" / "firstlight"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\nfrom firstlight.__main__ import main\nmain()\n")
+    program.chmod(0o755)
+    words["PATH"] = f"{program.parent}:{words['PATH']}"
+    shown = subprocess.run(
+        ["firstlight", "--show-completion", "zsh"], env=words, capture_output=True, text=True
+    )
+    (tmp_path / "_firstlight").write_text(shown.stdout)
+    script = (
+        f"fpath=({tmp_path}); autoload -Uz _firstlight; compdef() {{ print -r compdef $@ }}\n"
+        "_arguments() { print -r -- $@ }; words=(firstlight doc); CURRENT=2\n"
+        "_firstlight; _firstlight_completion"
+    )
+    done = subprocess.run(["zsh", "-fc", script], env=words, capture_output=True, text=True)
+    registered, *completed = done.stdout.splitlines()
+    assert registered == "compdef _firstlight_completion firstlight", done
+    assert len(completed) == 2
+    assert all('"doctor":' in each for each in completed)
