@@ -205,11 +205,15 @@ class Header(Struct, frozen=True, kw_only=True):
 
 
 class Footer(Struct, frozen=True, kw_only=True):
-    """How the run ended, written last. A run without a footer was killed."""
+    """How the run ended, written last. A run without a footer was killed.
+
+    ``samples`` is how many it has; runs of 0.2.0 do not say.
+    """
 
     ended: str
     interrupted: bool = False
     warnings: tuple[str, ...] = ()
+    samples: Count | None = None
 
 
 @dataclass(frozen=True)

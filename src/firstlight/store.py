@@ -111,10 +111,13 @@ class Writer:
         if earlier is None:
             check_empty(path)
         self.path, self.written, self._is_new = path, 0, earlier is None
+        self._count = len(earlier or ())
         self._was_there = os.path.lexists(path)
         try:
-            (path / "spans").mkdir(parents=True, exist_ok=True)
+            (path / "spans").mkdir(parents=True, exist_ok=not self._is_new)
         except OSError as error:
+            if isinstance(error, FileExistsError) and (path / "spans").exists():
+                raise _not_empty(path) from error  # another run began at the same moment
             if self._is_new:
                 self.discard()
             raise FirstlightError(
@@ -157,10 +160,11 @@ class Writer:
 
     def append(self, samples: Iterable[Sample]) -> None:
         """Append samples and flush them."""
+        lines = [*map(_line, samples)]
         with naming(self.path / "samples.jsonl"):
-            for sample in samples:
-                self.written += self._samples.write(_line(sample))
+            self.written += self._samples.write(b"".join(lines))
             self._samples.flush()
+        self._count += len(lines)
 
     def append_spans(self, batch: int, spans: pl.DataFrame) -> None:
         """Write the spans of one traced batch."""
@@ -170,8 +174,9 @@ class Writer:
         write_whole(self.path / "spans" / f"{batch}.arrow", frame.getbuffer())
 
     def finish(self, footer: Footer) -> None:
-        """Write the footer: how the run ended."""
-        write_whole(self.path / "footer.json", to_json(footer))
+        """Write the footer: how the run ended, and with how many samples."""
+        whole = msgspec.structs.replace(footer, samples=self._count)
+        write_whole(self.path / "footer.json", to_json(whole))
 
 
 def check_empty(path: Path) -> None:
@@ -283,12 +288,15 @@ def read(path: Path) -> Run:
         )
     header = _header(header_file)
     footer_file = path / "footer.json"
-    return Run(
-        path,
-        header,
-        list(_samples(path / "samples.jsonl", header)),
-        _decode(footer_file, _content(footer_file), Footer) if footer_file.exists() else None,
-    )
+    footer = _decode(footer_file, _content(footer_file), Footer) if footer_file.exists() else None
+    samples = list(_samples(path / "samples.jsonl", header))
+    if footer and footer.samples and len(samples) < footer.samples:
+        raise BadRun(
+            f"{path / 'samples.jsonl'} has {len(samples)} of the {footer.samples} samples that "
+            "the run ended with",
+            _DAMAGED,
+        )
+    return Run(path, header, samples, footer)
 
 
 def _spans(file: Path) -> pl.DataFrame:

@@ -57,7 +57,8 @@ def contents(path: Path) -> dict[str, bytes]:
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     first = sample(steps=(Step("netns", 3, 4),), error="\N{SNOWMAN}\n", output="x\0y", lost=3)
     run = read(written(tmp_path / "run", first))
-    assert (run.header, run.samples, run.footer) == (HEADER, [first], FOOTER)
+    footer = structs.replace(FOOTER, samples=1)
+    assert (run.header, run.samples, run.footer) == (HEADER, [first], footer)
     [(number, frame)] = list(run.span_batches())
     assert number == 0
     assert frame.equals(spans(3, 4))
@@ -174,6 +175,30 @@ def test_damage_is_an_error_that_names_the_file_and_leaves_it(
         read(path)
     assert caught.value.hint
     assert contents(path) == before
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"a": 1}', b"line", b"half"])
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_samples_that_a_whole_run_lacks_are_an_error(
+    tmp_path: Path, content: bytes | None, *, interrupted: bool
+) -> None:
+    """A foreign line without an end looks like the one that a kill cut off."""
+    path = tmp_path / "run"
+    with Writer(path, HEADER, earlier=None) as writer:
+        writer.append([sample()])
+        writer.append([sample(1)])
+        writer.finish(structs.replace(FOOTER, interrupted=interrupted))
+    file = path / "samples.jsonl"
+    lines = file.read_bytes()
+    file.unlink()
+    if content is not None:
+        parts = {b"line": lines[: lines.index(b"\n") + 1], b"half": lines[:-9]}
+        file.write_bytes(parts.get(content, content))
+    count = int(content in (b"line", b"half"))
+    with pytest.raises(BadRun, match=rf"samples\.jsonl has {count} of the 2 samples that the run"):
+        read(path)
+    (path / "footer.json").unlink()
+    assert len(read(path).samples) == count
 
 
 def test_samples_that_are_there_twice_are_an_error(tmp_path: Path) -> None:

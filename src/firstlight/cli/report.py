@@ -16,7 +16,7 @@ from firstlight.cli.output import (
     stdout,
     writing,
 )
-from firstlight.errors import UnknownName
+from firstlight.errors import BadRun, UnknownName
 
 if TYPE_CHECKING:
     from firstlight.analysis import Analysis
@@ -114,13 +114,15 @@ def claims(
     as_json: Json = False,
 ) -> None:
     """Judge the 2021 paper's claims by stored runs."""
+    from firstlight import store
+    from firstlight.analysis import Analysis
     from firstlight.claims import catalogue
     from firstlight.claims.engine import judge
 
     paths = runs if runs else sorted(path.parent for path in RUNS.glob("*/header.json"))
     if not paths:
         say(f"no runs in {RUNS}/: give their directories, or measure: firstlight run")
-    verdicts = judge(catalogue.ALL, [analyse(path) for path in paths])
+    verdicts = judge(catalogue.ALL, [Analysis(store.read(path)) for path in paths])
     if as_json:
         print_json(verdicts)
     else:
@@ -146,10 +148,14 @@ def add_to(app: typer.Typer) -> None:
 
 
 def read(path: Path) -> "Run":
-    """A stored run. Raises BadRun."""
+    """A stored run with a start. Raises BadRun."""
     from firstlight import store
 
-    return store.read(path)
+    run = store.read(path)
+    if not run.samples:
+        raise BadRun(f"{path} has no starts",
+                     "leave it out; run continues it with --out and --resume")  # fmt: skip
+    return run
 
 
 def analyse(path: Path) -> "Analysis":

@@ -527,6 +527,17 @@ def test_a_number_that_is_none_is_refused(words: str, number: str) -> None:
     assert f"Invalid value for '{words.split()[-1]}'" in done.stderr
 
 
+@pytest.mark.parametrize("verb", [("report",), ("compare",), ("gate",)])
+def test_a_run_without_starts_is_said_to_have_none(verb: tuple[str], tmp_path: Path) -> None:
+    """As a kill before the first leaves it. Claims are judged by what others have."""
+    run = synthetic.nothing_ready(tmp_path / "run").path
+    (run / "footer.json").unlink(missing_ok=True)
+    (run / "samples.jsonl").write_bytes(b'{"foreign": 1}')
+    error = refusal(*verb, str(run), *([str(run)] if verb == ("compare",) else []))
+    assert error.message == f"{run} has no starts"
+    assert invoke("claims", str(run)).exit_code == 0
+
+
 def test_zsh_completes_at_the_first_tab(tmp_path: Path) -> None:
     """It reads the file of a command then, as the body of a function of the file's name."""
     if not shutil.which("zsh"):
