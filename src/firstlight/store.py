@@ -183,7 +183,11 @@ def check_empty(path: Path) -> None:
     """Raise FirstlightError if a directory has files already: a run needs an empty one."""
     with suppress(FileNotFoundError, NotADirectoryError):
         if any(path.iterdir()):
-            raise FirstlightError(f"{path} is not empty", "choose another directory with --out")
+            raise _not_empty(path)
+
+
+def _not_empty(path: Path) -> FirstlightError:
+    return FirstlightError(f"{path} is not empty", "choose another directory with --out")
 
 
 def _line(sample: Sample) -> bytes:

@@ -318,10 +318,26 @@ def test_a_directory_that_is_in_use_is_not_written_to(tmp_path: Path) -> None:
     assert contents(tmp_path).keys() == {str(tmp_path / "precious")}
 
 
+def test_of_two_runs_that_begin_at_once_in_a_directory_one_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "check_empty", lambda _: None)  # it was, for both
+    path = written(tmp_path / "run", sample())
+    before = contents(path)
+    with pytest.raises(FirstlightError, match="is not empty"):
+        Writer(path, HEADER)
+    assert contents(path) == before
+
+
 def test_a_path_that_cannot_be_a_directory_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(FirstlightError, match=r"cannot write a run to .*: Not a directory"):
+    (tmp_path / "link").symlink_to("nowhere")
+    for path, fact in (
+        (tmp_path / "file", "Not a directory"),
+        (tmp_path / "file" / "run", "Not a directory"),
+        (tmp_path / "link", "File exists"),
+    ):
+        with pytest.raises(FirstlightError, match=f"cannot write a run to .*: {fact}"):
             Writer(path, HEADER)
 
 
