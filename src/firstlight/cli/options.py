@@ -85,7 +85,8 @@ Resume = Annotated[
 ]
 Rigorous = Annotated[bool, typer.Option("--rigorous", help="Many repetitions.")]
 Runtime = Annotated[
-    str | None, typer.Option(metavar="NAME,NAME", help="OCI runtimes, by name or path.")
+    list[str] | None,
+    typer.Option(metavar="NAME,NAME", help="OCI runtimes, by name or path. Repeatable."),
 ]
 Cni = Annotated[
     list[str] | None,
@@ -177,23 +178,28 @@ def instances(text: str | None) -> tuple[int, ...]:
     return counts
 
 
-def runtimes(text: str | None, *, installed: bool = True) -> tuple[str, ...]:
-    """Parse ``runc,/opt/crun``; none without the option. Raises Unsupported, FirstlightError.
+def runtimes(texts: Iterable[str], *, installed: bool = True) -> tuple[str, ...]:
+    """Parse texts such as ``runc,/opt/crun``; one that names a file may have commas.
 
-    Unless they are to be ``installed``, they are runtime classes or handlers of others.
+    Unless they are to be ``installed``, they are runtime classes or handlers of others. Raises
+    Unsupported, FirstlightError.
     """
+    import shutil
+
     from firstlight.lab.backends.oci import Oci
     from firstlight.lab.cluster import running
 
-    if text is None:
-        return ()
-    names = tuple(word.strip() for word in text.split(",") if word.strip())
-    if not names:
-        raise FirstlightError(f"--runtime {text!r} names no runtime", "such as runc,/opt/crun")
+    names: list[str] = []
+    for text in texts:
+        is_one = installed and shutil.which(text)
+        words = [text] if is_one else [word.strip() for word in text.split(",") if word.strip()]
+        if not words:
+            raise FirstlightError(f"--runtime {text!r} names no runtime", "such as runc,/opt/crun")
+        names += words
     for name in names:
         if installed and name != running.SHIM:
             Oci(name).probe()
-    return names
+    return tuple(names)
 
 
 def hypervisors(programs: Iterable[str]) -> tuple[str, ...]:

@@ -88,20 +88,18 @@ def run(
     from firstlight.lab.experiments import Options, catalogue
 
     chosen = catalogue.find(experiment)
-    if fast and rigorous:
-        raise FirstlightError("--fast and --rigorous exclude each other", "give one of them")
-    if nodes and resume:
-        raise FirstlightError("--resume does not work with --nodes",
-                              "leave one of them out")  # fmt: skip
-    if in_turn and not nodes:
-        raise FirstlightError("--in-turn needs nodes", "choose them with --nodes")
+    _check_pairs(
+        ("--fast", fast, "excludes", "--rigorous", rigorous),
+        ("--nodes", bool(nodes), "excludes", "--resume", resume),
+        ("--nodes", bool(nodes), "excludes", "--cri", bool(cri)),
+        ("--in-turn", in_turn, "needs", "--nodes", bool(nodes)),
+        ("--resume", resume, "needs", "--out", out is not None),
+    )
     if context and not (kubeconfig or nodes):
         raise FirstlightError("--context needs a kubeconfig", "give its file with --kubeconfig")
-    if resume and out is None:
-        raise FirstlightError("--resume needs the run to continue", "give its directory with --out")
     options = Options(
         opt.instances(instances) or _instances(chosen, fast=fast),
-        opt.runtimes(runtime, installed=bool(nodes) or not (kubeconfig or cri)),
+        opt.runtimes(runtime or (), installed=bool(nodes) or not (kubeconfig or cri)),
         tuple(cni or ()),
         opt.hypervisors(hypervisor or ()),
         opt.accelerator(accel),

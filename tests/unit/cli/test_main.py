@@ -22,6 +22,7 @@ from firstlight.cli import options as cli_options
 from firstlight.cli.agile import _quoted
 from firstlight.errors import FirstlightError, Unsupported
 from firstlight.lab import runner
+from firstlight.lab.backends.oci import Oci
 from firstlight.lab.cni import known
 from firstlight.lab.experiments import Case, Experiment, Options, catalogue
 from firstlight.model import EndPoint
@@ -525,6 +526,16 @@ def test_a_number_that_is_none_is_refused(words: str, number: str) -> None:
     done = invoke(*words.split(), number)
     assert done.exit_code == 2
     assert f"Invalid value for '{words.split()[-1]}'" in done.stderr
+
+
+def test_a_runtimes_path_may_have_a_comma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Oci, "probe", lambda _: None)
+    odd = tmp_path / "a,b"
+    odd.write_text("#!/bin/sh\n")
+    odd.chmod(0o755)
+    assert cli_options.runtimes([str(odd), "runc, crun"]) == (str(odd), "runc", "crun")
+    assert cli_options.runtimes([str(odd)], installed=False) == (str(tmp_path / "a"), "b")
+    assert cli_options.runtimes(()) == ()
 
 
 @pytest.mark.parametrize("verb", [("report",), ("compare",), ("gate",)])
