@@ -17,6 +17,29 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _MOST = 16
 """CHAIN_PLUGINS in native/cni/chain.h."""
 _MOST_CHARACTERS = 1 << 20
+_LINK: dict[str, type] = {"ipam": dict, "dns": dict, "mtu": int}
+_ADDRESSES: dict[str, type] = {"routes": list}
+_READ: dict[str, dict[str, type]] = {
+    "bridge": {**_LINK, "bridge": str, "isGateway": bool, "isDefaultGateway": bool,
+               "forceAddress": bool, "ipMasq": bool, "hairpinMode": bool, "promiscMode": bool,
+               "vlan": int},
+    "ptp": {**_LINK, "ipMasq": bool},
+    "macvlan": {**_LINK, "master": str, "mode": str},
+    "ipvlan": {**_LINK, "master": str, "mode": str},
+    "vlan": {**_LINK, "master": str, "vlanId": int},
+    "portmap": {"snat": bool, "markMasqBit": int, "conditionsV4": list, "conditionsV6": list},
+    "bandwidth": dict.fromkeys(("ingressRate", "ingressBurst", "egressRate", "egressBurst"), int),
+    "firewall": {"backend": str, "firewalldZone": str, "iptablesAdminChainName": str},
+    "tuning": {"sysctl": dict, "mac": str, "promisc": bool, "mtu": int},
+    "vrf": {"vrfname": str},
+    "host-local": {**_ADDRESSES, "ranges": list, "dataDir": str, "resolvConf": str, "subnet": str,
+                   "rangeStart": str, "rangeEnd": str, "gateway": str},
+    "static": {**_ADDRESSES, "addresses": list},
+}  # fmt: skip
+"""The types that containernetworking's plugins read keys as, the same from 0.9.1 to 1.9.1. With any
+other but null a plugin fails; it ignores keys that it does not know."""
+_TYPES = {dict: "an object", list: "an array", str: "a string", bool: "true or false",
+          int: "a whole number"}  # fmt: skip
 _LIST_HINT = "a configuration list has the keys cniVersion, name and plugins"
 
 
@@ -124,6 +147,19 @@ def _check_plugin(plugin: object, where: str) -> None:
     capabilities = plugin.get("capabilities")
     if capabilities is not None and not isinstance(capabilities, dict):
         raise BadConf(f"{where}: capabilities is {_kind(capabilities)}, not an object")
+    _check_types(plugin, kind, where)
+    addresses = plugin.get("ipam")
+    if isinstance(addresses, dict):
+        _check_types(addresses, str(addresses.get("type")), f"{where}: ipam")
+
+
+def _check_types(read: Json, kind: str, where: str) -> None:
+    """Raise BadConf for a key that the plugin of this kind would fail to read."""
+    for key, wanted in _READ.get(kind, {}).items():
+        value = read.get(key)
+        if value is not None and type(value) is not wanted:
+            raise BadConf(f"{where}: {key} is {json.dumps(value)[:80]}, "
+                          f"and {kind} reads {_TYPES[wanted]}")  # fmt: skip
 
 
 def _version(document: Json, source: str) -> str:

@@ -78,12 +78,32 @@ def test_a_version_that_we_do_not_speak_lists_ours(version: str) -> None:
         ({**HEAD, "cniVersion": 1, "plugins": [{"type": "x"}]}, "cniVersion must be a string"),
         ({**HEAD, "plugins": [{"type": "x", "capabilities": []}]}, "capabilities is an empty"),
         ({**HEAD, "plugins": [{"type": "x"}], "disableCheck": "maybe"}, 'disableCheck is "maybe"'),
+        (
+            {**HEAD, "type": "bridge", "mtu": "1500"},
+            'mtu is "1500", and bridge reads a whole number',
+        ),
+        (
+            {**HEAD, "type": "ptp", "ipMasq": 1},
+            "plugin 0: ipMasq is 1, and ptp reads true or false",
+        ),
+        ({**HEAD, "type": "bridge", "vlan": True}, "vlan is true, and bridge reads a whole number"),
+        ({**HEAD, "type": "macvlan", "ipam": []}, "ipam is [], and macvlan reads an object"),
+        (
+            {**HEAD, "type": "x", "ipam": {"type": "host-local", "ranges": {}}},
+            "plugin 0: ipam: ranges is {}, and host-local reads an array",
+        ),
     ],
 )
 def test_a_wrong_document_says_what_is_wrong(document: object, fact: str) -> None:
     with pytest.raises(BadConf) as raised:
         parse(json.dumps(document), "x.conflist")
     assert fact in raised.value.message
+
+
+def test_a_plugins_keys_of_any_type_are_its_own_affair() -> None:
+    """One that it does not read, null, and those of plugins that are not known here."""
+    plugins = [{"type": "ptp", "vlan": "x", "mtu": None}, {"type": "mine", "mtu": "1500"}]
+    assert listed(plugins=plugins).plugins == tuple(plugins)
 
 
 def test_a_file_without_end_is_refused() -> None:
