@@ -33,6 +33,7 @@ def _names() -> list[str]:
         "guest add osv --image usr.img --name mine --program '/java.so -jar /app.jar'",
         "guest add linux --kernel vmlinux --name mainline",
         "guest add generic --kernel unikernel.elf --ready 'listening on'",
+        "guest add generic --kernel bzImage --initrd initrd.img --ready 'login:'",
     )
 )  # fmt: skip
 def add(
@@ -48,6 +49,9 @@ def add(
     kernel: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The kernel: ELF or bzImage, may be gzipped."),
+    ] = None,
+    initrd: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The initramfs of a generic kernel.")
     ] = None,
     image: Annotated[
         Path | None,
@@ -91,7 +95,7 @@ def add(
         arguments=arguments, ready=ready,
     )  # fmt: skip
     shared = image is not None and image.is_dir()
-    given = {"kernel": kernel, "root" if shared else "disk.img": image}
+    given = {"kernel": kernel, "initrd": initrd, "root" if shared else "disk.img": image}
     added = catalogue.add(entry, {part: file for part, file in given.items() if file})
     if as_json:
         print_json(added)

@@ -30,7 +30,7 @@ from firstlight.model import to_json
 
 KINDS = ("osv", "linux", "generic")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-PARTS = ("kernel", "disk.img", "root")
+PARTS = ("kernel", "disk.img", "root", "initrd")
 _ENTRY = "guest.json"
 _GZIP, _QCOW2 = b"\x1f\x8b", b"QFI\xfb"
 _QCOW2_HEADER, _QCOW2_DATA_FILE = struct.Struct(">IQ56xQ"), 1 << 2
@@ -90,12 +90,12 @@ def find(name: str) -> Entry:
 def guest(entry: Entry) -> Guest:
     """The guest that a hypervisor boots."""
     home = directory() / entry.name
-    kernel, disk, root = (home / part if part in entry.sums else None for part in PARTS)
+    kernel, disk, root, initrd = (home / part if part in entry.sums else None for part in PARTS)
     if entry.kind == "linux":
         return Linux(entry.filesystem, kernel, name=entry.name)
     if entry.kind == "generic":
         return Generic(entry.name, entry.ready, kernel, disk, entry.arguments,
-                       entry.filesystem or "unknown")  # fmt: skip
+                       entry.filesystem or "unknown", initrd=initrd)  # fmt: skip
     return Osv(entry.name, entry.filesystem, kernel, disk, entry.program, root)
 
 
@@ -104,15 +104,17 @@ def add(entry: Entry, files: Mapping[str, Path]) -> Entry:
 
     ``root`` is a directory that OSv mounts as its root by virtio-fs.
 
-    Gzipped kernels and qcow2 images are stored unpacked. Raises Failed for files that are missing,
-    truncated, for another architecture or of another kind.
+    Gzipped kernels and qcow2 images are stored unpacked; an ``initrd`` is the kernel's to unpack.
+    Raises Failed for files that are missing, truncated, for another architecture or of another
+    kind.
     """
     _check_words(entry)
     home = directory() / entry.name
     making = directory() / f".{entry.name}.{os.getpid()}"
     try:
         making.mkdir(parents=True)
-        whole = {part: _unpack(source, making / part) for part, source in files.items()}
+        whole = {part: source if part == "initrd" else _unpack(source, making / part)
+                 for part, source in files.items()}  # fmt: skip
         entry = _check(entry, whole)
         for part, source in whole.items():
             if source != making / part:
@@ -200,7 +202,9 @@ def _check(entry: Entry, files: Mapping[str, Path]) -> Entry:
         raise FirstlightError(
             f"guest {entry.name} has neither a kernel nor an image", "give --kernel or --image"
         )
-    kernel, disk, root = (files.get(part) for part in PARTS)
+    kernel, disk, root, initrd = (files.get(part) for part in PARTS)
+    if initrd:
+        _check_initrd(entry, kernel, initrd)
     if root and entry.kind != "osv":
         raise FirstlightError(
             f"a guest of kind {entry.kind} cannot have a directory as its image",
@@ -226,6 +230,16 @@ def _check(entry: Entry, files: Mapping[str, Path]) -> Entry:
             "give --kernel too, or an image that boots",
         )
     return entry
+
+
+def _check_initrd(entry: Entry, kernel: Path | None, initrd: Path) -> None:
+    if entry.kind != "generic" or not kernel:
+        lacks = "has no kernel for" if entry.kind == "generic" else "cannot have"
+        raise FirstlightError(
+            f"guest {entry.name} of kind {entry.kind} {lacks} an initramfs",
+            "add it as kind generic, with --kernel",
+        )
+    images.initramfs(initrd)
 
 
 def _check_linux(entry: Entry, kernel: Path | None, disk: Path | None) -> Entry:

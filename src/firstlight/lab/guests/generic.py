@@ -22,7 +22,8 @@ _NAME_CHARACTERS = 72
 class Generic:
     """A guest whose end point is the console line that matches ``ready`` (POSIX extended).
 
-    A ``kernel`` boots by the protocol of its format, a ``disk`` without one by its boot loader.
+    A ``kernel`` boots by the protocol of its format, with its ``initrd`` if it has one, a ``disk``
+    without one by its boot loader.
     In ``arguments`` {ip}, {prefix}, {address} (both), {gateway} and {console} (serial or vga) are
     replaced.
     """
@@ -34,6 +35,7 @@ class Generic:
     arguments: str = ""
     filesystem: str = "unknown"
     writable: bool = True
+    initrd: Path | None = None
     end_point: EndPoint = EndPoint.BOOTED
 
     def probe(self, config: BootConfig) -> None:
@@ -77,11 +79,14 @@ class Generic:
             images.kernel(self.kernel)
         if self.disk is not None:
             images.disk(self.disk)
+        if self.initrd is not None:
+            images.initramfs(self.initrd)
         ip, _, prefix = config.address.partition("/")
         values = {"address": config.address, "ip": ip, "prefix": prefix,
                   "gateway": config.gateway, "console": config.console}  # fmt: skip
         return BootSpec(
             kernel=None if config.protocol == "disk" else self.kernel,
+            initrd=None if config.protocol == "disk" else self.initrd,
             arguments=_PLACEHOLDERS.sub(lambda hit: values[hit[1]], self.arguments),
             disk=self.disk,
             writable=self.writable,

@@ -20,6 +20,11 @@ _CONTAINERS = (
     ("VMDK", 0, b"# Disk DescriptorFile"), ("VDI", 0x40, b"\x7f\x10\xda\xbe"),
     ("VHD", 0, b"conectix"), ("VHDX", 0, b"vhdxfile"), ("QED", 0, b"QED\0"),
 )  # fmt: skip
+_INITRAMFS = (
+    b"070701", b"070702", b"\x1f\x8b", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x02\x21\x4c\x18",
+    b"BZh", b"\x5d\0\0", b"\x89LZO",
+)  # fmt: skip
+"""Beginnings of cpio, gzip, xz, zstd, lz4, bzip2, lzma and lzo, as in Linux's lib/decompress.c."""
 _HINT_WHOLE = "copy or download it again and compare the sizes"
 
 
@@ -63,6 +68,17 @@ def kernel(file: Path) -> Kernel:
         _whole("kernel", file, ((head[0x1F1] or 4) + 1) * SECTOR + paragraphs * 16, size)
         return Kernel(bzimage=True, pvh=False)
     raise Failed(f"kernel {file} is neither an ELF file nor a bzImage", "give an x86-64 kernel")
+
+
+def initramfs(file: Path) -> None:
+    """Raise Failed if it is missing, or begins with nothing that Linux unpacks."""
+    _size("initramfs", file)
+    with file.open("rb") as stream:
+        head = stream.read(8)
+    if not head.startswith(_INITRAMFS):
+        raise Failed(
+            f"initramfs {file} is neither a cpio archive nor compressed", "give an initramfs"
+        )
 
 
 def disk(file: Path) -> Disk:

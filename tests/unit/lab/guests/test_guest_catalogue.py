@@ -15,7 +15,7 @@ from firstlight.cli.main import app
 from firstlight.errors import Failed, FirstlightError, UnknownName
 from firstlight.lab.backends.accel import elf
 from firstlight.lab.experiments import catalogue as experiments
-from firstlight.lab.guests import catalogue
+from firstlight.lab.guests import BootConfig, catalogue
 from firstlight.lab.guests.catalogue import Entry
 from firstlight.lab.guests.generic import Generic
 from firstlight.lab.guests.osv import Osv
@@ -108,6 +108,25 @@ def test_image_that_names_another_file_is_refused(
     subprocess.run(command, check=True)
     with pytest.raises(Failed, match=r"part\.qcow2 takes its content from another file"):
         catalogue.add(OSV, {"kernel": kernel, "disk.img": qcow2})
+
+
+def test_initramfs_of_a_generic_kernel_is_kept_as_it_is(kernel: Path, own: Path) -> None:
+    packed, entry = kernel.with_name("initrd"), Entry(name="mine", kind="generic", ready="x")
+    packed.write_bytes(gzip.compress(b"070701"))
+    added = catalogue.add(entry, {"kernel": kernel, "initrd": packed})
+    assert (own / "mine/initrd").read_bytes() == packed.read_bytes()
+    guest = catalogue.guest(added)
+    assert guest == Generic("mine", "x", own / "mine/kernel", initrd=own / "mine/initrd")
+    assert guest.boot(BootConfig(), own).initrd == own / "mine/initrd"
+    catalogue.remove("mine")
+    for files, kind, fact in (
+        ({"kernel": kernel, "initrd": kernel}, "generic", "neither a cpio archive nor compressed"),
+        ({"initrd": packed}, "generic", "has no kernel for an initramfs"),
+        ({"kernel": kernel, "initrd": packed}, "linux", "kind linux cannot have an initramfs"),
+    ):
+        with pytest.raises(FirstlightError, match=fact):
+            catalogue.add(msgspec.structs.replace(entry, kind=kind), files)
+    assert catalogue.entries() == []
 
 
 def test_name_of_a_file_may_be_any_bytes(kernel: Path) -> None:
