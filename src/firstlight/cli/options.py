@@ -238,7 +238,7 @@ def end_point(name: str) -> "EndPoint | None":
 
 
 def check_use(experiment: "Experiment", options: "Options") -> None:
-    """Raise FirstlightError for an option that the experiment does not use.
+    """Raise FirstlightError for an option that the experiment does not use, or not with another.
 
     Otherwise the user would misread the run.
     """
@@ -250,6 +250,19 @@ def check_use(experiment: "Experiment", options: "Options") -> None:
                 f"{option} has no effect on {experiment.name}",
                 "leave it out; firstlight list shows what each experiment varies",
             )
+    theirs = "--kubeconfig" if options.kubeconfig else "--cri" if options.cri else ""
+    if theirs and options.networks:
+        raise FirstlightError(f"--cni has no effect with {theirs}: the network is not the lab's",
+                              "leave one of them out")  # fmt: skip
+    if options.image and not theirs:
+        wanted = next(
+            _OPTIONS[each] for each in ("kubeconfig", "cri") if each in experiment.options
+        )
+        raise FirstlightError(f"--image needs {wanted}: the lab's own containers have its image",
+                              f"leave it out, or give {wanted}")  # fmt: skip
+    if "counted" in options.clocks and options.accel == "kvm":
+        raise FirstlightError("--icount excludes --accel kvm: only TCG counts instructions",
+                              "leave one of them out")  # fmt: skip
 
 
 def check_space(directory: Path) -> None:

@@ -167,6 +167,16 @@ def add_to(app: typer.Typer) -> None:
     )(run)  # fmt: skip
 
 
+def _check_pairs(*pairs: tuple[str, bool, str, str, bool]) -> None:
+    """Raise FirstlightError for the first option that is given with another that it excludes, or
+    without one that it needs.
+    """
+    for option, is_given, how, other, other_is_given in pairs:
+        if is_given and other_is_given == (how == "excludes"):
+            hint = "leave one of them out" if other_is_given else f"give {other} too"
+            raise FirstlightError(f"{option} {how} {other}", hint)
+
+
 def _instances(experiment: "Experiment", *, fast: bool) -> tuple[int, ...]:
     few = experiment.fast_instances or tuple(
         count for count in _FAST_INSTANCES if count in experiment.instances

@@ -573,3 +573,18 @@ def test_zsh_completes_at_the_first_tab(tmp_path: Path) -> None:
     assert registered == "compdef _firstlight_completion firstlight", done
     assert len(completed) == 2
     assert all('"doctor":' in each for each in completed)
+
+
+@pytest.mark.parametrize(
+    ("words", "fact"),
+    [
+        (("kubernetes-pods", "--kubeconfig", "x", "--cni", "ptp"), "--cni has no effect with --k"),
+        (("cri-sandbox", "--cri", "x", "--cni", "ptp"), "--cni has no effect with --cri"),
+        (("kubernetes-pods", "--image", "x"), "--image needs --kubeconfig"),
+        (("cri-sandbox", "--image", "x"), "--image needs --cri"),
+        (("unikernel-boot", "--icount", "--accel", "kvm"), "--icount excludes --accel kvm"),
+        (("cri-sandbox", "--nodes", "all", "--cri", "x"), "--nodes excludes --cri"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(words: tuple[str, ...], fact: str) -> None:
+    assert refusal("run", *words).message.startswith(fact)
