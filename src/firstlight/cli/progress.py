@@ -40,7 +40,8 @@ class Progress:
     turns out otherwise.
     """
 
-    def __init__(self, title: str, budget: float | None) -> None:
+    def __init__(self, title: str, budget: float | None, *, all_of_it: bool = True) -> None:
+        """Without ``all_of_it`` the run may end before its budget."""
         from rich.live import Live
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
@@ -57,10 +58,10 @@ class Progress:
         )  # fmt: skip
         self._is_live = sys.stderr.isatty()
         self._begun = self._first = time.monotonic()
-        self._has_budget, self._said = budget is not None, 0.0
+        self._is_known, self._said = budget is not None and all_of_it, 0.0
         if budget is not None:
             takes = _roughly(budget) if budget >= 90 else f"{budget:.0f} s"
-            say(f"{title}: this takes about {takes}")
+            say(f"{title}: this takes {'about' if all_of_it else 'at most'} {takes}")
 
     def __enter__(self) -> "Progress":
         if self._is_live:
@@ -79,7 +80,7 @@ class Progress:
         if not done:
             self._first = now
         spent = now - self._first
-        if done >= (0.1 if spent < _WARM_UP else _SHOWN_AFTER) and not self._has_budget:
+        if done >= (0.1 if spent < _WARM_UP else _SHOWN_AFTER) and not self._is_known:
             self._tell(self._first - self._begun + spent / done)
 
     def _tell(self, seconds: float) -> None:

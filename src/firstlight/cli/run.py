@@ -190,7 +190,8 @@ def _measure(plan: "Plan", directory: Path, *, resume: bool) -> "Analysis":
 
     opt.check_space(directory)
     try:
-        with Progress(plan.experiment.name, plan.budget) as progress:
+        all_of_it = plan.repetitions is None
+        with Progress(plan.experiment.name, plan.budget, all_of_it=all_of_it) as progress:
             runner.run(plan, directory, progress, resume=resume)
     except KeyboardInterrupt:
         if (directory / "header.json").exists():

@@ -83,6 +83,7 @@ def run(plan: Plan, out: Path, progress: Progress = Silent(), *, resume: bool = 
     ``resume`` continues such a run with the same plan, or one with more repetitions. Raises
     FirstlightError if the run in ``out`` has another plan or is of another machine.
     """
+    begun = time.monotonic()
     cases, skipped = _usable(plan)
     if plan.traced:
         bpf.probe()
@@ -92,7 +93,7 @@ def run(plan: Plan, out: Path, progress: Progress = Silent(), *, resume: bool = 
     schedule = Schedule(
         cases, plan.seed, traced=lambda case: _is_traced(plan, case), earlier=earlier or (),
         repetitions=plan.repetitions, budget=plan.budget, beside=plan.experiment.beside,
-        together=plan.experiment.together,
+        together=plan.experiment.together, begun=begun,
     )  # fmt: skip
     warnings = (
         ["This run was interrupted and continued: its parts are of different times."]

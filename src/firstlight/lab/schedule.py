@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from statistics import fmean
 
 from firstlight.analysis.stats import FEWEST_BATCHES, quantile_interval
@@ -48,7 +49,7 @@ class Schedule:
     interrupted run that this one continues. ``ended`` is called with the samples of each batch.
     Points that differ in the axis ``beside`` alone are measured one right after the other; so are
     the batches of each round and point, if ``together``. ``is_given_up`` once no start of a whole
-    round became ready.
+    round became ready. A budget is counted from ``begun``, by the clock; 0 is now.
     """
 
     cases: Sequence[Case]
@@ -61,6 +62,7 @@ class Schedule:
     together: bool = False
     clock: Callable[[], float] = time.monotonic
     is_given_up: bool = False
+    begun: float = 0.0
     _took: dict[int, float] = field(default_factory=dict)
     _rest: Counter[tuple[int, bool]] = field(default_factory=Counter)
     _times: dict[tuple[int, bool], list[float]] = field(default_factory=dict)
@@ -69,7 +71,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Start the clock."""
-        self._begun = self.clock()
+        self.begun = self.begun or self.clock()
         self._order = random.Random(self.seed)  # noqa: S311 - a schedule, not a secret
         self._done = _done(self.earlier)
         self._has_ready = any(sample.latency is not None for sample in self.earlier)
@@ -87,6 +89,13 @@ class Schedule:
             )
             rounds = planned
         else:
+            for number in every:
+                for batch in self._of(self.cases[number], 0):
+                    self._rest[number, batch.traced] += self.repetitions or 0
+            self._rest.subtract(
+                (self._number(each.point), each.traced)
+                for each in {each.batch: each for each in self.earlier}.values()
+            )
             rounds = (self._timely(self._round(every)) for _ in range(min(least, LEAST)))
         for number, batches in enumerate(rounds):
             if number and len(self._took) == len(self.cases) and not self._has_ready:
@@ -110,20 +119,24 @@ class Schedule:
         """The share of the time that is behind, after ``spent`` seconds.
 
         A batch to come takes as long as those of its case did, traced or not; of a case that was
-        not measured yet, as long as others did for as much work.
+        not measured yet, as long as others did for as much work. A budget ends them.
         """
-        if self.budget is not None:
-            return spent / self.budget
         measured = sum(map(sum, self._times.values()))
         if not measured:
             return 0.0
+        whole = inf if self.budget and not self.repetitions else spent + self._left(measured)
+        if self.budget is not None:
+            whole = min(whole, self.budget - (self.clock() - self.begun - spent))
+        return min(spent / whole, 1.0) if whole > 0 else 1.0
+
+    def _left(self, measured: float) -> float:
+        """How long the batches to come take, where those before took ``measured`` seconds."""
         known = sum(len(took) * work(self.cases[n]) for (n, _), took in self._times.items())
-        left = sum(
+        return sum(
             count * (fmean(took) if (took := self._times.get((number, traced)))
                      else work(self.cases[number]) * measured / known)
             for (number, traced), count in self._rest.items()
         )  # fmt: skip
-        return spent / (spent + left)
 
     def short(self) -> int:
         """How many points have fewer repetitions than ``LEAST``, or than asked for."""
@@ -177,14 +190,18 @@ class Schedule:
         """Those that end in time, and the very first."""
         for batch in batches:
             if self.budget is not None and self._took:
-                spent = self.clock() - self._begun
+                spent = self.clock() - self.begun
                 if spent + self._expected(batch) > self.budget:
                     continue
             yield batch
 
     def _expected(self, batch: Batch) -> float:
-        """How long a batch takes: as the latest of its case, or in proportion to the slowest."""
+        """How long a batch takes: as the latest that was traced like it, or the latest of its case,
+        or in proportion to the slowest.
+        """
         number = self._number(batch.point)
+        if alike := self._times.get((number, batch.traced)):
+            return alike[-1]
         if number in self._took:
             return self._took[number]
         paces = (took / work(self.cases[n]) for n, took in self._took.items())
@@ -193,7 +210,7 @@ class Schedule:
     def _open(self) -> list[int]:
         """The cases that may have one more repetition, and for which there is time."""
         assert self.budget is not None
-        left = self.budget - (self.clock() - self._begun)
+        left = self.budget - (self.clock() - self.begun)
         return [
             number
             for number in range(len(self.cases))

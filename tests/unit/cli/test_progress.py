@@ -35,3 +35,23 @@ def test_a_run_says_how_long_it_takes(
         shown.begin(BATCH, number / len(batches))
         now[0] += seconds
     assert capsys.readouterr().err == "".join(f"this takes about {each}\n" for each in told)
+
+
+@pytest.mark.parametrize(
+    ("all_of_it", "told"),
+    [
+        (True, ["floor: this takes about 75 s"]),
+        (False, ["floor: this takes at most 75 s", "this takes about 50 s"]),
+    ],
+)
+def test_a_budget_is_the_time_or_the_most(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, all_of_it: bool,
+    told: list[str],
+) -> None:  # fmt: skip
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    shown = progress.Progress("floor", 75.0, all_of_it=all_of_it)
+    for number in range(10):
+        shown.begin(BATCH, number / 10)
+        now[0] += 5.0
+    assert capsys.readouterr().err == "".join(f"{each}\n" for each in told)

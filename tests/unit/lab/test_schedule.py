@@ -224,6 +224,23 @@ def test_time_of_run_is_foreseen_from_its_first_round(earlier: int) -> None:
     assert foreseen == pytest.approx([machine.now - begun] * len(foreseen))
 
 
+@pytest.mark.parametrize(("budget", "takes"), [(75.0, 36.8), (20.0, 20.0)])
+def test_time_of_a_run_that_may_end_before_its_budget(budget: float, takes: float) -> None:
+    """As of --fast, which has both repetitions and a budget."""
+    machine = Machine({"a": 1.0, "b": 8.0, "c": 0.2})
+    schedule = machine.schedule(budget, repetitions=4)
+    machine.measure(schedule, 3)
+    assert machine.now / schedule.done(machine.now) == pytest.approx(takes)
+
+
+def test_a_budget_is_counted_from_the_beginning_of_the_run() -> None:
+    """To try what can run took a part of it."""
+    machine = Machine({"a": 1.0}, now=40.0)
+    schedule = machine.schedule(20.0, begun=30.0)
+    assert machine.measure(schedule) == {"a": 9}
+    assert schedule.done(9.0) == 0.9
+
+
 def test_what_could_not_be_traced_is_not_measured_again() -> None:
     point: Point = {"instances": 3}
     untraced = [
