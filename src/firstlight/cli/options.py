@@ -71,7 +71,7 @@ Repetitions = Annotated[
     ),
 ]
 Fast = Annotated[
-    bool, typer.Option("--fast", help="Few repetitions and instances, and at most 75 s.")
+    bool, typer.Option("--fast", help="Few repetitions and instances, measured in at most 75 s.")
 ]
 Budget = Annotated[
     str,

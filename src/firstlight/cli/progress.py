@@ -61,7 +61,7 @@ class Progress:
         self._is_known, self._said = budget is not None and all_of_it, 0.0
         if budget is not None:
             takes = _roughly(budget) if budget >= 90 else f"{budget:.0f} s"
-            say(f"{title}: this takes {'about' if all_of_it else 'at most'} {takes}")
+            say(f"{title}: measuring takes {'about' if all_of_it else 'at most'} {takes}")
 
     def __enter__(self) -> "Progress":
         if self._is_live:
@@ -85,11 +85,11 @@ class Progress:
 
     def _tell(self, seconds: float) -> None:
         if not self._said:
-            say(f"this takes about {_roughly(seconds)}")
+            say(f"measuring takes about {_roughly(seconds)}")
         elif self._said / _ASTRAY <= seconds <= self._said * _ASTRAY:
             return
         elif _roughly(seconds) != _roughly(self._said):
-            say(f"this takes about {_roughly(seconds)} in all, not {_roughly(self._said)}")
+            say(f"measuring takes about {_roughly(seconds)} in all, not {_roughly(self._said)}")
         self._said = seconds
 
     def end(self, batch: "Batch", samples: Sequence["Sample"]) -> None:

@@ -34,14 +34,14 @@ def test_a_run_says_how_long_it_takes(
     for number, seconds in enumerate(batches):
         shown.begin(BATCH, number / len(batches))
         now[0] += seconds
-    assert capsys.readouterr().err == "".join(f"this takes about {each}\n" for each in told)
+    assert capsys.readouterr().err == "".join(f"measuring takes about {each}\n" for each in told)
 
 
 @pytest.mark.parametrize(
     ("all_of_it", "told"),
     [
-        (True, ["floor: this takes about 75 s"]),
-        (False, ["floor: this takes at most 75 s", "this takes about 50 s"]),
+        (True, ["floor: measuring takes about 75 s"]),
+        (False, ["floor: measuring takes at most 75 s", "measuring takes about 50 s"]),
     ],
 )
 def test_a_budget_is_the_time_or_the_most(
