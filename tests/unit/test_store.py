@@ -318,7 +318,7 @@ def test_a_directory_that_is_in_use_is_not_written_to(tmp_path: Path) -> None:
     assert contents(tmp_path).keys() == {str(tmp_path / "precious")}
 
 
-def test_of_two_runs_that_begin_at_once_in_a_directory_one_is_written(
+def test_of_two_runs_in_a_directory_at_once_one_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "check_empty", lambda _: None)  # it was, for both
