@@ -124,7 +124,7 @@ def _load(kubeconfig: str, context: str, made: Any) -> None:  # noqa: ANN401
             raise Failed(f"its user {name} acts as {user['as']}, which firstlight cannot")
     loader.load_and_set(made)
     if str(made.proxy).startswith("socks") and not find_spec("socks"):
-        raise Failed(f"its proxy {made.proxy} needs PySocks: pip install pysocks")
+        raise Failed(f"its proxy {made.proxy} needs PySocks: {extras.add('pysocks')}")
 
 
 class Server:

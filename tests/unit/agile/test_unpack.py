@@ -93,7 +93,7 @@ def test_white_outs_hide_nothing_of_their_own_layer(
 
 
 @pytest.mark.parametrize("into", ["", "var/task"])
-def test_hard_links_stay_within_the_directory_that_an_archive_goes_to(
+def test_hard_links_stay_within_an_archives_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, into: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
