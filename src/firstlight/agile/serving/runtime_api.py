@@ -25,6 +25,8 @@ from firstlight.errors import Failed
 
 _PREFIX = b"/2018-06-01/runtime/"
 _CONNECTIONS_MAX = 16
+_PIPELINED_MAX = 16
+"""Requests that may come at once on a connection: no runtime sends a second before its answer."""
 _HEAD_MAX = 32 << 10
 _OTHER_MAX = 64 << 10
 """Bytes of a body that is no answer to the event at work."""
@@ -242,6 +244,7 @@ class _Connection(asyncio.Protocol):
         self._httptools = httptools
         self._transport: asyncio.Transport | None = None
         self._open = self._busy = False
+        self._pipelined = 0
         self._stays = True
         """Whether the request leaves it open; the parser of an offer's content does not know."""
         self._begin()
@@ -271,6 +274,7 @@ class _Connection(asyncio.Protocol):
             self.close()  # a second request before the answer to the first, or an endless head
             return
         self._head += len(data)
+        self._pipelined = 0
         try:
             rest = memoryview(data)
             while rest:
@@ -294,8 +298,11 @@ class _Connection(asyncio.Protocol):
     # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
-        if self._busy or self._unread():
+        self._pipelined += 1
+        if self._busy or self._unread() or self._pipelined > _PIPELINED_MAX:
             self.close()
+        if self._transport is None or self._transport.is_closing():
+            raise ConnectionError("closed")  # what else has come is not parsed
         self._begin()
 
     def on_url(self, url: bytes) -> None:
