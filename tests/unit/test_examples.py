@@ -9,7 +9,7 @@ from tests.support import synthetic
 
 from firstlight.analysis import Analysis
 from firstlight.cli.output import to_json
-from firstlight.report import terminal
+from firstlight.report import data
 
 TESTS = Path(__file__).parents[1]
 EXAMPLES = TESTS.parent / "examples"
@@ -33,7 +33,7 @@ def test_each_example_is_tested_and_listed(name: str) -> None:
 def test_largest_phases(tmp_path: Path) -> None:
     stored = synthetic.container_creation(tmp_path / "run")
     with synthetic.known_phases():
-        figures = to_json(terminal.as_json([Analysis(stored)]))
+        figures = to_json(data.as_json([Analysis(stored)]))
     first, *points = run("largest_phases.py", stdin=figures).splitlines()
     assert first == "container-creation"
     assert len(points) == len(stored.header.points)

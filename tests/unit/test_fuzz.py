@@ -35,7 +35,7 @@ from firstlight.lab.guests import catalogue as guests
 from firstlight.lab.guests import images
 from firstlight.lab.watch.programs import Program, labels_of, role
 from firstlight.model import Ending, EndPoint, Header, Point, Sample, Setting, Stamps, Step
-from firstlight.report import terminal, views
+from firstlight.report import data, terminal, views
 from firstlight.trace import netlink, words
 
 SCHEMAS = Path(__file__).parents[1] / "data"
@@ -348,7 +348,7 @@ def show(path: Path) -> None:
     analysis = Analysis(store.read(path))
     with Console(file=open(os.devnull, "w"), width=80) as console:  # noqa: PTH123
         console.print(terminal.summary([analysis]))
-    terminal.as_json([analysis])
+    data.as_json([analysis])
 
 
 AXES = sorted({axis for experiment in catalogue.ALL.values() for axis in experiment.axes})

@@ -34,12 +34,9 @@ class Columns:
 
     def __init__(self, spans: pl.DataFrame, samples: Sequence[int]) -> None:
         """``samples`` are the indices of the samples that count, ascending."""
-        spans = (
-            spans.lazy()
-            .filter(pl.col("sample").is_in(samples))
-            .sort("sample", "tid", "start", "end", maintain_order=True)
-            .collect()
-        )
+        spans = spans.filter(pl.col("sample").is_in(samples))
+        order = np.lexsort([spans[name].to_numpy() for name in ("end", "start", "tid", "sample")])
+        spans = spans[order]
         self._spans = spans
         numbers = spans.select(
             pl.col("sample", "tid", "pid", "start", "end").cast(pl.Int64),

@@ -77,7 +77,8 @@ def bounds(segment: Integers, count: int) -> Integers:
 
 def firsts(segment: Integers) -> Integers:
     """The place of the first item of each item's segment."""
-    return np.searchsorted(segment, segment, side="left")
+    is_first = np.diff(segment, prepend=segment[:1] - 1) != 0
+    return np.asarray(np.maximum.accumulate(np.where(is_first, np.arange(len(segment)), 0)))
 
 
 def before(codes: Integers, first: Integers, otherwise: int) -> Integers:
@@ -94,7 +95,7 @@ def after(codes: Integers, segment: Integers, otherwise: int) -> Integers:
     count = len(codes)
     place = np.where(codes >= 0, np.arange(count), count)
     next_ = np.minimum.accumulate(place[::-1])[::-1]
-    last = np.searchsorted(segment, segment, side="right")
+    last = count - firsts(segment[::-1])[::-1]
     return np.where(
         next_ < last,
         codes[np.minimum(next_, count - 1)],

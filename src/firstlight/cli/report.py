@@ -167,11 +167,13 @@ def analyse(path: Path) -> "Analysis":
 
 def show(runs: "list[Analysis]", *, as_json: bool) -> None:
     """Print the tables of runs, or their figures as JSON."""
-    from firstlight.report import terminal
-
     if as_json:
-        print_json(terminal.as_json(runs))
+        from firstlight.report import data
+
+        print_json(data.as_json(runs))
     else:
+        from firstlight.report import terminal
+
         stdout().print(terminal.summary(runs))
 
 

@@ -21,13 +21,10 @@ from firstlight.claims.advice.storms import STORMS
 from firstlight.claims.engine import Verdict
 from firstlight.model import Availability, Check, Ending, Interval, Sample
 from firstlight.report import answer, records, views
-from firstlight.report.data import as_json
 from firstlight.report.plots import palette
 from firstlight.report.views import boots
 
 T = TypeVar("T")
-
-__all__ = ["as_json", "claims", "comparison", "doctor", "summary"]
 
 MOST_FAILURES = 5
 MOST_CAUSES = 6
