@@ -192,7 +192,7 @@ def _send_traces(stack: ExitStack, collector: str | None) -> "list[Callable[[Wat
         raise Unsupported(
             f"--otlp needs the Python package {error.name}", extras.install("telemetry")
         ) from error
-    provider = traces.provider(collector)
+    provider = traces.provider(collector, say)
     stack.callback(provider.shutdown)
     return [traces.Traces(provider).add]
 

@@ -1,14 +1,17 @@
 """Watched starts as spans: their tree, their times, and the trace that they continue."""
 
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 from typing import Any
 
+import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.support.otlp_receiver import PARENT, TRACE
 from tests.support.watched_start import MS, start
 
-from firstlight.report.live.traces import Traces
+from firstlight.report.live.traces import Traces, provider
 from firstlight.report.live.watched_start import Stretch, WatchedStart
 
 
@@ -54,3 +57,34 @@ def test_a_failed_start_is_an_error() -> None:
     [span] = spans_of(start(latency=None))
     assert not span.status.is_ok
     assert span.status.description == "not executed"
+
+
+def test_a_collector_that_takes_nothing_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    statuses = iter((404, 404, 200, 200))
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(next(statuses))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    said: list[str] = []
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        made = provider(f"{url}/", said.append)
+        traces = Traces(made)
+        for _ in range(4):
+            traces.add(start())
+            made.force_flush()
+        made.shutdown()
+        server.shutdown()
+    first, again = said
+    assert first.startswith(f"{url} takes no traces, so they are lost: ")
+    assert "404" in first
+    assert again == f"{url} takes traces again: 4 spans were lost"
+    assert not caplog.records

@@ -3,9 +3,11 @@
 A run is closed when it is large or old, and old runs are removed; see ``Limits``.
 """
 
+import re
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +35,7 @@ from firstlight.store import Writer
 AXES = ("runtime", "engine", "namespace", "instances")
 _OTHER = "other"
 _PARTS, _DAY_SECONDS = 7, 86_400
+_NAME = re.compile(r"watch-\d{8}T\d{6}\.\d{6}")
 _LONGEST = 256  # of a name, in characters
 _MOST_NAMESPACES = 20  # keeps the axes of a run readable, and metrics bounded
 
@@ -171,6 +174,7 @@ class Keeper:
         return (
             self._count >= limits.starts
             or age >= limits.seconds
+            or not self.path.exists()  # somebody has removed it
             or (self._count > 0 and self._writer.written >= limits.size)
         )
 
@@ -195,18 +199,21 @@ class Keeper:
         self._writer = Writer(self._directory / name, self._header)
 
     def _close(self) -> None:
-        self._writer.finish(Footer(ended=datetime.now(UTC).isoformat(timespec="seconds")))
+        if self.path.exists():
+            self._writer.finish(Footer(ended=datetime.now(UTC).isoformat(timespec="seconds")))
         self._writer.__exit__()
         self._remove_old()
 
     def _remove_old(self) -> None:
-        runs = sorted(self._directory.glob("watch-*"), reverse=True)
         oldest = datetime.now(UTC).timestamp() - self._limits.days * _DAY_SECONDS
         total = 0
-        for run in runs:
-            total += _size(run)
-            if total > self._limits.total or run.stat().st_mtime < oldest:
-                shutil.rmtree(run, ignore_errors=True)
+        for run in sorted(self._directory.glob("watch-*"), reverse=True):
+            if not _NAME.fullmatch(run.name):
+                continue  # what others keep beside the runs
+            with suppress(FileNotFoundError):  # somebody removes it, too
+                total += _size(run)
+                if total > self._limits.total or run.stat().st_mtime < oldest:
+                    shutil.rmtree(run, ignore_errors=True)
 
 
 def _size(run: Path) -> int:

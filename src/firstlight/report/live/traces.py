@@ -4,16 +4,22 @@ A start whose programs or bundle carry a ``traceparent`` continues that trace, b
 span. Names are those of OpenTelemetry's semantic conventions.
 """
 
+import logging
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from opentelemetry import propagate, trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.trace import Status, StatusCode
 
 from firstlight.report.live.watched_start import WatchedStart
+
+_LIBRARY = "opentelemetry.exporter.otlp.proto.http"
+_LONGEST = 200  # of a reason, in characters
 
 _ATTRIBUTES = {
     "pod": "k8s.pod.name",
@@ -26,15 +32,59 @@ _ATTRIBUTES = {
 }
 
 
-def provider(collector: str) -> TracerProvider:
+def provider(collector: str, say: Callable[[str], None]) -> TracerProvider:
     """Sends spans in batches by OTLP to ``collector``, such as "http://HOST:4318".
 
-    ``shutdown`` sends the rest.
+    ``shutdown`` sends the rest. It says when the collector takes none, and when it does again.
     """
     made = TracerProvider(resource=Resource.create({"service.name": "firstlight-watch"}))
-    exporter = OTLPSpanExporter(endpoint=f"{collector.rstrip('/')}/v1/traces")
-    made.add_span_processor(BatchSpanProcessor(exporter))
+    made.add_span_processor(BatchSpanProcessor(_Exporter(collector, say)))
     return made
+
+
+class _Exporter(OTLPSpanExporter):
+    """Says once that a collector takes no spans: the library does, at length, at each try."""
+
+    def __init__(self, collector: str, say: Callable[[str], None]) -> None:
+        self._collector, self._say, self._lost = collector.rstrip("/"), say, 0
+        super().__init__(endpoint=f"{self._collector}/v1/traces")
+        self._words = _FirstWords()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send spans."""
+        with self._words.of(logging.getLogger(_LIBRARY)):
+            result = super().export(spans)
+        if result is SpanExportResult.FAILURE:
+            if not self._lost:
+                self._say(
+                    f"{self._collector} takes no traces, so they are lost: {self._words.text}"
+                )
+            self._lost += len(spans)
+        elif self._lost:
+            self._say(f"{self._collector} takes traces again: {self._lost} spans were lost")
+            self._lost = 0
+        return result
+
+
+class _FirstWords(logging.Handler):
+    """Takes what a logger says, and keeps the beginning of the first message."""
+
+    text = ""
+
+    @contextmanager
+    def of(self, logger: logging.Logger) -> Iterator[None]:
+        """Of this logger meanwhile."""
+        self.text, logger.propagate = "", False
+        logger.addHandler(self)
+        try:
+            yield
+        finally:
+            logger.removeHandler(self)
+            logger.propagate = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a message."""
+        self.text = self.text or record.getMessage()[:_LONGEST]
 
 
 class Traces:

@@ -1,6 +1,7 @@
 """Watched starts are kept as runs, and old runs are removed."""
 
 import os
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -114,3 +115,40 @@ def test_names_that_others_chose_cannot_write_to_a_terminal(tmp_path: Path) -> N
     assert sample.labels["id"] == "a\ufffd[31m\ufffd"
     assert sample.point["namespace"] == sample.labels["namespace"]
     assert sample.labels["namespace"] == "n\ufffd\ufffd" + 252 * "x" + "…"
+
+
+def test_what_others_keep_beside_the_runs_stays(tmp_path: Path) -> None:
+    notes, link = tmp_path / "watch-notes", tmp_path / "watch-link"
+    notes.mkdir()
+    (notes / "mine").write_bytes(bytes(200_000))
+    link.symlink_to(notes)
+    os.utime(notes, (0, 0))
+    with Keeper(tmp_path, Limits(total=100_000, starts=1)) as keeper:
+        keeper.add(window("a"))
+        keeper.add(window("b"))
+    kept = {path.name for path in runs(tmp_path)}
+    assert {"watch-notes", "watch-link"} < kept
+    assert len(kept) == 4
+
+
+def test_a_run_that_somebody_removes_is_followed_by_another(tmp_path: Path) -> None:
+    with Keeper(tmp_path, Limits()) as keeper:
+        for name in "ab":
+            keeper.add(window(name))
+            shutil.rmtree(keeper.path)
+        keeper.add(window("c"))
+    [run] = map(store.read, runs(tmp_path))
+    assert [sample.labels["id"] for sample in run.samples] == ["c"]
+
+
+def test_a_run_that_vanishes_while_old_ones_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def size(run: Path) -> int:
+        shutil.rmtree(run)
+        return run.stat().st_size
+
+    with Keeper(tmp_path, Limits(starts=1)) as keeper:
+        keeper.add(window("a"))
+        monkeypatch.setattr("firstlight.lab.watch.keep._size", size)
+        keeper.add(window("b"))
