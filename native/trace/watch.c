@@ -5,29 +5,28 @@
  * containers that are created and wait for their start: their processes are known until then, or for
  * LONGEST_NS.
  *
- * A number or a budget decides which windows are traced whole. The budget is CPU time: it grows by a
+ * A number or a budget decides which windows are traced whole. The budget (budget.c) is CPU time: it grows by a
  * share of the node's, and by a larger share of the idle time. It pays for each call and switch that the
  * programs met while attached, and for the CPU time of this process and of the reader. However that is,
  * nothing more is traced while the reader is behind, and what it has not read takes HELD_MOST at most.
  *
- * It is one long file because one loop owns what it keeps: what has begun decides when a window opens and
- * ends, and both what is traced and what is paid.
+ * One loop owns what is kept here: what has begun decides when a window opens and ends, and both what is
+ * traced and what is paid.
  */
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/socket.h"
+#include "trace/budget.h"
+#include "trace/command.h"
 #include "trace/tracer.h"
 
 #include <bpf/bpf.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
 #include <linux/membarrier.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -35,7 +34,6 @@
 #define CUT_NS CLOCK_SECOND
 #define LONGEST_NS (20 * CLOCK_SECOND)
 #define CHECK_NS (CLOCK_SECOND / 10)
-#define DEBT_NS (CLOCK_SECOND / 4) /* of each core */
 
 enum {
 	BEGINNINGS = 4096,
@@ -43,13 +41,10 @@ enum {
 	STRAYS = 64,
 	FORKED = 1024,
 	UNREAD = 8,
-	DOCUMENT_MAX = 1 << 20,
 	TRACED_MOST = 1 << 24,
 	HELD_MOST = 1 << 26
 };
 enum last { GOES_ON, LAST, WAITS };
-/* The bundle's config.json, and Docker's own record of the container. */
-enum document { CONFIG, RECORD };
 
 /* The execution of a watched program. It lasts until its process ends, or a container's own
  * program is executed in its tree. */
@@ -71,81 +66,13 @@ static struct {
 	unsigned int root, tid;
 } forked[FORKED];
 static size_t forked_count;
-/* Of each that has one: u32 pid, u32 enum document, u32 size, and the text. */
 static FILE *documents;
 /* Of the windows that were sent and not answered, and of the current one, in bytes. */
 static unsigned long long held, sizes[UNREAD + 1], current;
 static unsigned int windows_sent, windows_read;
 static unsigned long long dropped; /* events */
-
-static struct {
-	unsigned long one_in, millionths; /* one_in 0: by the budget */
-	unsigned long windows;
-	int is_due; /* by one_in */
-	long long credit, at, idle, own, call_cost;
-	/* What can be saved: by the time since "second", when the cores had been idle for
-	 * "second_idle". */
-	long long most, second, second_idle;
-	unsigned long long met;
-	long cores;
-} budget;
-
-/* The idle time of all cores since the machine started. */
-static long long idle_time(void)
-{
-	unsigned long long user, nice, system, idle, wait = 0;
-	FILE *file = fopen("/proc/stat", "re");
-	int n = file ? fscanf(file, "cpu %llu %llu %llu %llu %llu", &user, &nice, &system, &idle,
-			      &wait)
-		     : 0;
-	if (file)
-		fclose(file);
-	return n == 5 ? (long long)(idle + wait) * (CLOCK_SECOND / sysconf(_SC_CLK_TCK)) : 0;
-}
-
-/* How many calls and switches the programs have met. */
-static unsigned long long met(void)
-{
-	static struct meter meters[METERS];
-	unsigned int zero = 0;
-	unsigned long long sum = 0;
-	if (bpf_map_lookup_elem(tracer_map(".data.meters"), &zero, meters))
-		return 0;
-	for (size_t i = 0; i < METERS; i++)
-		sum += meters[i].met;
-	return sum;
-}
-
-/* What idle cores have earned is for a node that still has idle cores; a saturated one spends its
- * share alone. So savings are limited by how idle the last second was, and by a second's share. */
-static void limit(long long at, long long idle)
-{
-	long long passed = at - budget.second, free = idle - budget.second_idle;
-	if (passed < CLOCK_SECOND)
-		return;
-	budget.most = budget.cores * (CLOCK_SECOND / 1000000) * (long long)budget.millionths;
-	if (free > 0) /* the kernel's count can go back */
-		budget.most += (long long)((double)DEBT_NS * (double)free / (double)passed);
-	budget.second = at;
-	budget.second_idle = idle;
-}
-
-static void earn(long long at)
-{
-	long long idle = idle_time(), own = clock_read(CLOCK_PROCESS_CPUTIME_ID);
-	unsigned long long seen = met();
-	budget.credit += (at - budget.at) * budget.cores / 1000000 * (long long)budget.millionths;
-	if (idle > budget.idle)
-		budget.credit += (idle - budget.idle) / 10;
-	budget.credit -= (long long)(seen - budget.met) * budget.call_cost + own - budget.own;
-	limit(at, idle);
-	if (budget.credit > budget.most)
-		budget.credit = budget.most;
-	budget.at = at;
-	budget.idle = idle;
-	budget.own = own;
-	budget.met = seen;
-}
+static unsigned long windows; /* opened */
+static int is_due; /* the current one, by number */
 
 static unsigned int unread(void)
 {
@@ -159,186 +86,24 @@ static int is_reader_behind(void)
 
 static int is_sample_whole(void)
 {
-	return budget.is_due && held + current <= TRACED_MOST / 2;
+	return is_due && held + current <= TRACED_MOST / 2;
 }
 
 /* Opens a window. */
 static int is_first_whole(void)
 {
-	budget.is_due = budget.one_in && budget.windows++ % budget.one_in == 0;
+	is_due = budget.one_in && windows++ % budget.one_in == 0;
 	return budget.one_in ? is_sample_whole() : budget.credit >= 0 && !unread();
-}
-
-static int is_overdrawn(void)
-{
-	return !budget.one_in && budget.credit < -budget.cores * DEBT_NS;
 }
 
 /* A window that follows a cut: what is under way stays whole, up to a debt. */
 static int is_next_whole(int whole)
 {
 	if (whole)
-		return !is_overdrawn() && !is_reader_behind();
+		return !budget_is_overdrawn() && !is_reader_behind();
 	if (budget.one_in)
 		return is_sample_whole();
 	return budget.credit >= 0 && unread() <= 1; /* the one that was sent just now */
-}
-
-static long long time_calls(void)
-{
-	enum { ROUNDS = 5, CALLS_EACH = 2000 };
-	long long least = CLOCK_SECOND;
-	for (int round = 0; round < ROUNDS; round++) {
-		long long began = clock_read(CLOCK_THREAD_CPUTIME_ID);
-		for (int i = 0; i < CALLS_EACH; i++)
-			(void)syscall(SYS_getppid);
-		long long took = (clock_read(CLOCK_THREAD_CPUTIME_ID) - began) / CALLS_EACH;
-		least = took < least ? took : least;
-	}
-	return least;
-}
-
-static int open_budget(unsigned long one_in, unsigned long millionths)
-{
-	budget.one_in = one_in;
-	budget.millionths = millionths;
-	budget.cores = sysconf(_SC_NPROCESSORS_ONLN);
-	long long without = time_calls();
-	if (tracer_attach(0))
-		return -tracer_failure.code;
-	budget.call_cost = time_calls() - without;
-	tracer_detach(1);
-	budget.call_cost = budget.call_cost > 0 ? budget.call_cost : 0;
-	budget.at = budget.second = clock_now();
-	budget.idle = budget.second_idle = idle_time();
-	budget.own = clock_read(CLOCK_PROCESS_CPUTIME_ID);
-	budget.met = met();
-	return 0;
-}
-
-struct words {
-	const char *at, *end;
-};
-
-/* A BEGIN event's arguments and environment are below its file's name. */
-static struct words arguments_of(const struct event *event)
-{
-	const char *at = (const char *)(event + 1) + FILE_MAX;
-	return (struct words){at, at + event->args[0]};
-}
-
-static struct words environment_of(const struct event *event)
-{
-	const char *at = (const char *)(event + 1) + FILE_MAX + WORDS_MAX;
-	return (struct words){at, at + event->args[1]};
-}
-
-/* The next word; NULL at the end, or where it is cut off. */
-static const char *next_word(struct words *words)
-{
-	const char *word = words->at;
-	size_t length = strnlen(word, (size_t)(words->end - word));
-	if (word + length >= words->end)
-		return NULL;
-	words->at = word + length + 1;
-	return word;
-}
-
-static const char *bundle_of(const struct event *event)
-{
-	struct words words = arguments_of(event);
-	for (const char *word; (word = next_word(&words));) {
-		if (!strncmp(word, "--bundle=", 9))
-			return word + 9;
-		if (!strcmp(word, "--bundle") || !strcmp(word, "-b")) {
-			word = next_word(&words);
-			return word ? word : ".";
-		}
-	}
-	return ".";
-}
-
-/* The arguments of programs that may start a container: runtimes and shims, clients, conmon. */
-static const char *const starting[] = {"create", "run", "start", "restore", "restart", "play",
-				       "build",  "bud", "init",  "up",      "-b",      "--bundle"};
-
-/* Most commands of a runtime start nothing: they query states, or execute probes. */
-static int is_of_start(const struct event *event)
-{
-	struct words words = arguments_of(event), variables = environment_of(event);
-	const char *word;
-	while ((word = next_word(&words)))
-		for (size_t i = 0; i < sizeof starting / sizeof *starting; i++)
-			if (!strcmp(word, starting[i]))
-				return 1;
-	while ((word = next_word(&variables)))
-		if (!strcmp(word, "CNI_COMMAND=ADD"))
-			return 1;
-	return 0;
-}
-
-static int is_create(const struct event *event)
-{
-	struct words words = arguments_of(event);
-	for (const char *word; (word = next_word(&words));)
-		if (!strcmp(word, "create"))
-			return 1;
-	return 0;
-}
-
-/* Hands over a file that lasts no longer than its container. Any caller of a program with a
- * watched name chooses it, so it is read without waiting, and only if it is a regular file.
- * Returns its text, which the caller frees, or NULL. */
-static char *take_document(const struct event *event, enum document kind, const char *path)
-{
-	struct stat about;
-	int file FILE_SCOPE = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-	if (file < 0 || fstat(file, &about) || !S_ISREG(about.st_mode) ||
-	    about.st_size > DOCUMENT_MAX)
-		return NULL;
-	char *text = calloc((size_t)about.st_size + 1, 1);
-	ssize_t size = text ? pread(file, text, (size_t)about.st_size, 0) : -1;
-	if (size <= 0) {
-		free(text);
-		return NULL;
-	}
-	unsigned int head[] = {event->tid, kind, (unsigned int)size};
-	fwrite_unlocked(head, sizeof head, 1, documents);
-	fwrite_unlocked(text, 1, (size_t)size, documents);
-	current += sizeof head + (size_t)size;
-	return text;
-}
-
-/* The directory of Docker's own record of a container, which its /etc/hostname is mounted from, and its
- * length; NULL if it is another engine's. */
-static const char *record_of(const char *config, int *length)
-{
-	static const char name[] = "/hostname\"", parent[] = "/containers/";
-	for (const char *end = config; (end = strstr(end, name)); end++) {
-		const char *start = memrchr(config, '"', (size_t)(end - config));
-		if (start && start[1] == '/' &&
-		    memmem(start, (size_t)(end - start), parent, strlen(parent))) {
-			*length = (int)(end - start - 1);
-			return start + 1;
-		}
-	}
-	return NULL;
-}
-
-static void take_documents(const struct event *event)
-{
-	const char *bundle = bundle_of(event);
-	char path[PATH_MAX];
-	int length = 0;
-	snprintf(path, sizeof path, "/proc/%u/%s/%s/config.json", event->tid,
-		 *bundle == '/' ? "root" : "cwd", bundle);
-	char *config FREE_SCOPE = take_document(event, CONFIG, path);
-	const char *directory = config ? record_of(config, &length) : NULL;
-	if (!directory)
-		return;
-	snprintf(path, sizeof path, "/proc/%u/root%.*s/config.v2.json", event->tid, length,
-		 directory);
-	free(take_document(event, RECORD, path));
 }
 
 static int is_stray(unsigned int root)
@@ -387,7 +152,7 @@ static void forget_forked(void)
 static void begin(const struct event *event)
 {
 	if (held + current <= HELD_MOST)
-		take_documents(event);
+		current += command_take_documents(event, documents);
 	clear_stray(event->root);
 	if (beginning_count == BEGINNINGS)
 		return;
@@ -395,7 +160,7 @@ static void begin(const struct event *event)
 	beginnings[beginning_count].root = event->root;
 	beginnings[beginning_count].ended = 0;
 	memset(beginnings[beginning_count].creates, 0, NAME);
-	if (is_create(event)) {
+	if (command_is_create(event)) {
 		const char *file = (const char *)(event + 1), *slash = strrchr(file, '/');
 		strncpy(beginnings[beginning_count].creates, slash ? slash + 1 : file, NAME - 1);
 	}
@@ -418,7 +183,7 @@ int tracer_take(void *context, void *data, size_t size)
 	if (size < sizeof *event)
 		return -EPROTO;
 	int is_own_program = event->kind == EXEC && event->args[0] == 1 && event->args[1] > 0;
-	if (event->kind == BEGIN && !is_of_start(event)) {
+	if (event->kind == BEGIN && !command_is_of_start(event)) {
 		if (event->root == event->tid)
 			add_stray(event->root);
 		return 0;
@@ -545,9 +310,8 @@ static int send_window(long long at, int whole, enum last last)
 		descriptors[i] = fileno(files[i]);
 	}
 	if (!error) {
-		int length =
-			snprintf(line, sizeof line, "window %lld %llu %d %d", at,
-				 tracer_take_lost() + dropped, whole ? 1 : 2 * budget.is_due, last);
+		int length = snprintf(line, sizeof line, "window %lld %llu %d %d", at,
+				      tracer_take_lost() + dropped, whole ? 1 : 2 * is_due, last);
 		int sent = socket_send(STDOUT_FILENO, line, (size_t)length, descriptors, FILES);
 		if (sent < 0) {
 			errno = -sent;
@@ -665,9 +429,9 @@ static int cut(long long at, int whole, int last)
 		return -tracer_failure.code;
 	if (last && tracer_clear("stacks"))
 		return -tracer_failure.code;
-	earn(at);
+	budget_count(at);
 	if (last) {
-		is_news = budget.is_due = 0;
+		is_news = is_due = 0;
 		return 0;
 	}
 	int next = is_next_whole(whole);
@@ -697,7 +461,7 @@ int tracer_watch(unsigned long one_in, unsigned long millionths, char **names, i
 	int is_open = 0, whole = 0, attached = 0;
 	setvbuf(stdin, NULL, _IONBF, 0);
 	if (watch_names(names, count) || open_window() || tracer_attach(1) ||
-	    open_budget(one_in, millionths) || say("watching"))
+	    budget_open(one_in, millionths) || say("watching"))
 		return -tracer_failure.code;
 	for (;;) {
 		int wait = is_open ? DRAIN_MS : beginning_count ? LONGEST_NS / 1000000 : -1;
@@ -716,7 +480,7 @@ int tracer_watch(unsigned long one_in, unsigned long millionths, char **names, i
 		if (!polled && !is_open)
 			is_news = 1; /* what has waited is over */
 		if (!is_open && is_news) {
-			earn(at);
+			budget_count(at);
 			is_news = 0;
 			whole = attached = is_first_whole();
 			if (whole && arm())
@@ -743,8 +507,8 @@ int tracer_watch(unsigned long one_in, unsigned long millionths, char **names, i
 			continue;
 		int over = attached && is_reader_behind();
 		if (attached && at - budget.at > CHECK_NS) {
-			earn(at);
-			over |= is_overdrawn();
+			budget_count(at);
+			over |= budget_is_overdrawn();
 		}
 		if (over && unread() >= UNREAD) {
 			attached = whole = 0;

@@ -596,7 +596,8 @@ def test_a_full_disk_is_an_error_and_not_a_short_trace(
 def sanitized_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sanitized(
         tmp_path_factory.mktemp("trace"), "trace/trace.c", "trace/tracer.c", "trace/calls32.c",
-        "trace/watch.c", "common/socket.c", "common/error.c", options=("-lbpf",),
+        "trace/watch.c", "trace/budget.c", "trace/command.c", "common/socket.c", "common/error.c",
+        options=("-lbpf",),
     )  # fmt: skip
 
 

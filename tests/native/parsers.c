@@ -5,12 +5,17 @@
  * memory of just its size, with a NUL, so that a byte beyond is seen. Fails if what is handed on is no
  * line, or not inside the text.
  */
+#include "common/cleanup.h"
 #include "common/http.h"
 #include "lab/launch_text.h"
 #include "lab/vmjournal.h"
 #include "lab/vmmonitor.h"
 #include "lab/vmstream.h"
-#include "trace/watch.c"
+#include "trace/command.h"
+
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
 
 enum parser { MONITOR, ANSWER, JOURNAL, CONSOLE, OUTPUT, ARGUMENTS };
 
@@ -77,14 +82,14 @@ static void read_arguments(const char *text, size_t size)
 	char *words = (char *)(event + 1) + FILE_MAX;
 	event->args[0] = taken;
 	memcpy(words, text, taken);
-	const char *bundle = bundle_of(event);
+	const char *bundle = command_bundle(event);
 	if (bundle >= words && bundle <= words + taken)
 		check(bundle + strlen(bundle) < words + taken, "bundle");
 	free(event);
 	event = calloc(1, sizeof *event + FILE_MAX + WORDS_MAX + taken);
 	event->args[1] = taken;
 	memcpy((char *)(event + 1) + FILE_MAX + WORDS_MAX, text, taken);
-	(void)is_of_start(event);
+	(void)command_is_of_start(event);
 	free(event);
 }
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from tests.support.laboratory import ROUNDS, sanitized
 
-SOURCES = ("trace/tracer.c", "trace/calls32.c", "lab/vmjournal.c", "lab/vmmonitor.c",
-           "lab/vmstream.c", "lab/launch_text.c", "common/http.c", "common/socket.c",
+SOURCES = ("trace/command.c", "lab/vmjournal.c", "lab/vmmonitor.c", "lab/vmstream.c",
+           "lab/launch_text.c", "common/http.c", "common/socket.c",
            "common/error.c")  # fmt: skip
 STAMP = b"2026-11-29T12:34:56.123456789 [anonymous-instance:main] "
 TEXTS = (
@@ -32,10 +32,7 @@ WORDS = (b"\0", b"\n", b"\r\n\r\n", b"\xff", b"--bundle", b"-b\0", b"--bundle=",
 
 @pytest.fixture(scope="session")
 def parsers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sanitized(
-        tmp_path_factory.mktemp("parsers"), "../tests/native/parsers.c", *SOURCES,
-        options=("-lbpf",),
-    )  # fmt: skip
+    return sanitized(tmp_path_factory.mktemp("parsers"), "../tests/native/parsers.c", *SOURCES)
 
 
 def damaged(chance: random.Random, text: bytes) -> bytes:
