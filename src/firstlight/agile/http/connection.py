@@ -339,7 +339,7 @@ class _Joined:
             self.write(b"")
 
     def close(self) -> None:
-        """Close it, after what was written."""
+        """Send what was written, then close the connection."""
         self._flush()
         self._transport.close()
 

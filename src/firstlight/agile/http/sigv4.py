@@ -198,7 +198,9 @@ class Verified:
             claimed = claim(head, self._known, time.time())  # a stranger's body is not read
             body = await _body(receive)
             if body is None:
-                raise Denied("RequestTooLargeException", f"more than {BODY_MOST} bytes")
+                raise Denied(
+                    "RequestTooLargeException", f"the request has more than {BODY_MOST} bytes"
+                )
             request = replace(head, body=body)
             if len(body) > _LARGE:
                 caller = await asyncio.to_thread(proven, claimed, request)

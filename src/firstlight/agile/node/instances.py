@@ -547,7 +547,7 @@ class Instances:
         self._stock.rested(held, event.function)
 
     async def _note_release(self, instance: Instance, ended: Ended, index: int) -> None:
-        """Its end is told when its ports are free again."""
+        """Report the end of an instance once its ports are free."""
         if instance.address:
             await self._used.withdraw(instance.function.ports, instance.address)
         if not instance.ended.done():

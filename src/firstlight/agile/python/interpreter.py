@@ -151,7 +151,7 @@ class Interpreter:
             async with asyncio.timeout(_SETTLE_SECONDS):
                 answer = await asyncio.get_running_loop().sock_recv(self._control, 64)
             if answer != b"sync":
-                raise Failed(f"the zygote of {self._function.handler} answered {answer[:16]!r}")
+                raise Failed(f"its answer to sync is {answer[:16]!r}")
         except (Failed, OSError, TimeoutError) as error:
             _log.warning("the zygote of %s is ended: %s", self._function.handler, error)
             self.kill()

@@ -134,7 +134,7 @@ class Pool:
         self._refill: asyncio.Task[None] | None = None
 
     async def take(self) -> Parked:
-        """One of the usual namespaces. Raises Refused."""
+        """Take a sandbox with the usual namespaces. Raises Refused."""
         if self._refill:
             self._refill.cancel()
         self._refill = asyncio.create_task(self.fill(_QUIET_SECONDS))

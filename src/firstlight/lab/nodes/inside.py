@@ -94,7 +94,7 @@ class _Progress:
         self._done = 0.0
 
     def begin(self, batch: Batch, done: float) -> None:
-        """Note the share."""
+        """Keep the share of the work that is done, for the next report."""
         del batch
         self._done = min(done, 1.0)
 
