@@ -20,10 +20,10 @@ def write_whole(path: Path, content: bytes | memoryview, mode: int | None = None
             if mode is not None:  # also where a killed process has left one of another mode
                 os.fchmod(file.fileno(), mode)
             file.write(content)
+        new.rename(path)
     except OSError:
         new.unlink(missing_ok=True)  # or the write's error would be hidden
         raise
-    new.rename(path)
 
 
 @contextmanager

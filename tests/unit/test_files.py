@@ -53,6 +53,14 @@ def test_what_cannot_be_written_leaves_the_file(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_failed_rename_leaves_nothing(tmp_path: Path) -> None:
+    """As of a network's file system. A directory cannot be replaced by a file on any."""
+    (tmp_path / "record.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_whole(tmp_path / "record.json", b"text")
+    assert list(tmp_path.iterdir()) == [tmp_path / "record.json"]
+
+
 def test_failed_write_names_file_and_leaves_nothing(tmp_path: Path) -> None:
     file = tmp_path / "record.json"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -65,7 +65,7 @@ def test_a_wheel_gets_the_texts_and_the_expression(tmp_path: Path, licences: Mod
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("x/a.py", "")
         archive.writestr(
-            f"{info}/METADATA", "Name: x\nLicense-Expression: Apache-2.0\n\nWords: 1\n"
+            f"{info}/METADATA", "Name: x\nLicense-Expression: Apache-2.0 AND MIT\n\nWords: 1\n"
         )
         archive.writestr(f"{info}/sboms/auditwheel.cdx.json", json.dumps(sbom))
         archive.writestr(
@@ -76,8 +76,8 @@ def test_a_wheel_gets_the_texts_and_the_expression(tmp_path: Path, licences: Mod
         held = {name: archive.read(name) for name in archive.namelist()}
     metadata = held[f"{info}/METADATA"].decode()
     assert metadata.startswith(
-        "Name: x\nLicense-Expression: Apache-2.0 AND (GPL-2.0-or-later OR LGPL-3.0-or-later) AND "
-        "LGPL-2.1-or-later AND MIT\nLicense-File: third-party/"
+        "Name: x\nLicense-Expression: Apache-2.0 AND MIT AND "
+        "(GPL-2.0-or-later OR LGPL-3.0-or-later) AND LGPL-2.1-or-later\nLicense-File: third-party/"
     )
     assert metadata.endswith("\n\nWords: 1\n")
     listed = [line[14:] for line in metadata.splitlines() if line.startswith("License-File: ")]
