@@ -1,9 +1,34 @@
-"""Small files that are written whole or not at all."""
+"""Files: read within bounds, and written whole or not at all."""
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def open_regular(path: Path, flags: int = 0) -> int:
+    """Open a regular file to be read; returns a descriptor. Raises OSError, also for others:
+    opening a FIFO may wait, and reading a device may never end.
+    """
+    flags |= os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    descriptor = os.open(path, flags)
+    if stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise OSError(errno.EINVAL, "it is not a regular file", path)
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a regular file. Raises OSError, also for one of more than ``most`` bytes."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it is longer than {most} bytes", path)
+    return content
 
 
 def write_whole(path: Path, content: bytes | memoryview, mode: int | None = None) -> None:

@@ -1,14 +1,21 @@
-"""Files are written whole, or stay as they were."""
+"""Files are written whole, or stay as they were; and are read within bounds."""
 
 import errno
 import os
 import resource
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from firstlight.files import unfinished, write_whole
+from firstlight.agile import apiserver, config
+from firstlight.agile.functions import content, images
+from firstlight.agile.http import sigv4
+from firstlight.errors import FirstlightError
+from firstlight.files import read_regular, unfinished, write_whole
+from firstlight.lab.cni import conf
+from firstlight.lab.watch.files import read_json
 
 
 def mode(file: Path) -> int:
@@ -86,3 +93,37 @@ def test_a_failed_write_is_the_error_even_if_its_file_is_gone(
     monkeypatch.setattr(os, "fchmod", fail)
     with pytest.raises(OSError, match="chmod 600"):
         write_whole(file, b"", 0o600)
+
+
+def test_only_a_regular_file_within_bounds_is_read(tmp_path: Path) -> None:
+    file, fifo = tmp_path / "file", tmp_path / "fifo"
+    file.write_bytes(b"123")
+    os.mkfifo(fifo)
+    assert read_regular(file, 3) == b"123"
+    for path, words in (
+        (file, "longer than 2 bytes"), (fifo, "not a regular file"), (tmp_path, "directory"),
+        (Path("/dev/zero"), "not a regular file"), (tmp_path / "none", "No such file"),
+    ):  # fmt: skip
+        with pytest.raises(OSError, match=words):
+            read_regular(path, 2)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        config.load,
+        sigv4.load,
+        conf.load,
+        content._open_archive,
+        lambda path: images.open_verified(path, "sha256:0", "the layer"),
+        lambda path: apiserver.settings(str(path)),
+    ],
+)
+def test_who_reads_a_named_file_waits_for_no_writer(
+    read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo, 0o600)
+    with pytest.raises(FirstlightError, match="it is not a regular file"):
+        read(fifo)
+    assert read_json(fifo) is None

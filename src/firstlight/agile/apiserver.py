@@ -8,14 +8,16 @@ is needed.
 
 import json
 import logging
+import os
 import random
 import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from firstlight import extras
+from firstlight import extras, files
 from firstlight.deadlines import longer
 from firstlight.errors import Failed, Unsupported
 
@@ -27,6 +29,7 @@ _ASK_SECONDS, _WATCH_SECONDS = longer(30.0), 30
 _CONNECT_SECONDS = longer(3.0)  # tried four times, and pods wait for an agent for 30 s
 _WAIT_LEAST, _WAIT_MOST = 1.0, 60.0
 _EVENT_MOST = 16 << 20
+_FILE_MOST = 16 << 20
 _GONE = 410
 _PLUGIN_SECONDS = longer(60.0)
 _PLUGIN = """
@@ -64,6 +67,17 @@ class _Said(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.words.append(record.getMessage())
+
+
+def _check_files(names: str) -> None:
+    """Raise Failed for what the client would read without end."""
+    for name in filter(None, names.split(os.pathsep)):
+        try:
+            files.read_regular(Path(name).expanduser(), _FILE_MOST)
+        except FileNotFoundError:
+            pass  # of several, some may be missing
+        except OSError as error:
+            raise Failed(f"cannot read {name}: {error.strerror}") from error
 
 
 def settings(kubeconfig: str = "", context: str = "") -> Any:  # noqa: ANN401 - an untyped client
@@ -109,6 +123,7 @@ def _load(kubeconfig: str, context: str, made: Any) -> None:  # noqa: ANN401
                 self.args = [sys.executable, "-c", _PLUGIN, str(_PLUGIN_SECONDS), *self.args]
 
     client: Any = kube_config
+    _check_files(kubeconfig or client.KUBE_CONFIG_DEFAULT_LOCATION)
     client.ExecProvider = Plugin
     files = client.KubeConfigMerger(kubeconfig or client.KUBE_CONFIG_DEFAULT_LOCATION)
     if files.config is None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import msgspec
 from msgspec import Struct
 
+from firstlight import files
 from firstlight.errors import Failed
 
 Dry = Literal["wait", "build", "refuse"]
@@ -24,7 +25,7 @@ _BYTES_LEAST, _BYTES_MOST = 4 << 20, 1 << 40  # the largest event has 1 MiB
 _FUNCTIONS_MOST, _INSTANCES_MOST, _PORT_MOST = 4000, 100_000, 65535
 _POOL_MOST, _RATE_MOST = 8192, 1e6
 _SECONDS_MOST = 365 * 86400.0
-_FILE_MOST = 1 << 20  # bytes of a configuration: /dev/zero has no end
+_FILE_MOST = 1 << 20  # bytes of a configuration
 _REMEDY = "conf/agile/firstlight.toml in the source tree documents every key"
 
 
@@ -377,11 +378,7 @@ def load(path: Path) -> Config:
 
     what = f"the configuration {path} is invalid"
     try:
-        with path.open("rb") as file:
-            text = file.read(_FILE_MOST + 1)
-        if len(text) > _FILE_MOST:
-            raise ValueError(f"it is longer than {_FILE_MOST} bytes")
-        written = tomllib.loads(text.decode())
+        written = tomllib.loads(files.read_regular(path, _FILE_MOST).decode())
         _check_keys(what, written, Config)
         return msgspec.convert(written, Config)
     except OSError as error:

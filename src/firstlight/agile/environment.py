@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from firstlight import files
 from firstlight.agile.function import Function
 from firstlight.agile.parts import roots
 
@@ -44,11 +45,12 @@ def _user(rootfs: Path, uid: int) -> tuple[str, str]:
     """The name and home in the root's /etc/passwd, each empty if missing. Layout: passwd(5)."""
     path = roots.inside(rootfs, "/etc/passwd")
     try:
-        if path is None or not path.is_file() or path.stat().st_size > _PASSWD_MOST:
+        if path is None:
             return "", ""
-        lines = path.read_text(errors="surrogateescape").splitlines()
+        text = files.read_regular(path, _PASSWD_MOST)
     except OSError:
         return "", ""
+    lines = text.decode(errors="surrogateescape").splitlines()
     for fields in (line.split(":") for line in lines):
         if len(fields) >= 6 and fields[2] == str(uid):
             return fields[0], fields[5] if fields[5].startswith("/") else ""

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from firstlight import files
 from firstlight.agile.functions import images
 from firstlight.agile.functions.child import Child
 from firstlight.agile.functions.errors import (
@@ -281,9 +282,7 @@ def _open_archive(archive: bytes | Path) -> int:
             file.write(archive)
         return descriptor
     try:
-        if not archive.is_file():
-            raise NotAnArchive(f"{archive} is not a regular file", "give the path of a file")
-        return os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
+        return files.open_regular(archive)
     except OSError as error:
         raise NotAnArchive(f"cannot read {archive}: {error.strerror}") from error
 

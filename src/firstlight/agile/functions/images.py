@@ -16,6 +16,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
+from firstlight import files
 from firstlight.agile.functions.child import Child
 from firstlight.agile.functions.errors import (
     BadCode,
@@ -144,7 +145,7 @@ def fetch(source: str, stage: Path, blobs: Path, uid: int) -> Image:
 def open_verified(path: Path, digest: str, what: str) -> int:
     """Open a blob whose content has that digest; returns a descriptor. Raises BadCode."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = files.open_regular(path, os.O_NOFOLLOW)
     except OSError as error:
         raise Truncated(f"{what} is missing: {error.strerror}", "fetch the image again") from error
     os.fchown(descriptor, 0, 0)  # it must not change after the check
@@ -197,7 +198,8 @@ def _check_way(stage: Path, uid: int) -> None:
 
 def _check_layout(source: str, layout: Path, blobs: Path) -> Image:
     try:
-        index = msgspec.json.decode(_text(layout / "index.json"), type=_Index)
+        text = files.read_regular(layout / "index.json", _DOCUMENT_MOST)
+        index = msgspec.json.decode(text, type=_Index)
         digest = index.manifests[0].digest
         manifest = _document(blobs, digest, Manifest)
         configuration = _document(blobs, manifest.config.digest, Configuration)
@@ -223,15 +225,10 @@ def _check_layout(source: str, layout: Path, blobs: Path) -> Image:
 
 
 def _document(blobs: Path, digest: str, kind: type[Document]) -> Document:
-    text = _text(blob(blobs, digest))
+    text = files.read_regular(blob(blobs, digest), _DOCUMENT_MOST)
     if digest != f"sha256:{hashlib.sha256(text).hexdigest()}":
         raise WrongDigest(f"the blob {digest} is not what its digest names", "push it again")
     return msgspec.json.decode(text, type=kind)
-
-
-def _text(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_DOCUMENT_MOST)
 
 
 def _machine() -> str:
@@ -255,7 +252,7 @@ def _authentication(stage: Path, uid: int) -> Path | None:
     for path in (named, "/run/containers/0/auth.json", "/root/.docker/config.json"):
         if path and Path(path).is_file():
             copy = stage / "auth.json"
-            copy.write_bytes(_text(Path(path)))
+            copy.write_bytes(files.read_regular(Path(path), _DOCUMENT_MOST))
             os.chown(copy, uid, uid)
             copy.chmod(0o600)
             return copy

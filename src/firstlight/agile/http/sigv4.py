@@ -19,10 +19,12 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from firstlight import files
 from firstlight.agile.http.access import RIGHTS, Caller
 from firstlight.errors import Failed
 
 _SKEW_SECONDS = 300
+_FILE_MOST = 1 << 20  # bytes of the callers' keys
 BODY_MOST = 70 << 20  # a zip file of 50 MB in base64, and the JSON around it
 _LARGE = 1 << 20  # hashing more bytes would block the event loop
 _ALGORITHM = "AWS4-HMAC-SHA256"
@@ -63,7 +65,7 @@ def load(path: Path) -> dict[str, Caller]:
     try:
         if path.stat().st_mode & 0o077:
             raise Failed(f"others may read the credentials {path}", f"chmod 600 {path}")
-        parser.read_string(path.read_text())
+        parser.read_string(files.read_regular(path, _FILE_MOST).decode())
         callers = {parser[name]["aws_access_key_id"]: _caller(path, parser[name])
                  for name in parser.sections()}  # fmt: skip
     except OSError as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from firstlight import files
 from firstlight.errors import FirstlightError
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -16,7 +17,7 @@ Json = dict[str, Any]
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _MOST = 16
 """CHAIN_PLUGINS in native/cni/chain.h."""
-_MOST_CHARACTERS = 1 << 20
+_BYTES_MOST = 1 << 20
 _LINK: dict[str, type] = {"ipam": dict, "dns": dict, "mtu": int}
 _ADDRESSES: dict[str, type] = {"routes": list}
 _READ: dict[str, dict[str, type]] = {
@@ -63,13 +64,10 @@ class NetworkList:
 def load(path: Path) -> NetworkList:
     """Read a .conflist or .conf file. Raises BadConf."""
     try:
-        with path.open() as file:
-            text = file.read(_MOST_CHARACTERS + 1)
+        text = files.read_regular(path, _BYTES_MOST).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise BadConf(f"cannot read the network configuration {path}: {reason}") from error
-    if len(text) > _MOST_CHARACTERS:
-        raise BadConf(f"{path} is no network configuration: it has more than 1 MiB")
     return parse(text, str(path))
 
 
