@@ -66,11 +66,12 @@ class Function(Struct, frozen=True, kw_only=True):
     ``command`` its argument vector. Its instances share ``cpus`` and ``scratch``, and each has
     ``memory``; they have no network.
 
-    ``name`` is that of a registered function, to be shown.
+    ``name`` and ``owner`` are those of a registered function.
     """
 
     rootfs: str
     name: str = ""
+    owner: str = ""
     command: tuple[str, ...] = ()
     kind: Kind = "command"
     handler: str = ""

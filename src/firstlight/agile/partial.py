@@ -1,7 +1,7 @@
 """Answers that have begun to come: what they take together in this process is bounded.
 
-Beyond the bound, the function that has most of it loses its longest, so that no function takes the
-room of another with less.
+Beyond the bound, the owner that has most of it gives way, by the longest answer of the function
+that has most of that owner's: none takes the room of another with less.
 """
 
 from collections import Counter
@@ -19,8 +19,9 @@ class Partial:
     _all: ClassVar[set["Partial"]] = set()
     _total: ClassVar[int] = 0
 
-    def __init__(self, function: str) -> None:
-        self._function, self._data, self._is_dropped = function, bytearray(), False
+    def __init__(self, owner: str, function: str) -> None:
+        self._owner, self._function = owner, function
+        self._data, self._is_dropped = bytearray(), False
 
     def __len__(self) -> int:
         return len(self._data)
@@ -58,10 +59,13 @@ class Partial:
 
     @classmethod
     def _drop_one(cls) -> None:
-        of: Counter[str] = Counter()
-        for each in cls._all:
-            of[each._function] += len(each)
-        [(function, _)] = of.most_common(1)
-        longest = max((each for each in cls._all if each._function == function), key=len)
+        largest = list(cls._all)
+        for whose in ("_owner", "_function"):
+            of: Counter[str] = Counter()
+            for each in largest:
+                of[getattr(each, whose)] += len(each)
+            [(most, _)] = of.most_common(1)
+            largest = [each for each in largest if getattr(each, whose) == most]
+        longest = max(largest, key=len)
         longest._is_dropped = True
         longest.close()

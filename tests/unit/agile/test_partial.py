@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import msgspec
@@ -27,9 +27,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_function_with_most_loses_its_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partial, "MOST", 1000)
     with (
-        closing(Partial("a")) as short,
-        closing(Partial("a")) as long,
-        closing(Partial("b")) as other,
+        closing(Partial("", "a")) as short,
+        closing(Partial("", "a")) as long,
+        closing(Partial("", "b")) as other,
     ):
         short.add(bytes(300))
         long.add(bytes(301))
@@ -42,6 +42,22 @@ def test_function_with_most_loses_its_longest(monkeypatch: pytest.MonkeyPatch) -
         assert short.take() == bytes(300)
     assert Partial._total == 0
     assert not Partial._all
+
+
+def test_owner_with_most_gives_way_however_many_functions_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(partial, "MOST", 1000)
+    with ExitStack() as stack:
+        many = [stack.enter_context(closing(Partial("many", f"{i}"))) for i in range(6)]
+        one = stack.enter_context(closing(Partial("one", "f")))
+        for each in many:
+            each.add(bytes(100))
+        one.add(bytes(390))
+        many[0].add(bytes(5))
+        with pytest.raises(NodeFailed, match="an answer of 0 was dropped"):
+            many[0].add(bytes(10))
+        assert one.take() == bytes(390)
 
 
 def test_long_answer_is_checked_and_not_parsed() -> None:

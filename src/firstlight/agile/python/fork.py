@@ -70,7 +70,7 @@ class Fork:
         self.zygote = zygote
         self.name, self.place = function.handler, place
         self.outputs, self.expected = outputs, expected
-        self._function = function.name or function.handler
+        self._owner, self._function = function.owner, function.name or function.handler
         self.given: list[int] = []
         self.pid = self.pidfd = self._note = -1
         self._events, self._listens = events, False
@@ -207,7 +207,7 @@ class Fork:
             return error.partial
         except asyncio.LimitOverrunError:
             pass
-        with closing(Partial(self._function)) as line:
+        with closing(Partial(self._owner, self._function)) as line:
             while len(line) <= ANSWER_MOST:
                 try:
                     line.add(await self._reader.readuntil())

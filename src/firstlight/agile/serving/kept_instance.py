@@ -189,7 +189,7 @@ async def start(
         instance, log = await _start_fork(runtime, version, requested, sink, unforked)
     else:
         instance, log = await start_logged(runtime, definition(version), sink, requested)
-    api = RuntimeApi(version.name)
+    api = RuntimeApi(version.owner, version.name)
     instance.ended.add_done_callback(lambda _: api.end())
     instance.ended.add_done_callback(lambda _: log.close())
     kept = KeptInstance(version, instance, api, log, requested)
@@ -255,7 +255,7 @@ def definition(version: FunctionVersion) -> Function:
     if version.kind == "python" and not version.command:
         command = (*command, version.handler)
     return Function(
-        rootfs=version.root, name=version.label, command=command,
+        rootfs=version.root, name=version.label, owner=version.owner, command=command,
         env={**environment(version), **_of_instance(version)},
         directory=version.directory, memory=version.memory, scratch=version.scratch,
         cpus=version.cpus, network=version.network, netlink=version.netlink, reuse="none",

@@ -30,11 +30,11 @@ from firstlight.errors import Failed
 def definition(version: FunctionVersion) -> Function:
     """The function that the node starts for a version."""
     return Function(
-        rootfs=version.root, name=version.label, command=version.command, env=version.environment,
-        directory=version.directory, memory=version.memory, scratch=version.scratch,
-        cpus=version.cpus, network=version.network, netlink=version.netlink,
-        pids=version.pids, timeout=version.timeout, volumes=version.volumes,
-        secrets=version.secrets,
+        rootfs=version.root, name=version.label, owner=version.owner, command=version.command,
+        env=version.environment, directory=version.directory, memory=version.memory,
+        scratch=version.scratch, cpus=version.cpus, network=version.network,
+        netlink=version.netlink, pids=version.pids, timeout=version.timeout,
+        volumes=version.volumes, secrets=version.secrets,
     )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ async def run_command(runtime: Runtime, version: FunctionVersion, event: bytes) 
     payload, in_time = b"", False
     try:
         async with asyncio.timeout(version.timeout):
-            payload = await _read(output, version.name)
+            payload = await _read(output, version)
             if len(payload) <= PAYLOAD_MAX:
                 ended = await instance.wait()
             in_time = True
@@ -88,9 +88,9 @@ async def run_command(runtime: Runtime, version: FunctionVersion, event: bytes) 
     return answer
 
 
-async def _read(output: Output, name: str) -> bytes:
+async def _read(output: Output, version: FunctionVersion) -> bytes:
     """Read an answer, to its end or until it is too long. Raises NodeFailed."""
-    with closing(Partial(name)) as payload:
+    with closing(Partial(version.owner, version.name)) as payload:
         while len(payload) <= PAYLOAD_MAX and (part := await output.read()):
             payload.add(part)
         return payload.take()

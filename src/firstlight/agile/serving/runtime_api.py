@@ -93,8 +93,8 @@ class _Pending:
 class RuntimeApi:
     """The server of one instance of a function; ``ask`` gives the instance an event."""
 
-    def __init__(self, function: str = "") -> None:
-        self.function = function
+    def __init__(self, owner: str = "", function: str = "") -> None:
+        self.owner, self.function = owner, function
         self._loop = asyncio.get_running_loop()
         self.initialized: asyncio.Future[Reply | None] = self._loop.create_future()
         """None once it asks for its first event; an error if it says that it failed before."""
@@ -254,7 +254,7 @@ class _Connection(asyncio.Protocol):
         self._head = 0
         """Bytes of a head, or since the last of the body: trailers are kept, too."""
         self._headers: dict[bytes, bytes] = {}
-        self._body: Partial | None = Partial(self._api.function)
+        self._body: Partial | None = Partial(self._api.owner, self._api.function)
         self._room = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
