@@ -113,8 +113,15 @@ int client_answer(int index, const struct answer *answer)
 		return failed;
 	}
 	client->blocked = true;
-	node_watch_again(client->descriptor, ON_CLIENT, index, EPOLLOUT);
+	node_watch_room(client->descriptor, ON_CLIENT, index, failed);
 	return -EAGAIN;
+}
+
+void clients_send_again(void)
+{
+	for (int i = 0; i < node.client_count; i++)
+		if (node.clients[i].descriptor >= 0 && node.clients[i].blocked)
+			node_watch_again(node.clients[i].descriptor, ON_CLIENT, i, EPOLLOUT);
 }
 
 /* Pending answers are made from the instances' own records, so a client that does not read costs

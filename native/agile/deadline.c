@@ -8,9 +8,13 @@ enum { MOMENT = 1000000 /* ns */ };
 
 int64_t deadline_timeout(void)
 {
-	const int64_t others[] = {pending_next(), rest_next(),
-				  reuse_next(),   ahead_next(),
-				  manager_next(), node.accepts_at ? node.accepts_at : INT64_MAX};
+	const int64_t others[] = {pending_next(),
+				  rest_next(),
+				  reuse_next(),
+				  ahead_next(),
+				  manager_next(),
+				  node.accepts_at ? node.accepts_at : INT64_MAX,
+				  node.sends_at ? node.sends_at : INT64_MAX};
 	int64_t fill = waiting_next(), until = INT64_MAX;
 	for (size_t i = 0; i < sizeof others / sizeof *others; i++)
 		if (others[i] < until)

@@ -9,7 +9,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-enum { ACCEPT_PAUSE = 100000000 }; /* ns */
+enum { ACCEPT_PAUSE = 100000000, SEND_PAUSE = 10000000 }; /* ns */
 
 struct node node __attribute__((aligned(4096)));
 _Static_assert(sizeof node <= 4096, "a page");
@@ -45,6 +45,13 @@ void node_unwatch(int *descriptor)
 	if (*descriptor >= 0)
 		(void)epoll_ctl(node.epoll, EPOLL_CTL_DEL, *descriptor, NULL);
 	descriptor_close(descriptor);
+}
+
+void node_watch_room(int descriptor, enum source source, int index, int failed)
+{
+	node_watch_again(descriptor, source, index, failed == -EAGAIN ? EPOLLOUT : 0);
+	if (failed != -EAGAIN && !node.sends_at)
+		node.sends_at = clock_now() + SEND_PAUSE;
 }
 
 static void listen_for(uint32_t events)

@@ -65,7 +65,7 @@ static int send_message(const void *bytes, size_t size, const int *descriptors, 
 	int failed = socket_send(node.manager, bytes, size, descriptors, count);
 	if (failed == -EAGAIN || failed == -ENOBUFS || failed == -ENOMEM) {
 		node.manager_blocked = true;
-		node_watch_again(node.manager, ON_MANAGER, 0, EPOLLOUT);
+		node_watch_room(node.manager, ON_MANAGER, 0, failed);
 	}
 	return failed;
 }
@@ -267,6 +267,16 @@ void manager_ready(uint32_t events)
 		return;
 	}
 	read_one();
+}
+
+void manager_send_again(void)
+{
+	if (!node.sends_at || clock_now() < node.sends_at)
+		return;
+	node.sends_at = 0;
+	if (node.manager >= 0 && node.manager_blocked)
+		node_watch_again(node.manager, ON_MANAGER, 0, EPOLLOUT);
+	clients_send_again();
 }
 
 static int tell_function(int index)

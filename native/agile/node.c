@@ -208,6 +208,7 @@ int main(int argc, char **argv)
 		for (int i = 0; i < count; i++)
 			handle(&events[i]);
 		node_accept_again();
+		manager_send_again();
 		rest_judge();
 		reuse_expire();
 		pending_serve();

@@ -175,6 +175,7 @@ struct node {
 	int making, low_waiting, high_waiting;
 	bool fills; /* filling from the low mark to the high one */
 	int64_t accepts_at; /* no client is accepted before this time; 0: at any time */
+	int64_t sends_at; /* who lacked the kernel's memory is told then; 0: nobody */
 	int64_t fill_interval, last_made, fills_since, fill_time; /* ns */
 	uint64_t made; /* sandboxes that were ready */
 	int *hash;
@@ -195,6 +196,9 @@ _Noreturn void node_die(const char *what, int failed);
 int node_accept(int listener);
 void node_accept_again(void);
 void node_pause_accepting(void);
+/* Watches for room to send again, or, without the kernel's memory for it, waits a moment: the socket is
+ * writable all the same. */
+void node_watch_room(int descriptor, enum source source, int index, int failed);
 
 /* queue.c */
 void queue_push(struct queue *queue, queue_next *next, int index);
@@ -310,6 +314,7 @@ int64_t reuse_next(void); /* when a renewal has taken too long, or INT64_MAX */
 /* client.c */
 void clients_accept(void);
 void clients_release(void);
+void clients_send_again(void);
 void client_tell(int index);
 void client_end(int index);
 void client_leave(int index);
@@ -322,6 +327,7 @@ void client_ready(int index, uint32_t events);
 /* manager.c */
 void managers_accept(void);
 void manager_ready(uint32_t events);
+void manager_send_again(void); /* and to clients, after a lack of memory */
 void manager_tell(bool all); /* all: also events that can wait */
 int64_t manager_next(void); /* when it must be told, or INT64_MAX */
 

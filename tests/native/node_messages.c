@@ -1,8 +1,8 @@
 /* Gives the node's parsers messages from standard input, its clients' and its manager's.
  *
  * Input: records of a byte (0: a client's message, 1: the manager's, 2: a reading of what was answered, 3:
- * the client leaves), a byte that says how many descriptors come along, two bytes of length, and the
- * message. No process is made and nothing is mounted: parts are never there to start from, and
+ * the client leaves, 4: the kernel has no memory to send, or has it again), a byte that says how many
+ * descriptors come along, two bytes of length, and the message. No process is made and nothing is mounted: parts are never there to start from, and
  * roots are stand-ins. Fails if a client that reads all is owed an answer, or a descriptor is left open at
  * the end.
  */
@@ -26,6 +26,7 @@ enum { INPUT = 1 << 20, INSTANCES = 16 };
 
 static jmp_buf ended; /* the node would have */
 static int client_peer = -1, manager_peer = -1;
+static bool is_short, in_turn;
 
 _Noreturn void __wrap_node_die(const char *what, int failed)
 {
@@ -94,6 +95,15 @@ long __wrap_syscall(long number, ...)
 {
 	(void)number;
 	errno = ENOSYS;
+	return -1;
+}
+
+ssize_t __real_sendmsg(int socket, const struct msghdr *message, int flags);
+ssize_t __wrap_sendmsg(int socket, const struct msghdr *message, int flags)
+{
+	if (!is_short || !in_turn)
+		return __real_sendmsg(socket, message, flags);
+	errno = ENOBUFS;
 	return -1;
 }
 
@@ -174,11 +184,22 @@ static void send_message(int to, const uint8_t *bytes, size_t size, int descript
 		close(given[i]);
 }
 
+/* Its loop would spin. */
+static void expect_no_room(void)
+{
+	struct epoll_event events[8];
+	int count = epoll_wait(node.epoll, events, 8, 0);
+	for (int i = 0; i < count; i++)
+		if (events[i].events & EPOLLOUT && node.sends_at)
+			abort();
+}
+
 /* As the node's loop does. */
 static void turn(void)
 {
 	struct epoll_event events[8];
 	int count = epoll_wait(node.epoll, events, 8, 0);
+	in_turn = true;
 	for (int i = 0; i < count; i++)
 		if (events[i].data.u64 >> 32 == ON_MANAGER)
 			manager_ready(events[i].events);
@@ -187,7 +208,11 @@ static void turn(void)
 	rest_judge();
 	pending_serve();
 	waiting_make();
+	manager_send_again();
 	manager_tell(node.part_count % 2);
+	in_turn = false;
+	if (is_short)
+		expect_no_room();
 	int64_t timeout = deadline_timeout();
 	if (timeout < -1 || timeout > LONGEST)
 		abort();
@@ -233,7 +258,7 @@ static void feed(const uint8_t *at, size_t left)
 	connect_manager();
 	connect_client();
 	while (left >= 4) {
-		uint8_t to = at[0] % 4;
+		uint8_t to = at[0] % 5;
 		int descriptors = at[1] % (RIGHTS_MAX + 1);
 		size_t size = at[2] | (size_t)at[3] << 8;
 		at += 4;
@@ -249,6 +274,8 @@ static void feed(const uint8_t *at, size_t left)
 			drain(client_peer);
 			drain(manager_peer);
 		}
+		if (to == 4)
+			is_short = !is_short;
 		turn();
 		at += size;
 		left -= size;
@@ -257,6 +284,9 @@ static void feed(const uint8_t *at, size_t left)
 
 static void read_all(void)
 {
+	is_short = false;
+	if (node.sends_at)
+		node.sends_at = 1; /* the moment is over */
 	for (int i = 0; i < 20; i++) {
 		drain(client_peer);
 		drain(manager_peer);

@@ -16,7 +16,7 @@ SOURCES = ("ahead", "client", "deadline", "function", "inherit", "init", "instan
            "net_quick", "output", "part", "pending", "queue", "request", "rest", "reuse", "sandbox",
            "session", "waiting")  # fmt: skip
 SECONDS = 60
-CLIENT, MANAGER, READ, LEAVE = range(4)
+CLIENT, MANAGER, READ, LEAVE, SHORT = range(5)
 EDGES = (0, 1, 2, 3, 127, 128, 255, 4095, 4096, 16383, 16384, 65535, (1 << 31) - 1, 1 << 31,
          (1 << 32) - 1)  # fmt: skip
 
@@ -27,7 +27,7 @@ def parsers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sanitized(
         tmp_path_factory.mktemp("node"), "../tests/native/node_messages.c",
         *(f"agile/{name}.c" for name in SOURCES), "common/socket.c",
-        options=("-Wl,--wrap=part_take,--wrap=node_die,--wrap=syscall,--wrap=exit",),
+        options=("-Wl,--wrap=part_take,--wrap=node_die,--wrap=syscall,--wrap=exit,--wrap=sendmsg",),
     )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def conversation(seed: int, length: int) -> bytes:
     chance = random.Random(seed)
     whole = record(MANAGER, wire.order(OrderVerb.HELLO, flags=1, count=wire.VERSION), 3)
     for _ in range(length):
-        to = chance.choices((CLIENT, MANAGER, READ, LEAVE), (8, 10, 3, 1))[0]
+        to = chance.choices((CLIENT, MANAGER, READ, LEAVE, SHORT), (16, 20, 6, 2, 1))[0]
         message, descriptors = b"", 0
         if to in (CLIENT, MANAGER):
             message, descriptors = (ask if to == CLIENT else order)(chance)
@@ -125,6 +125,18 @@ def test_slow_client_gets_all_messages_later(parsers: Path) -> None:
             record(CLIENT, start, 3),
             *(record(CLIENT, start) for _ in range(1100)),
             record(MANAGER, wire.order(OrderVerb.REFUSE, count=1)),
+        )
+    )
+    done = subprocess.run([parsers], input=text, capture_output=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+
+
+def test_without_memory_to_send_answers_come_later(parsers: Path) -> None:
+    text = b"".join(
+        (
+            record(SHORT),
+            record(MANAGER, wire.order(OrderVerb.HELLO, flags=1, count=wire.VERSION), 3),
+            *(record(CLIENT, wire.request(RequestVerb.PING, tag=tag)) for tag in range(2)),
         )
     )
     done = subprocess.run([parsers], input=text, capture_output=True, timeout=SECONDS)
