@@ -40,6 +40,7 @@ void instance_finish(int index, int status, int64_t user, int64_t system)
 	node_unwatch(&instance->control);
 	descriptor_close(&instance->pidfd);
 	instance->status = status;
+	instance->ended = clock_now();
 	instance->user = user;
 	instance->system = system;
 	instance->failed = !ran;

@@ -317,7 +317,7 @@ static struct event instance_event(int index, enum event_verb verb)
 			   : instance->rests ? NOBODY
 					     : instance->network,
 		.cgroup = starts ? instance->first_cgroup : instance->cgroup,
-		.requested = instance->requested,
+		.requested = verb == EVENT_ENDED ? instance->ended : instance->requested,
 		.running = instance->running,
 		.user = instance->user,
 		.system = instance->system,

@@ -114,7 +114,7 @@ struct instance {
 	bool session; /* a program beside an instance's own */
 	struct definition identity; /* of its function when it was started */
 	int status, error, step;
-	int64_t requested, running, user, system;
+	int64_t requested, running, ended, user, system;
 	int64_t until; /* its sandbox has to be renewed */
 	int next_dirty; /* of those that the manager has yet to be told of */
 	int next, previous; /* of its client's, or of those that wait */

@@ -191,7 +191,7 @@ struct event {
 	int32_t pid, status, error;
 	uint32_t step;
 	int32_t network, cgroup; /* indices of parts, or -1 */
-	int64_t requested, running, user, system;
+	int64_t requested, running, user, system; /* requested: of ENDED, when it ended */
 };
 
 /* EVENT_FUNCTION and EVENT_PART are followed by the definition or the part. */

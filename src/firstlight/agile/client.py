@@ -355,7 +355,8 @@ class Client:
                 return
 
     def _events(self, after: int, seconds: float) -> list[Happened]:
-        answer = self._ask(protocol.Events(after, seconds))
+        at_once = protocol.Events(after, 0.0)  # of the next manager: an end may be lost
+        answer, _ = self._exchange(protocol.Events(after, seconds), at_once)
         assert isinstance(answer, protocol.Happenings)
         return answer.events
 
@@ -388,10 +389,13 @@ class Client:
     def _ask(self, request: protocol.Request) -> protocol.Answer:
         return self._exchange(request)[0]
 
-    def _exchange(self, request: protocol.Request) -> tuple[protocol.Answer, list[int]]:
+    def _exchange(
+        self, request: protocol.Request, again: protocol.Request | None = None
+    ) -> tuple[protocol.Answer, list[int]]:
         """Send a request; returns the answer and its descriptors.
 
-        A manager that has taken over gets it too, unless the one before may have carried it out.
+        A manager that has taken over gets it too, or ``again``, unless the one before may have
+        carried it out.
         """
         text = protocol.encode(request)
         for pause in _PAUSES:
@@ -404,6 +408,7 @@ class Client:
                 self._managers += 1
                 self._manager.close()
                 self._manager = connect(self._path)
+                text = protocol.encode(again or request)
         return self._exchange_once(text)
 
     def _exchange_once(self, text: bytes) -> tuple[protocol.Answer, list[int]]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +19,12 @@ from tests.support.agile_host import SOCKET, daemon, on_host, serve, with_daemon
 from tests.support.busybox import make, shell
 
 from firstlight.agile import Config, Function, Instance, Runtime, verify
+from firstlight.agile import client as clients
 from firstlight.agile import daemon as daemons
 from firstlight.agile.client import Client
 from firstlight.agile.config import Logs
+from firstlight.agile.function import Happened
+from firstlight.agile.node import liveness
 from firstlight.errors import Failed
 
 TRAP = "trap 'echo {name}; exit 5' {name}; echo up; while :; do sleep 0.05; done"
@@ -138,13 +142,18 @@ def test_a_detached_instance_writes_on_while_managers_die(root: Path) -> None:
         pidfd = os.pidfd_open(started.pid)
         Path(f"/proc/{started.pid}/root/tmp/go").write_text("go\n")  # with no manager there
         await _ended(pidfd)
+        while Path(f"/proc/{started.pid}").exists():
+            await asyncio.sleep(0.01)
+        now = time.time_ns()
         async with daemon():
             with Client(SOCKET) as client:
                 result = list(client.logs(started.id, follow=True))
-                [told] = [event.ended for event in client.events(0, follow=False)]
+                [event] = client.events(0, follow=False)
+                told = event.ended
                 [ended] = client.running(ended=True)
         assert told
         assert told.status == 7
+        assert event.time < now + 1e8, "when it ended, not when it is told"
         assert (ended.id, ended.ended) == (started.id, told)
         out = [line.text + "\n" * line.whole for line in result if line.stream == "stdout"]
         assert "".join(out) == "".join(f"{word}\n" for word in ("up", *range(1, 20001))) + "end"
@@ -203,6 +212,48 @@ def test_who_follows_misses_nothing_while_managers_are_replaced(root: Path) -> N
         assert events == [("started", loops.id), *of_others, ("ended", loops.id)]
         daemons.end(CONFIG)
         await manager.wait()
+        os.close(null)
+
+    on_host(main)
+
+
+def test_an_end_that_a_killed_manager_kept_is_told_at_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although nothing else happens."""
+    monkeypatch.setattr(clients, "_WAIT_SECONDS", 600.0)
+    events: list[Happened] = []
+
+    def watch() -> None:
+        with Client(SOCKET) as client:
+            for event in client.events(0):
+                events.append(event)
+                if event.kind == "ended":
+                    return
+
+    async def main() -> None:
+        first = await serve()
+        null = os.open(os.devnull, os.O_RDWR)
+        text = "busybox mkfifo /tmp/go; echo up; read go </tmp/go"
+        with Client(SOCKET) as client:
+            started = client.start(shell(root, text), (null,) * 3, detached=True, logged=True)
+            client.wait_ready(started.id, "up", 30)
+        watching = asyncio.create_task(asyncio.to_thread(watch))
+        while not events:
+            await asyncio.sleep(0.01)
+        pidfd = os.pidfd_open(started.pid)
+        first.send_signal(signal.SIGSTOP)  # the node tells it, and it tells nobody
+        Path(f"/proc/{started.pid}/root/tmp/go").write_text("go\n")
+        await _ended(pidfd)
+        while Path(f"/proc/{started.pid}").exists():
+            await asyncio.sleep(0.01)
+        for _ in range(2):  # turns of the node's loop
+            liveness.check_node(SOCKET)
+        first.kill()
+        await first.wait()
+        async with daemon(), asyncio.timeout(30):
+            await watching
+        assert [(each.kind, each.id) for each in events[1:]] == [("ended", started.id)]
         os.close(null)
 
     on_host(main)

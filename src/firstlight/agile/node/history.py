@@ -25,15 +25,16 @@ class History:
 
     def started(self, instance: "Instance") -> None:
         """Record a start."""
-        self._add("started", instance, None, "")
+        self._add("started", instance, None, "", time.monotonic_ns())
 
-    def ended(self, instance: "Instance", ended: Ended) -> None:
-        """Record an end."""
+    def ended(self, instance: "Instance", ended: Ended, at: int = 0) -> None:
+        """Record an end, ``at`` ns of CLOCK_MONOTONIC; 0 stands for now."""
         kind = ("out of memory" if ended.out_of_memory else
                 "timed out" if ended.timed_out else "ended")  # fmt: skip
         words = _words(instance, ended)
-        self._add(kind, instance, ended, words)
-        self._ended[instance.number] = instance, ended, words, time.monotonic_ns()
+        at = at or time.monotonic_ns()
+        self._add(kind, instance, ended, words, at)
+        self._ended[instance.number] = instance, ended, words, at
         if len(self._ended) > _ENDED_KEPT:
             self._ended.popitem(last=False)
 
@@ -41,14 +42,17 @@ class History:
         """The latest instances that ended, in the order of their ids."""
         return [listed(*ended) for _, ended in sorted(self._ended.items())]
 
-    def _add(self, kind: str, instance: "Instance", ended: Ended | None, words: str) -> None:
+    def _add(
+        self, kind: str, instance: "Instance", ended: Ended | None, words: str, at: int
+    ) -> None:
         self._serial += 1
         function = instance.function
         self._events.append(
             Happened(
-                serial=self._serial, time=time.time_ns(), kind=kind, id=instance.id,
-                rootfs=function.rootfs, command=function.command, handler=function.handler,
-                name=function.name, pid=instance.pid, ended=ended, words=words,
+                serial=self._serial, time=time.time_ns() - (time.monotonic_ns() - at), kind=kind,
+                id=instance.id, rootfs=function.rootfs, command=function.command,
+                handler=function.handler, name=function.name, pid=instance.pid, ended=ended,
+                words=words,
             )
         )  # fmt: skip
         self._more.set()

@@ -522,7 +522,8 @@ class Instances:
         instance = self._running.remove(event.id)
         ended = _how(event, instance.function if instance else None)
         if instance and event.verb == EventVerb.ENDED:
-            self.history.ended(instance, ended)
+            has_time = event.requested > event.running  # earlier nodes said when it was requested
+            self.history.ended(instance, ended, event.requested if has_time else 0)
         if instance and instance.function.ports and instance.address:
             self._task(self._note_release(instance, ended, event.network))
             return

@@ -165,6 +165,7 @@ class Event(NamedTuple):
     network: int
     cgroup: int
     requested: int
+    """Of an instance that has ended, when it ended."""
     running: int
     user: int
     system: int
