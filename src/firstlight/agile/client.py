@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from firstlight.agile import logs, protocol
-from firstlight.agile.function import Counts, Ended, Function, Happened, Listed, Result
+from firstlight.agile.function import LOST, Counts, Ended, Function, Happened, Listed, Result
 from firstlight.agile.functions.records import Registration
 from firstlight.agile.link import is_readable, open_standard, rights
 from firstlight.agile.node import liveness, wire
@@ -69,6 +69,13 @@ class Gone(Failed):
         super().__init__("the runtime is gone", "what was asked for may have been done: look, then "
                          "try again; see the runtime's log")  # fmt: skip
         self.had_it = had_it
+
+
+class NodeGone(Failed):
+    """The node has ended, or has hung up."""
+
+    def __init__(self) -> None:
+        super().__init__("the node is gone", "try again; see the runtime's log")
 
 
 class Client:
@@ -190,8 +197,10 @@ class Client:
                     return answer
         except BlockingIOError:
             raise liveness.hangs(peer(self._node)) from None
+        except ConnectionError:
+            raise self._lost() from None
         except OSError as error:
-            raise Failed(f"the node is gone: {error.strerror}") from error
+            raise Failed(f"cannot ask the node: {error.strerror}", "try again") from error
         finally:
             if words >= 0:
                 os.close(words)
@@ -200,9 +209,12 @@ class Client:
         """Receive the node's next answer; an instance's end is kept for later."""
         assert self._node
         wait_readable(self._node, lambda: check_node(self._path))
-        message = self._node.recv(4096)
+        try:
+            message = self._node.recv(4096)
+        except ConnectionError:
+            message = b""
         if not message:
-            raise Failed("the node is gone", "see the runtime's log")
+            raise self._lost()
         answer = wire.answer(message)
         if answer.verb == AnswerVerb.ENDED:
             self._ended[str(answer.instance)] = Ended.of(
@@ -216,14 +228,27 @@ class Client:
             self._up.add(str(answer.instance))
         return answer
 
+    def _lost(self) -> NodeGone:
+        """The error of a node that has left us. If it has ended, so has all that ran on it."""
+        assert self._node
+        if liveness.is_gone(peer(self._node)):
+            self._ended |= dict.fromkeys(self._up, LOST)
+            self._up.clear()
+        self._node.close()
+        self._node = None
+        return NodeGone()
+
     def wait(self, identity: str) -> Ended:
         """Wait for the end of an instance that this client started.
 
-        Raises Failed if the node ends or hangs, and if this end is forgotten because too many
-        followed it.
+        Raises Failed if the node hangs, and if this end is forgotten because too many followed it.
         """
         while identity in self._up:
-            self._receive()
+            try:
+                self._receive()
+            except NodeGone:
+                if identity in self._up:
+                    raise
         if identity not in self._ended:
             raise Failed(f"the end of instance {identity} is not known",
                          f"wait only once, and before {_ENDED_MOST} others have ended")  # fmt: skip
@@ -320,11 +345,12 @@ class Client:
     def signal(self, identity: str, number: int) -> None:
         """Send an instance that this client started a signal; ``wait`` returns its end."""
         if self._node:
-            self._node.send(
-                wire.request(
-                    RequestVerb.SIGNAL, tag=_NO_START, instance=int(identity), signal=number
+            with suppress(ConnectionError):
+                self._node.send(
+                    wire.request(
+                        RequestVerb.SIGNAL, tag=_NO_START, instance=int(identity), signal=number
+                    )
                 )
-            )
 
     def events(self, after: int = -1, follow: bool = True) -> Iterator[Happened]:
         """The events of instances after this serial; -1 stands for the newest. Raises Failed."""

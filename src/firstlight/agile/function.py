@@ -264,6 +264,10 @@ class Ended(Struct, frozen=True, kw_only=True):
         return f"killed by {names.get(self.signal, f'signal {self.signal}')}"
 
 
+LOST = Ended(signal=signal.SIGKILL, lost=True)
+"""How instances end with their node."""
+
+
 class Listed(Struct, frozen=True, kw_only=True):
     """An instance, as ``ps`` shows it. ``started`` is ns of CLOCK_MONOTONIC, ``age`` in seconds.
 

@@ -14,16 +14,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.support.agile_host import on_host, serve
+from tests.support.agile_host import CONFIG, on_host, serve
 
-from firstlight.agile import Config, Function, Runtime
+from firstlight.agile import Config, Function, Runtime, daemon
 from firstlight.agile.client import Client
 from firstlight.agile.link import rights
-from firstlight.agile.node import instances, liveness, registry, wire
+from firstlight.agile.node import instances, liveness, process, registry, wire
 from firstlight.agile.node.process import Node
 from firstlight.agile.node.process import pid_of as node_pid
 from firstlight.agile.python.zygotes import Zygotes
 from firstlight.errors import Failed
+from firstlight.native import native
 
 Make = Callable[..., Function]
 
@@ -280,6 +281,25 @@ def test_restarting_and_replacing_the_manager_end_no_instance(
         assert await third.wait() == 0
         assert left() == []
         assert await down(file) == 2, "there is nothing to end"
+
+    on_host(main)
+
+
+def test_who_takes_over_a_node_of_another_build_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By an upgrade, its fixes are not in force yet."""
+    other = tmp_path / "firstlight-node"
+    other.write_bytes(native(other.name).read_bytes() + b"\0")
+    other.chmod(0o755)
+
+    async def main() -> None:
+        for program, said in ((other, 0), (other, 0), (native(other.name), 1)):
+            monkeypatch.setattr(process, "native", lambda _, program=program: program)
+            async with Runtime(CONFIG, stay=True) as runtime:
+                runtime.leave()
+            assert sum("another build" in line for line in caplog.messages) == said
+        daemon.end(CONFIG)
 
     on_host(main)
 

@@ -23,8 +23,9 @@ from firstlight.agile import client as clients
 from firstlight.agile import daemon as daemons
 from firstlight.agile.client import Client
 from firstlight.agile.config import Logs
-from firstlight.agile.function import Happened
+from firstlight.agile.function import LOST, Happened
 from firstlight.agile.node import liveness
+from firstlight.agile.node.process import pid_of
 from firstlight.errors import Failed
 
 TRAP = "trap 'echo {name}; exit 5' {name}; echo up; while :; do sleep 0.05; done"
@@ -126,6 +127,38 @@ async def _ended(pidfd: int) -> None:
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
+
+
+def test_clients_of_a_killed_node_are_told_of_sigkill(root: Path) -> None:
+    """The next start is the next node's."""
+
+    def verbs() -> None:
+        null = os.open(os.devnull, os.O_RDWR)
+        up = ("--", "sh", "-c", "echo up; exec sleep 600")
+        start = ("start", "--rootfs", str(root))
+        attached = subprocess.Popen(
+            command(*start, "--json", *up), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert attached.stdout
+        assert attached.stderr
+        assert attached.stdout.readline() == b"up\n"
+        assert attached.stderr.readline() == b"{\n"  # it has the node's answer
+        with Client(SOCKET) as client:
+            started = client.start(shell(root, "exec sleep 600"), (null,) * 3)
+            session = client.execute(started.id, ("sleep", "600"), {}, streams=(null,) * 3)
+            os.kill(pid_of(CONFIG), signal.SIGKILL)
+            assert [client.wait(each.id) for each in (started, session)] == [LOST, LOST]
+            _, words = attached.communicate(timeout=60)
+            assert (attached.returncode, b"killed by SIGKILL" in words) == (137, True), words
+            again = client.start(shell(root, "exit 3"), (null,) * 3)
+            assert client.wait(again.id).status == 3
+        os.close(null)
+
+    async def main(_: Path) -> None:
+        await asyncio.to_thread(verbs)
+
+    with_daemon(main)
 
 
 def test_a_detached_instance_writes_on_while_managers_die(root: Path) -> None:

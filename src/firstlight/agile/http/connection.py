@@ -20,6 +20,7 @@ from firstlight.agile import upgrade_request
 
 HEAD_MOST = 512 << 10
 """Bytes of a request's head, or of what follows the last part of its body."""
+_TOO_LONG = b"a head, or what is between parts of a body, has more than %d bytes" % HEAD_MOST
 SECONDS = 60.0
 """For a head; for a body or the reading of an answer, without a byte."""
 RATE_LEAST = 1 << 10
@@ -305,7 +306,8 @@ class Connection(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.write(
                 b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n"
-                b"content-length: 0\r\n\r\n"
+                b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n\r\n%s"
+                % (len(_TOO_LONG), _TOO_LONG)
             )
             self.transport.close()
 

@@ -17,6 +17,8 @@ LOOK_SECONDS = 10.0
 """Who waits looks after this time, and again."""
 HANG_SECONDS = longer(30.0)
 """Who does not answer a look in this time hangs."""
+END_SECONDS = longer(10.0)
+"""Who is killed ends in this time."""
 
 
 def connect(path: Path) -> socket.socket:
@@ -49,6 +51,20 @@ def peer(connection: socket.socket) -> int:
     """The pid of the node at the other end."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     return int.from_bytes(credentials[:4], "little")
+
+
+def is_gone(pid: int) -> bool:
+    """Wait for the end of a process that is ending; pid 0 is none."""
+    try:
+        pidfd = os.pidfd_open(pid) if pid else -1
+    except ProcessLookupError:
+        return True
+    if pidfd < 0:
+        return True
+    try:
+        return is_readable(pidfd, END_SECONDS)
+    finally:
+        os.close(pidfd)
 
 
 def hangs(pid: int) -> Failed:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from firstlight import deadlines
 from firstlight.agile import helper
@@ -110,6 +111,10 @@ class Node:
             raise Failed(f"another process is the manager of the node with pid {self.pid}",
                          f"find it: ss -xp | grep {self._config.directory}/node; or end the node "
                          "and its instances: firstlight agile down") from None  # fmt: skip
+        if not is_new and await asyncio.to_thread(_is_of_another_build, self.pid):
+            _log.warning("the node, pid %d, is another build of firstlight-node, and goes on: what "
+                         "is new in this one comes after firstlight agile down, which ends all "
+                         "instances", self.pid)  # fmt: skip
         await self._answered(self._whole)
         return self._state
 
@@ -357,21 +362,7 @@ def is_running(config: Config) -> bool:
             return True  # it is busy, or hangs: its clients find out
         except OSError:
             pass
-        return not _is_gone(peer(probe))
-
-
-def _is_gone(pid: int) -> bool:
-    """Wait for the end of a process that is ending; pid 0 is none."""
-    try:
-        pidfd = os.pidfd_open(pid) if pid else -1
-    except ProcessLookupError:
-        return True
-    if pidfd < 0:
-        return True
-    try:
-        return is_readable(pidfd, _END_SECONDS)
-    finally:
-        os.close(pidfd)
+        return not liveness.is_gone(peer(probe))
 
 
 def pid_of(config: Config) -> int:
@@ -382,6 +373,13 @@ def pid_of(config: Config) -> int:
         except OSError:
             return -1
         return peer(probe)
+
+
+def _is_of_another_build(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/exe").read_bytes() != native("firstlight-node").read_bytes()
+    except OSError:
+        return False  # it has just ended
 
 
 def end(config: Config, hangs: bool = False) -> None:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 
-from firstlight.agile.function import Ended, Function, Listed
+from firstlight.agile.function import LOST, Function, Listed
 from firstlight.agile.instance import Instance
 from firstlight.agile.node import wire
 from firstlight.agile.node.history import History, listed
@@ -17,7 +17,6 @@ from firstlight.agile.node.wire import Answer
 from firstlight.errors import Failed
 
 _ENDED_KEPT = 1024
-_LOST = Ended(signal=signal.SIGKILL, lost=True)
 _IDENTITY = re.compile(r"[0-9]{1,20}")
 
 
@@ -65,7 +64,7 @@ class Running:
         if self._node():
             self._running[number] = instance
         else:
-            instance.ended.set_result(_LOST)
+            instance.ended.set_result(LOST)
         return instance
 
     def note_answer(self, answer: Answer, function: Function) -> Instance:
@@ -103,9 +102,9 @@ class Running:
         """Note that all have ended with their node."""
         running, self._running = self._running, {}
         for instance in running.values():
-            self.history.ended(instance, _LOST)
+            self.history.ended(instance, LOST)
             if not instance.ended.done():
-                instance.ended.set_result(_LOST)
+                instance.ended.set_result(LOST)
         for deadline in self._deadlines.values():
             deadline.cancel()
         self._deadlines.clear()
