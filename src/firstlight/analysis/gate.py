@@ -118,6 +118,14 @@ def compare(a: Run, b: Run, *, allow: Sequence[str] = ()) -> Verdict:
     share no point, or have fewer than FEWEST traced starts at one.
     """
     sides = [_by_point(run) for run in (a, b)]
+    for run, side, name in zip((a, b), sides, ("A, the baseline,", "B"), strict=True):
+        traced = sum(sample.traced for sample in run.samples)
+        if traced and not side:
+            raise FirstlightError(
+                f"{run.path}: none of the {traced} traced starts of {name} became ready with all "
+                "of its events",
+                f"firstlight report {run.path} says how they ended",
+            )
     shared = [key for key in sides[0] if key in sides[1]]
     if not shared:
         raise FirstlightError(

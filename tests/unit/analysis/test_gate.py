@@ -189,6 +189,14 @@ def test_runs_of_two_paths_have_the_same_points(tmp_path: Path) -> None:
         gate.compare(a, b)
 
 
+def test_starts_that_all_failed_are_named_so(tmp_path: Path) -> None:
+    good = run_of(tmp_path / "good", [USUAL] * 9)
+    bad = run_of(tmp_path / "bad", [USUAL] * 9, lost=1)
+    for runs, name in (((bad, good), "A, the baseline,"), ((good, bad), "B")):
+        with pytest.raises(FirstlightError, match=f"none of the 9 traced starts of {name} became"):
+            gate.compare(*runs)
+
+
 def test_a_run_of_one_thing_has_no_halves(tmp_path: Path) -> None:
     with pytest.raises(FirstlightError, match="has no two runtimes to compare"):
         sides.of_run(run_of(tmp_path, [USUAL]))
