@@ -211,14 +211,15 @@ class Lab:
             running.await_quiet(self.own.pid, left)
 
     def counts(self, before: metrics.Sums) -> dict[str, float]:
-        """The means since that reading; none if a component has ended meanwhile."""
-        with suppress(OSError):
-            return metrics.between(before, self.metrics()) if before else {}
-        return {}
+        """The means since that reading; none without it, or if a component has ended meanwhile."""
+        after = self.metrics() if before else {}
+        return metrics.between(before, after) if after else {}
 
     def metrics(self) -> metrics.Sums:
-        """The sums of its components' metrics; empty for a user's cluster."""
-        return metrics.read(self.own) if self.own else {}
+        """The sums of its components' metrics; empty for a user's cluster, or without an answer."""
+        with suppress(OSError):
+            return metrics.read(self.own) if self.own else {}
+        return {}
 
     def telemetry(self, names: list[str], clock: Clock) -> Mapping[int, Telemetry]:
         """The telemetry of each pod, by position."""

@@ -5,6 +5,7 @@ Metrics are sums over all pods: the difference between two readings is a batch's
 
 from collections.abc import Mapping
 
+from firstlight.deadlines import longer
 from firstlight.lab.cluster.node import ask
 from firstlight.lab.cluster.running import Cluster
 from firstlight.lab.cluster.settings import METRICS
@@ -12,6 +13,7 @@ from firstlight.model import OPERATIONS
 
 _KUBELET = "https://127.0.0.1:10250/metrics"
 _CONTAINERD = f"http://{METRICS}/v1/metrics"
+_SECONDS = longer(20.0)  # amid a burst, a kubelet has taken more than two
 _OPERATION = "kubelet_runtime_operations_duration_seconds"
 _NETWORK = "containerd_cri_sandbox_create_network_seconds"
 
@@ -24,7 +26,8 @@ def read(cluster: Cluster) -> Sums:
     from prometheus_client.parser import text_string_to_metric_families
 
     token = cluster.settings.token
-    texts = cluster.inside(lambda: [ask(url, token)[1].decode() for url in (_KUBELET, _CONTAINERD)])
+    texts = cluster.inside(lambda: [ask(url, token, seconds=_SECONDS)[1].decode()
+                                   for url in (_KUBELET, _CONTAINERD)])  # fmt: skip
     seconds, numbers = dict.fromkeys(OPERATIONS, 0.0), dict.fromkeys(OPERATIONS, 0.0)
     for text in texts:
         for family in text_string_to_metric_families(text):

@@ -271,7 +271,10 @@ def is_up(health: Health, token: str, root: str = "") -> bool:
         return False
 
 
-def ask(url: str, token: str, verb: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:
+def ask(
+    url: str, token: str, verb: str = "GET", body: bytes | None = None,
+    seconds: float = _ASK_SECONDS,
+) -> tuple[int, bytes]:  # fmt: skip
     """One HTTP request to a component on the loopback of its own namespace: status and answer."""
     where = urlsplit(url)
     assert where.hostname
@@ -279,10 +282,10 @@ def ask(url: str, token: str, verb: str = "GET", body: bytes | None = None) -> t
         # The certificate is made by the component itself; nothing else can be on this loopback.
         context = ssl._create_unverified_context()  # noqa: S323
         connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            where.hostname, where.port, timeout=_ASK_SECONDS, context=context
+            where.hostname, where.port, timeout=seconds, context=context
         )
     else:
-        connection = http.client.HTTPConnection(where.hostname, where.port, timeout=_ASK_SECONDS)
+        connection = http.client.HTTPConnection(where.hostname, where.port, timeout=seconds)
     headers = {"Authorization": f"Bearer {token}"} if where.scheme == "https" else {}
     if body is not None:
         kind = "merge-patch+json" if verb == "PATCH" else "json"

@@ -1,0 +1,29 @@
+"""A cluster whose components are slow or gone."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from firstlight.lab.backends.kubernetes import Lab
+from firstlight.lab.cluster import metrics, running
+from firstlight.lab.cluster.metrics import Sums
+from firstlight.model import OPERATIONS
+
+
+@pytest.mark.parametrize("late", ["before", "after"])
+def test_metrics_that_do_not_come_are_left_out(monkeypatch: pytest.MonkeyPatch, late: str) -> None:
+    """Amid a burst on a busy machine, a kubelet may take long."""
+    sums: Sums = dict.fromkeys(OPERATIONS, (1.0, 1.0))
+    answers: list[Sums | None] = [None, sums] if late == "before" else [sums, None]
+
+    def read(_: object) -> Sums:
+        answer = answers.pop(0)
+        if answer is None:
+            raise TimeoutError
+        return answer
+
+    monkeypatch.setattr(metrics, "read", read)
+    lab = Lab(Path(), "n", ExitStack(), own=cast("running.Cluster", object()))
+    assert lab.counts(lab.metrics()) == {}
