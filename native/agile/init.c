@@ -37,16 +37,14 @@
 
 enum { STACK = 64 * 1024, TEXT = 8192, LINE = 128, PAUSE = 10 /* ms */ };
 
-/* What changes with any packet and with most failed calls; what a listening socket may create;
- * and, of what only root can change, what is quick to read. A socket reports changes of links,
- * addresses, routes, rules and neighbours. */
+/* What changes with any packet and with most failed calls, and, of what only root can change, what is
+ * quick to read. A socket reports changes of links, addresses, routes, rules and neighbours. */
 static const struct {
 	const char *path;
 	size_t most; /* bytes to read: of a sysctl the kernel allocates and clears as many */
 } counters[] = {
 	{"/proc/self/net/dev", TEXT},
 	{"/proc/self/net/snmp", TEXT},
-	{"/proc/sys/net/ipv4/tcp_fastopen_key", LINE},
 	{"/proc/sys/net/ipv4/ip_local_port_range", LINE},
 	{"/proc/sys/net/ipv4/ip_unprivileged_port_start", LINE},
 };

@@ -6,7 +6,10 @@
 #include <fcntl.h>
 #include <linux/netlink.h>
 #include <net/if.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
+#include <sys/socket.h>
 
 enum { LOOPBACK = 1, ETH0 = 2 };
 
@@ -33,6 +36,17 @@ static int set(const char *path, const char *text)
 		return errno == ENOENT ? 0 : -errno;
 	ssize_t written = write(file, text, strlen(text));
 	return written == (ssize_t)strlen(text) ? 0 : written < 0 ? -errno : -EIO;
+}
+
+/* The first socket that is set to listen for TCP fast open would have the kernel make its key. As it is
+ * made before any instance, no used network needs to be read for it: the kernel finds a sysctl the later,
+ * the more namespaces there are. */
+static int make_fast_open_key(void)
+{
+	int waiting = 1, made FILE_SCOPE = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (made < 0 || setsockopt(made, IPPROTO_TCP, TCP_FASTOPEN, &waiting, sizeof waiting))
+		return -errno;
+	return 0;
 }
 
 #define TRY(what, call)               \
@@ -84,9 +98,11 @@ int net_make(struct rtnl *host, const struct net_request *request, int namespace
 	};
 	const unsigned char *known = request->flags & NET_NEIGHBOURS ? mac : NULL;
 	choose_mac(request, mac);
-	if (!is_pod)
+	if (!is_pod) {
 		for (size_t i = 0; i < sizeof SETTINGS / sizeof *SETTINGS; i++)
 			TRY("write sysctls", set(SETTINGS[i].path, SETTINGS[i].text));
+		TRY("make its key of TCP fast open", make_fast_open_key());
+	}
 	if (!(request->flags & NET_WIRED))
 		return 0;
 	TRY("open netlink", rtnl_open(&inside, NETLINK_ROUTE));

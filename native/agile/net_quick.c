@@ -51,8 +51,8 @@ int net_sockets(uint64_t *sockets)
 	return sscanf(text, "sockets: used %" SCNu64, sockets) == 1 ? 0 : -EPROTO;
 }
 
-/* Counters change with every packet and with most failed calls; a listening socket may create a
- * key. What takes a capability to change is not read: no instance has one. */
+/* Counters change with every packet and with most failed calls. What takes a capability to change is
+ * not read: no instance has one. */
 int net_quick_digest(uint64_t *digest)
 {
 	static const char *const names[] = {"net/dev", "net/snmp"};
@@ -60,7 +60,6 @@ int net_quick_digest(uint64_t *digest)
 	*digest = NET_EMPTY;
 	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
 		net_add(digest, text, net_read(own, names[i], text));
-	net_add(digest, text, net_read(AT_FDCWD, "/proc/sys/net/ipv4/tcp_fastopen_key", text));
 	return 0;
 }
 
