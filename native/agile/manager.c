@@ -479,7 +479,7 @@ static bool wants_more(void)
 }
 
 /* While starts are under way, events are sent in batches: a manager that woke for each would take
- * the CPU from the start. */
+ * the CPU from the start. That networks have rested is told with other events. */
 static bool holds_back(void)
 {
 	if (node.owes_now || wants_more())
@@ -488,7 +488,8 @@ static bool holds_back(void)
 		node.owes_since = 0; /* a network that it was owed may have been withdrawn */
 		return true;
 	}
-	if (!node.starting && !node.making)
+	bool has_only_rested = !node.dirty.count && !node.waiting_changed;
+	if (!node.starting && !node.making && !has_only_rested)
 		return false;
 	int64_t now = clock_now();
 	if (!node.owes_since)
