@@ -7,6 +7,10 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
+/* So many records have their memory from the beginning: those of ends that the manager has yet to be
+ * told of are at times few and at times many, and it would grow for long. */
+enum { USUAL = 128 };
+
 static void *reserve_memory(size_t count, size_t size, int flags)
 {
 	void *at = mmap(NULL, count * size, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
@@ -38,6 +42,8 @@ void instances_open(int limit)
 	node.instances = reserve_table((size_t)count, sizeof *node.instances);
 	node.hash = reserve_table(buckets, sizeof *node.hash);
 	node.progress = reserve_memory((size_t)count, sizeof *node.progress, MAP_SHARED);
+	memset(node.instances, 0, USUAL * sizeof *node.instances);
+	memset(node.progress, 0, USUAL * sizeof *node.progress);
 	node.hash_mask = buckets - 1;
 	memset(node.hash, 0xff, buckets * sizeof *node.hash);
 	node.instance_most = count;
