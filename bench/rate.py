@@ -18,7 +18,7 @@ import numpy as np
 
 from bench.agile_node import MEMORY, config, memory
 from bench.marks import Mark
-from firstlight.agile import Function, link
+from firstlight.agile import Function, sockets
 from firstlight.agile.client import Client
 from firstlight.agile.config import Pools, PoolSize
 from firstlight.agile.node import wire
@@ -63,7 +63,7 @@ class Asker:
     def __init__(self, path: Path, message: bytes, ended: Callable[[bytes], bool]) -> None:
         self._message, self._ended = message, ended
         self._null = os.open(os.devnull, os.O_RDWR)
-        self._rights = link.rights([self._null] * 3)
+        self._rights = sockets.rights([self._null] * 3)
         self._connections = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                              for _ in range(IN_FLIGHT)]  # fmt: skip
         self._selector = selectors.DefaultSelector()
@@ -178,7 +178,7 @@ def tail(name: str, path: Path, number: int, version: int) -> Mark:
             message = wire.request(
                 wire.RequestVerb.START, number, requested=request, version=version
             )
-            node.sendmsg([message], link.rights([null] * 3))
+            node.sendmsg([message], sockets.rights([null] * 3))
             while True:
                 answer = wire.answer(node.recv(4096))
                 if answer.verb == wire.AnswerVerb.STARTED:

@@ -36,7 +36,7 @@ from firstlight.lab.guests import images
 from firstlight.lab.watch.programs import Program, labels_of, role
 from firstlight.model import Ending, EndPoint, Header, Point, Sample, Setting, Stamps, Step
 from firstlight.report import data, terminal, views
-from firstlight.trace import netlink, words
+from firstlight.trace import details, netlink
 
 SCHEMAS = Path(__file__).parents[1] / "data"
 INTERESTING = (
@@ -304,7 +304,7 @@ def test_traced_words(random: Random) -> None:
     )
     numbers = [random.choice((0, 1, 16, 1 << 32, (1 << 64) - 1)) for _ in range(6)]
     magic = random.choice((0, 0x534F434B, 0x6E736673, 0xFFFFFFFF))
-    shown = words.detail(
+    shown = details.detail(
         random.choice(CALLS), magic, random.choice((0, 1, 2, 10, 16, 65535)), numbers[4] & 0xFFFF,
         numbers[:4], text,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from firstlight.agile import link, protocol
+from firstlight.agile import protocol, sockets
 from firstlight.agile.config import Config
 from firstlight.agile.function import Function
 from firstlight.agile.network import nethelper
@@ -216,7 +216,7 @@ def test_steps_of_a_start_have_the_same_names(tmp_path: Path) -> None:
         }),
         ("cni/chain.h", {"CHAIN_PLUGINS": conf._MOST}),
         ("common/message.h", {"MESSAGE_MAX": protocol.MESSAGE_MAX}),
-        ("common/socket.h", {"RIGHTS_MAX": link.RIGHTS_MAX}),
+        ("common/socket.h", {"RIGHTS_MAX": sockets.RIGHTS_MAX}),
         ("lab/launch_records.h", {
             "LAUNCH_RUN": load._RUN, "LAUNCH_STOP": load._STOP,
             "LAUNCH_SEQUENTIAL": load._SEQUENTIAL, "LAUNCH_INHERIT": load._INHERIT,

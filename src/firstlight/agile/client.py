@@ -19,7 +19,6 @@ from msgspec import Struct
 from firstlight.agile import logs, protocol
 from firstlight.agile.function import LOST, Counts, Ended, Function, Happened, Listed, Result
 from firstlight.agile.functions.records import Registration
-from firstlight.agile.link import is_readable, open_standard, rights
 from firstlight.agile.node import liveness, wire
 from firstlight.agile.node.liveness import (
     check_manager,
@@ -29,6 +28,7 @@ from firstlight.agile.node.liveness import (
     wait_readable,
 )
 from firstlight.agile.node.wire import Answer, AnswerVerb, RequestVerb, Step, refused
+from firstlight.agile.sockets import is_readable, open_standard, rights
 from firstlight.deadlines import longer
 from firstlight.errors import Failed
 

@@ -18,11 +18,11 @@ from firstlight.agile.client import Client, Gone
 from firstlight.agile.config import Config
 from firstlight.agile.functions import remote
 from firstlight.agile.functions.catalogue import Functions
-from firstlight.agile.link import Outbox
 from firstlight.agile.log_lines import log_lines
 from firstlight.agile.node import liveness, process
 from firstlight.agile.runtime import Runtime, remove_files
 from firstlight.agile.serving import Serving, per_event
+from firstlight.agile.sockets import Outbox
 from firstlight.deadlines import longer
 from firstlight.errors import Failed, FirstlightError
 

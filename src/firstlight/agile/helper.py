@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 
-from firstlight.agile.link import Link
+from firstlight.agile.sockets import Connection
 from firstlight.errors import Failed
 from firstlight.native import native
 
@@ -31,15 +31,15 @@ class Helper:
         except OSError as error:
             raise Failed(f"cannot start {path}: {error.strerror}",
                          "more pids and open files, or fewer instances") from error  # fmt: skip
-        self._link = Link(ours, received, ended)
+        self._connection = Connection(ours, received, ended)
 
     def send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a message; the descriptors may be closed when this returns."""
-        self._link.send(message, descriptors)
+        self._connection.send(message, descriptors)
 
     def close(self, wait: bool = True) -> None:
         """End it and all that it made, and wait, unless it may hang in the kernel."""
-        self._link.close()
+        self._connection.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         if not wait:
@@ -50,7 +50,7 @@ class Helper:
 
     def leave(self) -> None:
         """Close its socket, so that it ends by itself; do not wait."""
-        self._link.close()
+        self._connection.close()
         self._reap()
 
     def _reap(self) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from msgspec import Struct
 
 from firstlight.agile.config import Config
-from firstlight.agile.link import is_readable
+from firstlight.agile.sockets import is_readable
 from firstlight.deadlines import longer
 from firstlight.errors import Failed
 from firstlight.native import native

@@ -14,7 +14,6 @@ from firstlight.agile.config import Config
 from firstlight.agile.function import Counts, Ended, Function, Happened, Listed, Result
 from firstlight.agile.instance import Instance
 from firstlight.agile.journal import Journal
-from firstlight.agile.link import open_standard
 from firstlight.agile.network.networks import Networks
 from firstlight.agile.node import kept, wire
 from firstlight.agile.node.instances import Instances
@@ -29,6 +28,7 @@ from firstlight.agile.python.zygote import Resources
 from firstlight.agile.python.zygotes import Zygotes
 from firstlight.agile.session import Session
 from firstlight.agile.single_flight import SingleFlight
+from firstlight.agile.sockets import open_standard
 from firstlight.agile.wasm.resident import Resident
 from firstlight.agile.wasm.workers import Wasm
 from firstlight.errors import Failed

@@ -78,7 +78,7 @@ def _thread(pid: int, words: list[str]) -> _Thread:
 
 
 def _descriptor(pid: int, number: int) -> str:
-    """Describe a descriptor as ``trace.words`` does."""
+    """Describe a descriptor as ``trace.details`` does."""
     try:
         target = str(Path(f"/proc/{pid}/fd/{number}").readlink())
     except OSError:

@@ -24,7 +24,7 @@ from firstlight.host.facts import PROC, SYS, read_line
 from firstlight.host.ownership import scratch
 from firstlight.native import native
 from firstlight.store import SPAN_SCHEMA, TIMER, UNSEEN
-from firstlight.trace import kallsyms, words
+from firstlight.trace import details, kallsyms
 from firstlight.trace.kallsyms import Stacks
 
 EVENT = np.dtype(
@@ -317,7 +317,7 @@ class _Decoder:
 def _detail(
     name: str, magic: int, family: int, protocol: int, args: tuple[int, ...], text: bytes
 ) -> str:
-    return words.detail(name, magic, family, protocol, args, text)
+    return details.detail(name, magic, family, protocol, args, text)
 
 
 def _lock(flags: int) -> str:

@@ -15,9 +15,9 @@ from tests.support.agile_host import on_host, stopped
 
 from firstlight.agile import Config, Function, Runtime
 from firstlight.agile.config import Functions, Pools, PoolSize
-from firstlight.agile.link import rights
 from firstlight.agile.node import wire
 from firstlight.agile.node.wire import AnswerVerb, RequestVerb, Step
+from firstlight.agile.sockets import rights
 from firstlight.errors import Failed
 
 Make = Callable[..., Function]

@@ -18,11 +18,11 @@ from tests.support.agile_host import CONFIG, on_host, serve
 
 from firstlight.agile import Config, Function, Runtime, daemon
 from firstlight.agile.client import Client
-from firstlight.agile.link import rights
 from firstlight.agile.node import instances, liveness, process, registry, wire
 from firstlight.agile.node.process import Node
 from firstlight.agile.node.process import pid_of as node_pid
 from firstlight.agile.python.zygotes import Zygotes
+from firstlight.agile.sockets import rights
 from firstlight.errors import Failed
 from firstlight.native import native
 

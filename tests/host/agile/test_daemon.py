@@ -16,9 +16,9 @@ from tests.support.agile_host import streams, with_daemon
 
 from firstlight.agile import Function
 from firstlight.agile.client import Client
-from firstlight.agile.link import rights
 from firstlight.agile.node import wire
 from firstlight.agile.node.wire import AnswerVerb, RequestVerb, Step
+from firstlight.agile.sockets import rights
 from firstlight.errors import Failed
 from firstlight.native import native
 

@@ -28,7 +28,7 @@ from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.functions.child import Child
 from firstlight.agile.functions.errors import BadCode
 from firstlight.agile.functions.records import DirectorySource, ImageSource, Settings, ZipSource
-from firstlight.agile.link import is_readable
+from firstlight.agile.sockets import is_readable
 from firstlight.errors import Failed
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

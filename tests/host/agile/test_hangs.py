@@ -22,10 +22,10 @@ from firstlight.agile import Config, Function, Runtime
 from firstlight.agile import daemon as daemons
 from firstlight.agile.client import Client
 from firstlight.agile.functions.version import FunctionVersion
-from firstlight.agile.link import is_readable, rights
 from firstlight.agile.node import liveness, process, starter, wire
 from firstlight.agile.node.process import pid_of
 from firstlight.agile.serving import Serving
+from firstlight.agile.sockets import is_readable, rights
 from firstlight.errors import Failed
 
 __all__ = ["host"]  # a fixture
@@ -220,8 +220,8 @@ def test_manager_that_its_node_left_says_so_and_ends_both(
         async with Runtime(CONFIG, stay=True) as runtime:
             node = runtime._instances._node
             assert node
-            assert node._link
-            node._link._socket.shutdown(socket.SHUT_RDWR)
+            assert node._connection
+            node._connection._socket.shutdown(socket.SHUT_RDWR)
             while "has left its manager" not in caplog.text:
                 await asyncio.sleep(0.01)
             assert pid_of(CONFIG) == node.pid

@@ -18,8 +18,8 @@ from firstlight.agile import config, logs
 from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.functions.records import Settings, ZipSource
 from firstlight.agile.http import urls, websockets
-from firstlight.agile.link import is_readable
 from firstlight.agile.serving import web
+from firstlight.agile.sockets import is_readable
 from firstlight.errors import Failed
 
 SERVER = """

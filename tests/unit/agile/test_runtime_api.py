@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstlight.agile import partial
+from firstlight.agile import partial_answers
 from firstlight.agile.function import NodeFailed
 from firstlight.agile.serving import runtime_api
 from firstlight.agile.serving.answer import PAYLOAD_MAX
@@ -325,9 +325,9 @@ def test_many_requests_in_one_read_are_cut_off(gone: bool, offer: bytes) -> None
 
 
 def test_answer_that_gives_way_to_others_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partial, "MOST", 1000)
-    monkeypatch.setattr(partial.Partial, "_all", set())  # other tests lose no connections
-    monkeypatch.setattr(partial.Partial, "_total", 0)
+    monkeypatch.setattr(partial_answers, "MOST", 1000)
+    monkeypatch.setattr(partial_answers.Partial, "_all", set())  # other tests lose no connections
+    monkeypatch.setattr(partial_answers.Partial, "_total", 0)
 
     async def main() -> None:
         connection, transport, request = await asked()
@@ -338,7 +338,7 @@ def test_answer_that_gives_way_to_others_is_told(monkeypatch: pytest.MonkeyPatch
             await request
         assert transport.closed
         connection.connection_lost(None)
-        assert partial.Partial._total == 0
+        assert partial_answers.Partial._total == 0
 
     asyncio.run(main())
 

@@ -9,7 +9,6 @@ from contextlib import suppress
 import h11
 import pytest
 
-from firstlight.agile.link import is_readable
 from firstlight.agile.serving.upstream import (
     Broken,
     Exchange,
@@ -18,6 +17,7 @@ from firstlight.agile.serving.upstream import (
     Unreached,
     Upstream,
 )
+from firstlight.agile.sockets import is_readable
 
 _Server = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 _PART = bytes(1 << 16)

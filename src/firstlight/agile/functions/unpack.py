@@ -22,7 +22,7 @@ from msgspec import Struct
 from firstlight.agile import seccomp, verify
 from firstlight.agile.functions.child import Child, Excess
 from firstlight.agile.functions.errors import BY_KIND, BadCode
-from firstlight.agile.link import is_readable
+from firstlight.agile.sockets import is_readable
 from firstlight.deadlines import longer
 from firstlight.errors import Failed
 

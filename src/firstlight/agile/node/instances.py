@@ -27,14 +27,14 @@ from firstlight.agile.instance import Instance
 from firstlight.agile.logs import Keeper
 from firstlight.agile.network import resolvers
 from firstlight.agile.network.networks import Networks
-from firstlight.agile.network.used import UsedNetworks
+from firstlight.agile.network.used_networks import UsedNetworks
 from firstlight.agile.node import definition, liveness, wire
-from firstlight.agile.node.generic import GenericSandboxes
 from firstlight.agile.node.history import History
 from firstlight.agile.node.process import Keepsake, Node, State
 from firstlight.agile.node.registry import Registered, Registry
 from firstlight.agile.node.running import Running
 from firstlight.agile.node.starter import Starter
+from firstlight.agile.node.waiting_sandboxes import GenericSandboxes
 from firstlight.agile.node.wire import Answer, AnswerVerb, Event, EventVerb, Flag, Step, refused
 from firstlight.agile.output import pipes
 from firstlight.agile.parts.cgroups import Cgroups

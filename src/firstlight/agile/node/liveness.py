@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from firstlight.agile import protocol
-from firstlight.agile.link import is_readable
 from firstlight.agile.node import wire
+from firstlight.agile.sockets import is_readable
 from firstlight.deadlines import longer
 from firstlight.errors import Failed
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from firstlight import deadlines
 from firstlight.agile import helper
 from firstlight.agile.config import Config, PoolSize
-from firstlight.agile.link import Link, is_readable
 from firstlight.agile.node import liveness, wire
 from firstlight.agile.node.liveness import peer
 from firstlight.agile.node.wire import Event, EventVerb, OrderVerb
+from firstlight.agile.sockets import Connection, is_readable
 from firstlight.deadlines import longer
 from firstlight.errors import Failed
 from firstlight.native import native
@@ -71,7 +71,7 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, asyncio.Future[None]] = {}
         self._serial = 0
-        self._link: Link | None = None
+        self._connection: Connection | None = None
         self._unused = list(range(wire.KEPT - 1, -1, -1))
         self.pid = self._pidfd = -1
         self.gone: asyncio.Future[None] = self._loop.create_future()
@@ -92,7 +92,7 @@ class Node:
         self._pidfd = os.pidfd_open(self.pid)
         self._state = State()
         self._whole: asyncio.Future[None] = self._loop.create_future()
-        self._link = Link(connection, self._take, self._left)
+        self._connection = Connection(connection, self._take, self._left)
         flags = (wire.STAY if stay else 0) | (wire.UNIFIED if unified else 0)
         try:
             await self._do(OrderVerb.HELLO, flags=flags, count=wire.VERSION, descriptors=list(tops))
@@ -226,8 +226,8 @@ class Node:
 
     def close(self) -> None:
         """Disconnect from it."""
-        if self._link:
-            self._link.close()
+        if self._connection:
+            self._connection.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
@@ -238,7 +238,7 @@ class Node:
 
     def is_open(self) -> bool:
         """Whether it is not known to have ended."""
-        return self._link is not None and self._link.is_open
+        return self._connection is not None and self._connection.is_open
 
     async def _do(
         self, verb: OrderVerb, body: bytes = b"", flags: int = 0, count: int = 0,
@@ -262,8 +262,8 @@ class Node:
             raise liveness.hangs(self.pid) from None
 
     def _send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
-        if self._link:
-            self._link.send(message, descriptors)
+        if self._connection:
+            self._connection.send(message, descriptors)
 
     def _left(self) -> None:
         """Wait for the node's process, whose end of the connection is closed; its instances have

@@ -7,10 +7,10 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from firstlight.agile.link import is_passing, rights
 from firstlight.agile.node import liveness, wire
 from firstlight.agile.node.liveness import peer
 from firstlight.agile.node.wire import Answer, AnswerVerb, RequestVerb
+from firstlight.agile.sockets import is_passing, rights
 from firstlight.deadlines import longer
 from firstlight.errors import Failed
 

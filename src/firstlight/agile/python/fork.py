@@ -18,7 +18,7 @@ from firstlight.agile.node import kept
 from firstlight.agile.node.kept import KeptFork
 from firstlight.agile.node.process import Keepsake
 from firstlight.agile.output import Output, pipes
-from firstlight.agile.partial import Partial
+from firstlight.agile.partial_answers import Partial
 from firstlight.agile.python.place import Place
 from firstlight.deadlines import longer
 from firstlight.errors import Failed

@@ -17,7 +17,6 @@ import msgspec
 from firstlight.agile import seccomp, verify
 from firstlight.agile.function import HANDLER_ERROR, Function, HandlerFailed, NodeFailed
 from firstlight.agile.instance import Instance
-from firstlight.agile.link import is_passing, rights
 from firstlight.agile.node import kept
 from firstlight.agile.node.instances import ZYGOTE_CALLS, ZYGOTE_PROFILE, Instances
 from firstlight.agile.node.kept import KeptZygote
@@ -28,6 +27,7 @@ from firstlight.agile.parts.cgroups import Cgroup, Cgroups, Limits
 from firstlight.agile.python.drain import Drain
 from firstlight.agile.python.place import Placer
 from firstlight.agile.python.sources import Sources, clock
+from firstlight.agile.sockets import is_passing, rights
 from firstlight.agile.verify import Unconfined
 from firstlight.deadlines import longer
 from firstlight.errors import Failed, Unsupported

@@ -10,7 +10,7 @@ import msgspec
 from firstlight.agile.function import HANDLER_ERROR, Ended, Function, HandlerFailed
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.output import Output, pipes
-from firstlight.agile.partial import Partial
+from firstlight.agile.partial_answers import Partial
 from firstlight.agile.python.drain import Drain
 from firstlight.agile.python.interpreter import ImportFailed
 from firstlight.agile.runtime import Runtime

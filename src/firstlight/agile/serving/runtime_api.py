@@ -19,7 +19,7 @@ from msgspec import Struct
 from firstlight import extras
 from firstlight.agile import upgrade_request
 from firstlight.agile.function import NodeFailed
-from firstlight.agile.partial import Partial
+from firstlight.agile.partial_answers import Partial
 from firstlight.agile.serving.answer import PAYLOAD_MAX
 from firstlight.errors import Failed
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import h11
 
-from firstlight.agile.link import is_readable
+from firstlight.agile.sockets import is_readable
 from firstlight.deadlines import longer
 
 CONNECT_SECONDS = longer(5.0)

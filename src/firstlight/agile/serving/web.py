@@ -13,13 +13,13 @@ from firstlight.agile import verify
 from firstlight.agile.function import Function, NodeFailed
 from firstlight.agile.functions.version import FunctionVersion
 from firstlight.agile.instance import Instance
-from firstlight.agile.link import is_readable
 from firstlight.agile.runtime import Runtime
 from firstlight.agile.serving import per_event
 from firstlight.agile.serving.answer import ending, last_line, timed_out
 from firstlight.agile.serving.log import Log, start_logged
 from firstlight.agile.serving.starts import Starts, stopping
 from firstlight.agile.serving.upstream import CONNECT_SECONDS, Late, Upstream
+from firstlight.agile.sockets import is_readable
 from firstlight.deadlines import longer
 from firstlight.errors import Failed
 

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import time
 
-from firstlight.agile.link import Outbox
+from firstlight.agile.sockets import Outbox
 from firstlight.agile.wasm import wire
 from firstlight.agile.wasm.wire import Reply
 from firstlight.errors import Failed

@@ -4,7 +4,7 @@ import socket
 import time
 
 from firstlight.agile.function import Function, Result
-from firstlight.agile.link import is_readable
+from firstlight.agile.sockets import is_readable
 from firstlight.agile.wasm import event as wasm_event
 from firstlight.agile.wasm import wire
 from firstlight.deadlines import longer

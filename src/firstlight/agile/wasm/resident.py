@@ -8,11 +8,11 @@ from contextlib import suppress
 
 from firstlight.agile.function import Function
 from firstlight.agile.instance import Instance
-from firstlight.agile.link import rights
 from firstlight.agile.node import kept
 from firstlight.agile.node.kept import KeptWorker
 from firstlight.agile.node.process import Keepsake
 from firstlight.agile.output import Output
+from firstlight.agile.sockets import rights
 from firstlight.errors import Failed
 
 _WORDS_MOST = 1 << 16

@@ -21,9 +21,9 @@ import msgspec
 
 from firstlight.agile import Config
 from firstlight.agile.config import Pools, PoolSize
-from firstlight.agile.link import rights
 from firstlight.agile.network.networks import Network, Networks
 from firstlight.agile.parts.pool import LoadGate, Pool
+from firstlight.agile.sockets import rights
 from firstlight.errors import Failed
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Execute

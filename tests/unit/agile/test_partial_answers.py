@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from firstlight.agile import partial
+from firstlight.agile import partial_answers
 from firstlight.agile.function import Function, HandlerFailed, NodeFailed
-from firstlight.agile.partial import Partial
+from firstlight.agile.partial_answers import Partial
 from firstlight.agile.python import fork as forks
 from firstlight.agile.python.fork import Fork
 
@@ -25,7 +25,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_function_with_most_loses_its_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partial, "MOST", 1000)
+    monkeypatch.setattr(partial_answers, "MOST", 1000)
     with (
         closing(Partial("", "a")) as short,
         closing(Partial("", "a")) as long,
@@ -47,7 +47,7 @@ def test_function_with_most_loses_its_longest(monkeypatch: pytest.MonkeyPatch) -
 def test_owner_with_most_gives_way_however_many_functions_it_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(partial, "MOST", 1000)
+    monkeypatch.setattr(partial_answers, "MOST", 1000)
     with ExitStack() as stack:
         many = [stack.enter_context(closing(Partial("many", f"{i}"))) for i in range(6)]
         one = stack.enter_context(closing(Partial("one", "f")))
@@ -96,7 +96,7 @@ def test_answer_of_a_fork_is_bounded_alone_and_with_others(monkeypatch: pytest.M
         assert asyncio.run(read(line)) == line
     with pytest.raises(ValueError, match=r"^$"):
         asyncio.run(read(bytes(600_000)))
-    monkeypatch.setattr(partial, "MOST", 100_000)
+    monkeypatch.setattr(partial_answers, "MOST", 100_000)
     with pytest.raises(NodeFailed, match="answer of one"):
         asyncio.run(read(bytes(299_999) + b"\n"))
     assert Partial._total == 0

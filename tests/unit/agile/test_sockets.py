@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from firstlight.agile import link
-from firstlight.agile.link import Link, Outbox
+from firstlight.agile import sockets
+from firstlight.agile.sockets import Connection, Outbox
 from firstlight.errors import Failed
 
 PASSING = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS, errno.EAGAIN)
@@ -96,13 +96,13 @@ def test_an_end_is_the_reader_s_to_tell(error: int) -> None:
     async def main() -> None:
         ours, theirs = pair()
         ended = asyncio.Event()
-        link = Link(ours, lambda *_: None, ended.set)
+        connection = Connection(ours, lambda *_: None, ended.set)
         ours.errors = [error]
-        link.send(b"one")
+        connection.send(b"one")
         assert not ended.is_set()
         theirs.close()
         await ended.wait()
-        assert not link.is_open
+        assert not connection.is_open
 
     on_loop(main)
 
@@ -110,12 +110,12 @@ def test_an_end_is_the_reader_s_to_tell(error: int) -> None:
 def test_oversized_message_is_refused_and_link_survives() -> None:
     async def main() -> None:
         ours, theirs = pair()
-        link = Link(ours, lambda *_: None, lambda: None)
+        connection = Connection(ours, lambda *_: None, lambda: None)
         with pytest.raises(Failed, match="Message too long"):
-            link.send(bytes(1 << 20))
-        link.send(b"short")
+            connection.send(bytes(1 << 20))
+        connection.send(b"short")
         assert await received(theirs, 1) == [b"short"]
-        link.close()
+        connection.close()
         theirs.close()
 
     on_loop(main)
@@ -149,7 +149,7 @@ def test_outbox_without_descriptor_refuses_one_message() -> None:
 def test_messages_for_a_client_that_never_reads_are_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(link, "_UNSENT_MOST", 100)
+    monkeypatch.setattr(sockets, "_UNSENT_MOST", 100)
 
     async def main() -> None:
         ours, theirs = pair()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstlight.trace.words import detail, namespaces
+from firstlight.trace.details import detail, namespaces
 
 SOCKET, PIPE, NSFS, CGROUP, PROC = 0x534F434B, 0x50495045, 0x6E736673, 0x27E0EB, 0x9FA0
 ANON, KVM_RUN = 0x9041934, 0xAE80

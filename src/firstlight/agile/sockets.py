@@ -106,7 +106,7 @@ class Outbox:
         self._unsent.clear()
 
 
-class Link:
+class Connection:
     """One end of a connection, which it owns.
 
     ``received`` gets each message with its descriptors; ``ended`` is called once, after the other

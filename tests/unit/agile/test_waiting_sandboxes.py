@@ -6,8 +6,8 @@ from typing import cast
 import pytest
 
 from firstlight.agile.config import Pools, PoolSize
-from firstlight.agile.node.generic import GenericSandboxes
 from firstlight.agile.node.process import Node
+from firstlight.agile.node.waiting_sandboxes import GenericSandboxes
 from firstlight.errors import Failed
 
 
