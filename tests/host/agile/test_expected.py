@@ -209,7 +209,7 @@ def test_many_small_words_are_as_many_as_linux_allows(root: Path) -> None:
 
 
 def test_words_arrive_whether_they_are_copied_or_mapped(root: Path) -> None:
-    """Up to FEW_WORDS of native/agile/sandbox.c they are copied."""
+    """Up to FEW_WORDS of native/agile/sandbox_words.c they are copied."""
     sizes = [16384 - len("X=\0") + more for more in (-1, 0, 1)] + [16384, 70_000]
     script = shell(root, "echo ${#X}; case $X in *yz) echo whole;; esac")
     functions = [msgspec.structs.replace(script, env={"X": "z".rjust(size, "y")}) for size in sizes]

@@ -14,7 +14,7 @@ from firstlight.agile.node.wire import OrderVerb, RequestVerb
 SOURCES = ("ahead", "client", "deadline", "function", "inherit", "init", "instance",
            "instance_clone", "instance_read", "instance_start", "instance_state", "loop", "manager",
            "net_quick", "output", "part", "pending", "queue", "request", "rest", "reuse", "sandbox",
-           "session", "waiting")  # fmt: skip
+           "sandbox_words", "session", "waiting")  # fmt: skip
 SECONDS = 60
 CLIENT, MANAGER, READ, LEAVE, SHORT = range(5)
 EDGES = (0, 1, 2, 3, 127, 128, 255, 4095, 4096, 16383, 16384, 65535, (1 << 31) - 1, 1 << 31,
