@@ -349,6 +349,30 @@ with unpack.unpacking() as unpacker:
     os.close(ended)
 
 
+def test_fetching_process_ends_with_its_manager(open_path: Path) -> None:
+    open_path.chmod(0o777)
+    code = f"""
+from pathlib import Path
+from firstlight.agile.functions import images
+where = Path({str(open_path)!r})
+images.fetch("docker://127.0.0.1:{{}}/x", where, where, 65534)
+"""
+    with socket.create_server(("127.0.0.1", 0)) as registry:
+        words = [sys.executable, "-c", code.format(registry.getsockname()[1])]
+        registry.settimeout(60)
+        with subprocess.Popen(words) as manager:
+            connection, _ = registry.accept()  # and no answer
+            [fetching] = (
+                Path(f"/proc/{manager.pid}/task/{manager.pid}/children").read_text().split()
+            )
+            [first] = Path(f"/proc/{fetching}/task/{fetching}/children").read_text().split()
+            ended = os.pidfd_open(int(first))
+            manager.kill()
+        assert is_readable(ended, 20)
+        os.close(ended)
+        connection.close()
+
+
 def test_unpacking_process_that_hangs_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,18 @@ def test_white_outs_hide_nothing_of_their_own_layer(
     assert found == {"e/own", "own"}
 
 
+def test_link_below_which_a_layer_writes_can_be_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "refused" not in outcome(
+        layer(entry("d/lower"), entry("l", type=tarfile.SYMTYPE, linkname="d", size=0))
+    )
+    assert "refused" not in outcome(layer(entry("l/own"), entry(".wh.l", size=0)))
+    assert not Path("l").is_symlink()
+    assert Path("d/own").exists()
+
+
 @pytest.mark.parametrize("into", ["", "var/task"])
 def test_hard_links_stay_within_an_archives_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, into: str

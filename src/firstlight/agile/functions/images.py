@@ -236,9 +236,13 @@ def _machine() -> str:
 
 
 def _confined(uid: int, local: bool) -> list[str]:
-    """Run without rights; for a local image without a network, but able to read what root can."""
-    alone = ["unshare", "--pid", "--fork", "--kill-child=KILL", *(["--net"] if local else []), "--"]
-    words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs"]
+    """Run without rights; for a local image without a network, but able to read what root can. All
+    end with this thread.
+    """
+    alone = ["setpriv", "--pdeathsig=KILL", "unshare", "--pid", "--fork", "--kill-child=KILL",
+             *(["--net"] if local else []), "--"]  # fmt: skip
+    words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs",
+             "--pdeathsig=KILL"]  # again: a change of user clears unshare's  # fmt: skip
     if not local:
         return [*alone, *words, "--inh-caps=-all", "--bounding-set=-all"]
     reads = "-all,+dac_read_search"

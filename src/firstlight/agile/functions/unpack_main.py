@@ -163,7 +163,7 @@ class Tree:
             self.room(parent, directory=True)
             os.mkdir(parent, 0o755)
         above = path
-        while above and above not in self._made:
+        while above and above not in self._made and (above == path or not os.path.islink(above)):
             self._made.add(above)
             above = os.path.dirname(above)
         if os.path.lexists(path):

@@ -37,6 +37,8 @@ class Resident:
 
     def keep(self, function: Function, identity: tuple[int, ...]) -> None:
         """Have the node keep its descriptors for the next manager."""
+        if self.ended.done():
+            return
         self._note = kept.written(KeptWorker(function, self._instance.number, identity))
         self._keepsake = self._keep([self._note, self._control.fileno(), self._errors.descriptor])
 
