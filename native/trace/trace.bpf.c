@@ -594,6 +594,8 @@ static __always_inline void switched_in(__u32 tid, __u64 now)
 	now = now ? now : clock_now();
 	if (now - task->off >= SHORTEST_OFF_NS) {
 		struct event event;
+		if (task->off_stack == UNSEEN && !task->woken)
+			task->off_state = 0; /* it was ready to run already when it was followed */
 		fill(&event, OFF, task, tid, now);
 		event.start = task->off;
 		event.args[0] = task->woken;

@@ -185,6 +185,14 @@ int tracer_load(const char *file, struct settings settings, unsigned int size, i
 		programs[i] = programs[--last];
 		programs[last] = program;
 	}
+	/* Switches first: whether a thread is off the CPU is known from there on. */
+	for (int i = 0; i < count; i++) {
+		program = programs[i];
+		if (strcmp(bpf_program__name(program), "on_switch"))
+			continue;
+		programs[i] = programs[0];
+		programs[0] = program;
+	}
 	if (map_tasks())
 		return -tracer_failure.code;
 	taker = take;

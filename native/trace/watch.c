@@ -335,14 +335,18 @@ static int disarm(void)
 	return tracer_drain_all();
 }
 
-/* What a thread was doing when it was last traced says nothing about now. */
+/* What a thread was doing when it was last traced says nothing about now. It may be off the CPU, which shows
+ * when it is switched to; a call shows that it was not. */
 static void forget_states(void)
 {
+	unsigned long long now = (unsigned long long)clock_now();
 	tracer_read_tasks();
 	for (unsigned int i = 0; i < tracer_task_count; i++) {
 		struct task task = {.root = tracer_tasks[i].root,
 				    .pid = tracer_tasks[i].pid,
-				    .off_stack = -1,
+				    .off = now,
+				    .off_state = 1,
+				    .off_stack = UNSEEN,
 				    .lock_stack = -1,
 				    .number = -1};
 		tracer_reset(tracer_tids[i], &task);

@@ -452,6 +452,31 @@ def test_tracer_is_attached_only_during_starts(bundle: Path, tmp_path: Path) -> 
     wait_for_links(loader, {0})  # it ends when the pipe from its parent does
 
 
+def test_a_wait_that_began_before_tracing_is_no_computing(tmp_path: Path) -> None:
+    prefix, fifo = f"w{uuid.uuid4().hex[:8]}-", tmp_path / "fifo"
+    os.mkfifo(fifo)
+    runtime = tmp_path / "runc"
+    runtime.write_text(f"#!/bin/sh\nread go < {fifo}\nunshare --pid --fork true\n")
+    runtime.chmod(0o755)
+    with watching("--sample", 1) as watch:
+        loader = loader_of(watch.process.pid)
+        wait_for_links(loader, {IDLE})
+        os.kill(loader, signal.SIGSTOP)
+        process = subprocess.Popen([runtime, "run", f"{prefix}0"])
+        with fifo.open("w") as waited_for:
+            while "pipe" not in Path(f"/proc/{process.pid}/stack").read_text():
+                assert process.poll() is None
+            os.kill(loader, signal.SIGCONT)
+            wait_for_links(loader, range(IDLE + 1, 40))
+            time.sleep(0.1)  # the wait that is to be seen
+            waited_for.write("go\n")
+        [record] = watch.starts(prefix, 1)
+        assert process.wait(SECONDS) == 0
+    causes = record["causes_ns"]
+    assert isinstance(causes, dict)
+    assert causes.get("another process: request", 0) > 0.08e9, record
+
+
 def test_it_keeps_no_right_but_those_that_it_needs() -> None:
     with watching("--sample", 1) as watch:
         children = Path(f"/proc/{watch.process.pid}/task/{watch.process.pid}/children")
