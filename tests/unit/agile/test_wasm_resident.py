@@ -11,7 +11,7 @@ from firstlight.agile.output import Output
 from firstlight.agile.wasm.resident import Resident
 
 
-def test_a_worker_that_has_just_ended_is_not_kept_for_the_next_manager() -> None:
+def test_a_worker_that_has_just_ended_is_not_handed_over() -> None:
     async def main() -> None:
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         instance: Any = SimpleNamespace(ended=ended, number=7)
