@@ -23,6 +23,11 @@ def test_burst_takes_ready_parts_and_the_rest_queues() -> None:
     assert outcome.waits == pytest.approx((0, 0, 0, 0, 2 * MAKE, 3 * MAKE))
 
 
+def test_no_pod_waits_for_no_time() -> None:
+    outcome = provision.simulate(Pool(2, 4, 100.0), MAKE, [])
+    assert (outcome.wait(0.5), outcome.misses) == (0.0, 0.0)
+
+
 def test_pool_refills_at_rate_below_low_mark() -> None:
     pool = Pool(2, 4, 10.0)
     # Three taken at 0 s leave one: made by 0.01, 0.11 and 0.21 s.

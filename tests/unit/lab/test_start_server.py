@@ -1,5 +1,6 @@
 """A resident program waits for its starts to end."""
 
+import json
 import os
 import socket
 import threading
@@ -7,6 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from firstlight.errors import Failed
 from firstlight.lab.backends.kubernetes import Kubernetes, Lab, Own
 from firstlight.lab.cluster import start_server
 
@@ -42,6 +46,27 @@ def test_an_end_that_is_under_way_is_waited_for(tmp_path: Path) -> None:
     start.may_end.set()
     start_server.await_ends(60.0)
     assert start.has_ended
+
+
+@pytest.mark.parametrize(
+    ("error", "words"), [(Failed("no node"), "no node"), (ValueError(), "ValueError()")]
+)
+def test_failed_start_answers_in_words(error: Exception, words: str, tmp_path: Path) -> None:
+    class Fails(Slow):
+        def prepare(self) -> None:
+            self.may_end.set()
+            raise error
+
+    start_server.serve(tmp_path / "socket", Fails)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(60)
+        connection.connect(str(tmp_path / "socket"))
+        connection.send(b"{}")
+        connection.recv(100)
+        with open(os.devnull, "r+b") as null:  # noqa: PTH123 - a descriptor is what is needed
+            socket.send_fds(connection, [b"{}"], [null.fileno()] * 3)
+        assert json.loads(connection.recv(1000)) == {"type": "error", "message": words}
+    start_server.await_ends(60.0)
 
 
 class Counted:
