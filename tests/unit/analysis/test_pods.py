@@ -64,6 +64,14 @@ def test_cpu_wait_after_runtime_is_own_phase() -> None:
     assert phases.UNATTRIBUTED not in pods.account(late)
 
 
+def test_operations_have_their_phases_and_their_spans() -> None:
+    """The last ends at the first instruction, before its span does."""
+    assert pods.of_operations(pod()) == {
+        "run_podsandbox": (380, 380), "network": (65, 65),
+        "create_container": (30, 30), "start_container": (220, 240),
+    }  # fmt: skip
+
+
 def test_time_without_a_report_is_unattributed() -> None:
     sync = tuple(span for span in SPANS if span.name.startswith("sync"))
     assert pods.account(pod(sync))[phases.UNATTRIBUTED] == 200
