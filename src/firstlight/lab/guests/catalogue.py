@@ -118,7 +118,7 @@ def add(entry: Entry, files: Mapping[str, Path]) -> Entry:
         entry = _check(entry, whole)
         for part, source in whole.items():
             if source != making / part:
-                _run("cp", "-RP", "--sparse=always", "--reflink=auto", source, making / part)
+                _run("cp", "-RH", "--sparse=always", "--reflink=auto", source, making / part)
             if part != "root":
                 (making / part).chmod(0o444)
         entry = replace(

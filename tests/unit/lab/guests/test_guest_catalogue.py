@@ -129,6 +129,24 @@ def test_initramfs_of_a_generic_kernel_is_kept_as_it_is(kernel: Path, own: Path)
     assert catalogue.entries() == []
 
 
+def test_what_a_link_names_is_copied(kernel: Path, own: Path, tmp_path: Path) -> None:
+    """As Debian's /vmlinuz and /initrd.img are links: relative and absolute ones."""
+    initrd, root, links = tmp_path / "initrd", tmp_path / "tree", tmp_path / "links"
+    initrd.write_bytes(gzip.compress(b"070701"))
+    initrd.chmod(0o600)
+    root.mkdir()
+    links.mkdir()
+    for name, file in (("kernel", Path("../loader.elf")), ("initrd", initrd), ("root", root)):
+        (links / name).symlink_to(file)
+    generic = Entry(name="generic", kind="generic", ready="x")
+    for entry, parts in ((OSV, ("kernel", "root")), (generic, ("kernel", "initrd"))):
+        catalogue.add(entry, {part: links / part for part in parts})
+        for part in parts:
+            assert not (own / entry.name / part).is_symlink(), part
+    assert (own / "generic/initrd").read_bytes() == initrd.read_bytes()
+    assert initrd.stat().st_mode & 0o777 == 0o600, "the user's own file stays as it was"
+
+
 def test_name_of_a_file_may_be_any_bytes(kernel: Path) -> None:
     odd = kernel.rename(kernel.with_name("b\udcff"))
     catalogue.add(OSV, {"kernel": odd})
