@@ -94,8 +94,8 @@ def test_a_deletion_that_the_watch_misses_is_looked_for() -> None:
 @pytest.mark.parametrize(
     ("refusals", "stays"),
     [([403], "the pod p of an earlier start cannot be deleted: timed out"),
-     ([None, 503], ""), ([404], "")],
-    ids=["not-allowed", "away-for-a-while", "gone"],
+     ([None, 503], ""), ([409, 429], ""), ([404], "")],
+    ids=["not-allowed", "away-for-a-while", "busy-for-a-while", "gone"],
 )  # fmt: skip
 def test_no_start_is_beside_a_pod_that_cannot_be_deleted(
     monkeypatch: pytest.MonkeyPatch, refusals: list[int | None], stays: str
@@ -127,6 +127,14 @@ def test_no_start_is_beside_a_pod_that_cannot_be_deleted(
     with pytest.raises(RuntimeError, match=stays) if stays else nullcontext():
         second.prepare()
     second.end()
+
+
+@pytest.mark.parametrize(("after", "pause"), [("3", 3.0), ("0", 0.2), ("soon", 0.2), (None, 0.2)])
+def test_a_busy_server_is_asked_again_when_it_says(after: str | None, pause: float) -> None:
+    error = Refusal(429)
+    assert requester._pause(error) == 0.2
+    error.headers = {"Retry-After": after}  # type: ignore[attr-defined]
+    assert requester._pause(error) == pause
 
 
 def status(**of: object) -> dict[str, Any]:

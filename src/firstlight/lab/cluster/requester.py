@@ -7,6 +7,7 @@ input ends; then it deletes the namespace and all that is in it. Connections to 
 before a start is due. Stamps are ns of CLOCK_MONOTONIC: those of events are when they arrived here.
 """
 
+import http
 import json
 import os
 import sys
@@ -24,6 +25,7 @@ from firstlight.lab.cluster import start_server
 
 _ACCOUNT_SECONDS = longer(30.0)
 _DELETE_SECONDS, _LOOK_SECONDS, _AGAIN_SECONDS = longer(60.0), 5.0, 0.2
+_PASSING = (http.HTTPStatus.CONFLICT, http.HTTPStatus.TOO_MANY_REQUESTS)
 _ANSWER_SECONDS = longer(30.0)
 _QUIET_SECONDS = longer(300.0)
 """How long the API may take for an answer, and send no events before they are asked for again."""
@@ -380,8 +382,8 @@ class Pod:
         return ""
 
     def end(self) -> None:
-        """Delete the pod, and wait until the API has removed it. A server that is away is asked
-        again.
+        """Delete the pod, and wait until the API has removed it. A server that is away, or has too
+        many requests, is asked again.
         """
         until = time.monotonic() + _DELETE_SECONDS
         while self._name:
@@ -392,13 +394,14 @@ class Pod:
                 status = getattr(error, "status", None) or 500
                 if status == 404:
                     break
-                if status < 500 or time.monotonic() > until:
+                left = until - time.monotonic()
+                if (status < 500 and status not in _PASSING) or left < 0:
                     self._cluster.stays = (
                         f"the pod {self._name} of an earlier start cannot be deleted: "
                         f"{complaint(error)}"
                     )
                     break
-                time.sleep(_AGAIN_SECONDS)
+                time.sleep(min(_pause(error), left))
         if self._api:
             self._cluster.give_back(self._api)
 
@@ -434,6 +437,13 @@ def body(request: Request) -> dict[str, Any]:
     if request.runtime_class:
         spec["runtimeClassName"] = request.runtime_class
     return {"metadata": {"name": request.name}, "spec": spec}
+
+
+def _pause(error: Exception) -> float:
+    """When to ask again, in seconds: a server that has too many requests may say it."""
+    with suppress(Exception):
+        return max(_AGAIN_SECONDS, int(error.headers["Retry-After"]))  # type: ignore[attr-defined]
+    return _AGAIN_SECONDS
 
 
 def complaint(error: Exception) -> str:
