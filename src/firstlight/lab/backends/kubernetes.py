@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from ipaddress import ip_network
 from itertools import count
 from pathlib import Path
@@ -217,7 +218,7 @@ class Lab:
 
     def metrics(self) -> metrics.Sums:
         """The sums of its components' metrics; empty for a user's cluster, or without an answer."""
-        with suppress(OSError):
+        with suppress(OSError, HTTPException, ValueError):
             return metrics.read(self.own) if self.own else {}
         return {}
 

@@ -3,6 +3,7 @@
 Metrics are sums over all pods: the difference between two readings is a batch's.
 """
 
+import http
 from collections.abc import Mapping
 
 from firstlight.deadlines import longer
@@ -22,12 +23,13 @@ Sums = dict[str, tuple[float, float]]
 
 
 def read(cluster: Cluster) -> Sums:
-    """The sums so far, by the names in OPERATIONS."""
+    """The sums so far, by the names in OPERATIONS. Raises OSError, HTTPException or ValueError if a
+    component does not answer, or with other than metrics.
+    """
     from prometheus_client.parser import text_string_to_metric_families
 
     token = cluster.settings.token
-    texts = cluster.inside(lambda: [ask(url, token, seconds=_SECONDS)[1].decode()
-                                   for url in (_KUBELET, _CONTAINERD)])  # fmt: skip
+    texts = cluster.inside(lambda: [_text(url, token) for url in (_KUBELET, _CONTAINERD)])
     seconds, numbers = dict.fromkeys(OPERATIONS, 0.0), dict.fromkeys(OPERATIONS, 0.0)
     for text in texts:
         for family in text_string_to_metric_families(text):
@@ -37,6 +39,13 @@ def read(cluster: Cluster) -> Sums:
                 if of is not None and (operation := _operation(metric, labels)):
                     of[operation] += value
     return {name: (seconds[name], numbers[name]) for name in OPERATIONS}
+
+
+def _text(url: str, token: str) -> str:
+    status, answer = ask(url, token, seconds=_SECONDS)
+    if status != http.HTTPStatus.OK:
+        raise ValueError(f"{url} answers with status {status}")
+    return answer.decode()
 
 
 def between(before: Sums, after: Sums) -> dict[str, float]:

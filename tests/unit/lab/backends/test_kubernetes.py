@@ -1,7 +1,9 @@
 """A cluster whose components are slow or gone."""
 
+import http.client
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -27,3 +29,23 @@ def test_metrics_that_do_not_come_are_left_out(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(metrics, "read", read)
     lab = Lab(Path(), "n", ExitStack(), own=cast("running.Cluster", object()))
     assert lab.counts(lab.metrics()) == {}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [http.client.IncompleteRead(b"# HELP"), http.client.BadStatusLine(""), (200, b"\xff"),
+     (200, b'x_sum{a="b'), (503, b"")],
+    ids=["ended", "ending", "no-text", "cut", "not-ready"],
+)  # fmt: skip
+def test_an_answer_without_metrics_counts_as_none(
+    monkeypatch: pytest.MonkeyPatch, answer: Exception | tuple[int, bytes]
+) -> None:
+    def ask(*_: object, **__: object) -> tuple[int, bytes]:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(metrics, "ask", ask)
+    cluster = SimpleNamespace(settings=SimpleNamespace(token=""), inside=lambda call: call())
+    lab = Lab(Path(), "n", ExitStack(), own=cast("running.Cluster", cluster))
+    assert lab.metrics() == {}
