@@ -40,8 +40,7 @@ enum {
 	CONTROL = 3,
 	STREAMS = 2,
 	READY_MAX = 64,
-	PART = 64 << 10,
-	BLOCK = 16 << 10,
+	PART = 16 << 10, /* at a time; of empty lines, 40 times as much is written */
 	NICE = 5,
 	LOGS_MAX = 10000,
 	OWN = 8, /* descriptors, at most */
@@ -169,18 +168,20 @@ static void keep(uint64_t id, int stream, const char *text, size_t size)
 	static char lines[PART + 256];
 	char head[64];
 	size_t used = 0, begin = stamp(head, sizeof head);
-	size_t piece = most < BLOCK ? (size_t)most : BLOCK;
+	size_t piece = most < PART ? (size_t)most : PART;
+	begin += (size_t)snprintf(head + begin, sizeof head - begin, " %s F ", names[stream]);
 	for (const char *at = text, *last = text + size; at < last;) {
 		const char *line = memchr(at, '\n', (size_t)(last - at));
 		size_t length = (size_t)((line ? line : last) - at);
-		if (used && used + begin + 16 + length > piece) {
+		if (used && used + begin + length + 1 > piece) {
 			put(id, lines, used);
 			used = 0;
 		}
-		used += (size_t)snprintf(lines + used, sizeof lines - used, "%s %s %c ", head,
-					 names[stream], line ? 'F' : 'P');
-		memcpy(lines + used, at, length);
-		used += length;
+		memcpy(lines + used, head, begin);
+		if (!line)
+			lines[used + begin - 2] = 'P';
+		memcpy(lines + used + begin, at, length);
+		used += begin + length;
 		lines[used++] = '\n';
 		at += length + !!line;
 	}

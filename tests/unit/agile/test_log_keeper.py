@@ -86,6 +86,28 @@ def test_who_reads_its_own_output_holds_up_no_other_log(tmp_path: Path) -> None:
             _until_logged(tmp_path / "1.log", b"after %d\n" % attempt)
 
 
+def test_empty_lines_of_one_instance_delay_no_other(tmp_path: Path) -> None:
+    """A line has the time at which it was read, and much more is written than what is read."""
+    with _keeper(tmp_path) as (process, keeper), ExitStack() as stack:
+        noisy = {number: _add(keeper, number, stack) for number in range(1, 5)}
+        quiet = _add(keeper, 9, stack)
+        os.write(quiet, b"first\n")
+        _until_logged(tmp_path / "9.log", b" F first\n")  # it has all of them
+        os.kill(process.pid, signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        for writing in noisy.values():
+            os.write(writing, b"\n" * 65531 + b"last\n")
+        os.write(quiet, b"mine\n")
+        os.kill(process.pid, signal.SIGCONT)
+        _until_logged(tmp_path / "9.log", b" F mine\n")
+        at = (tmp_path / "9.log").read_bytes().splitlines()[-1][:30]
+        for number in noisy:
+            _until_logged(tmp_path / f"{number}.log", b" F last\n")
+            lines = (tmp_path / f"{number}.log").read_bytes().splitlines()
+            assert len(lines) == 65532
+            assert sum(line[:30] <= at for line in lines) <= 16 << 10
+
+
 def test_log_begins_once_it_can_be_created(tmp_path: Path) -> None:
     log = tmp_path / "7.log"
     log.mkdir()
