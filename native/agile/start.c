@@ -12,6 +12,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,6 +61,7 @@ static int read_answer(int node)
 	const struct ask ping = {.magic = ASK_MAGIC, .verb = ASK_PING};
 	struct answer answer;
 	struct rights rights RIGHTS_SCOPE = {0};
+	bool has_started = false;
 	for (int silences = 0;;) {
 		ssize_t size = socket_receive(node, &answer, sizeof answer, 0, &rights);
 		if (size == -EAGAIN) {
@@ -68,11 +71,14 @@ static int read_answer(int node)
 			continue;
 		}
 		silences = 0;
+		if (has_started && (size == 0 || size == -ECONNRESET))
+			return 128 + SIGKILL; /* the node is gone, and with it all instances */
 		if (size != sizeof answer || answer.magic != ASK_MAGIC)
 			return fail("hear the node", size < 0 ? (int)-size : EPIPE);
 		if (answer.verb == ANSWER_REFUSED)
 			return fail(answer.step < STEPS ? names[answer.step] : "start",
 				    answer.error);
+		has_started |= answer.verb == ANSWER_STARTED;
 		if (answer.verb == ANSWER_ENDED)
 			return WIFSIGNALED(answer.status) ? 128 + WTERMSIG(answer.status)
 							  : WEXITSTATUS(answer.status);

@@ -29,8 +29,7 @@ from firstlight.agile.node.liveness import (
 )
 from firstlight.agile.node.wire import Answer, AnswerVerb, RequestVerb, Step, refused
 from firstlight.agile.sockets import is_readable, open_standard, rights
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 if TYPE_CHECKING:
     from firstlight.agile.wasm.client import Attached
@@ -233,7 +232,7 @@ class Client:
         assert self._node
         if liveness.is_gone(peer(self._node)):
             self._ended |= dict.fromkeys(self._up, LOST)
-            self._up.clear()
+        self._up.clear()
         self._node.close()
         self._node = None
         return NodeGone()
@@ -247,7 +246,7 @@ class Client:
             try:
                 self._receive()
             except NodeGone:
-                if identity in self._up:
+                if identity not in self._ended:
                     raise
         if identity not in self._ended:
             raise Failed(f"the end of instance {identity} is not known",

@@ -12,11 +12,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from tests.support.agile_host import streams, with_daemon
+from tests.support.agile_host import CONFIG, streams, with_daemon
 
 from firstlight.agile import Function
 from firstlight.agile.client import Client
 from firstlight.agile.node import wire
+from firstlight.agile.node.process import pid_of
 from firstlight.agile.node.wire import AnswerVerb, RequestVerb, Step
 from firstlight.agile.sockets import rights
 from firstlight.errors import Failed
@@ -218,6 +219,23 @@ def test_a_connection_to_the_node_is_no_standard_stream(function: Make) -> None:
             own.connect(str(path))
             with pytest.raises(Failed, match="a standard stream is a connection to the runtime"):
                 client.start(function("hold", "0"), (own.fileno(), 1, 2))
+
+    with_daemon(main)
+
+
+def test_the_small_client_of_a_killed_node_ends_as_killed(function: Make) -> None:
+    def kill_node(path: Path) -> tuple[int, str]:
+        with Client(path) as client:
+            numbers = map(str, client.register(function("hold", "60")))
+            argv = [str(native("firstlight-start")), str(path), *numbers]
+            with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as started:
+                assert started.stdout is not None
+                assert started.stdout.readline() == "holding\n"
+                os.kill(pid_of(CONFIG), signal.SIGKILL)
+                return started.wait(60), started.stdout.read()
+
+    async def main(path: Path) -> None:
+        assert await asyncio.to_thread(kill_node, path) == (128 + 9, "")
 
     with_daemon(main)
 
