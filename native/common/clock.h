@@ -26,7 +26,7 @@ static inline int64_t clock_now(void)
 	return clock_read(CLOCK_MONOTONIC);
 }
 
-/* A deadline on this machine: as src/firstlight/deadlines.py, which checks the variable. */
+/* A deadline on this machine: as longer() of src/firstlight/errors.py, which checks the variable. */
 static inline int64_t clock_longer(int64_t deadline)
 {
 	const char *word = getenv("FIRSTLIGHT_SLOWER");

@@ -1,12 +1,16 @@
 """Errors: each names the object, the fact and, in its hint, the remedy.
 
-The command line prints ``message`` and ``hint`` and exits with ``exit_status``.
+The command line prints ``message`` and ``hint`` and exits with ``exit_status``. Here are the
+remedies that many share, too, and the scale of all deadlines, which tells failure from slowness.
 """
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
 
 _SUDO_FINDS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 """sudo's secure_path of Debian. It has no directory of a user, as pipx and uv install to."""
@@ -31,6 +35,27 @@ WRITABLE_CGROUPS = (
     "--volume /sys/fs/cgroup:/sys/fs/cgroup do"
 )
 """The remedy in a container whose cgroups are read-only."""
+DEBIAN = Path("/usr/lib/firstlight")
+"""Where Debian's package lies, with every extra (mk/deb.py)."""
+SLOWER = "FIRSTLIGHT_SLOWER"
+"""The variable with the scale of deadlines. ``native/common/clock.h`` reads it too."""
+_MOST_SLOWER = 1000
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")  # as both Python and C read it
+
+
+def install_extra(extra: str) -> str:
+    """The remedy where a package of an extra of pyproject.toml is missing."""
+    if Path(__file__).is_relative_to(DEBIAN):
+        return "install Debian's package firstlight again: it has the extra " + extra
+    return install_package(f"firstlight[{extra}]")
+
+
+def install_package(package: str) -> str:
+    """The command that adds a package to the interpreter that runs, as pip, pipx and uv each have
+    environments of their own; those of uv have no pip. zsh expands brackets.
+    """
+    pip = "{} -m pip install" if find_spec("pip") else "uv pip install --python {}"
+    return f"{pip.format(shlex.quote(sys.executable))} '{package}'"
 
 
 class FirstlightError(Exception):
@@ -79,3 +104,22 @@ def printable(text: str) -> str:
 def describe(error: OSError) -> str:
     """The fact of a failed call, after the file that it was about if there is one."""
     return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+
+
+def longer(seconds: float) -> float:
+    """A deadline on this machine. Deadlines are chosen for the machines of today; where everything
+    takes N times as long, as under emulation, FIRSTLIGHT_SLOWER=N makes them N times as long.
+    Raises FirstlightError if the variable is not valid.
+    """
+    word = os.environ.get(SLOWER) or "1"
+    times = float(word) if _NUMBER.fullmatch(word) else 0.0
+    if not 1 <= times <= _MOST_SLOWER:
+        raise FirstlightError(f"{SLOWER}={word} is not a number from 1 to {_MOST_SLOWER}",
+                              "unset it, or say how many times slower this is")  # fmt: skip
+    return seconds * times
+
+
+def deadline_variable() -> dict[str, str]:
+    """The environment of a program that gets no other variable."""
+    word = os.environ.get(SLOWER)
+    return {SLOWER: word} if word else {}

@@ -11,7 +11,7 @@ import pytest
 import firstlight
 
 PACKAGE = Path(firstlight.__file__).parent
-GROUND = ("errors", "extras", "deadlines", "native", "files", "model", "store", "units")
+GROUND = ("errors", "native", "files", "model", "store", "units")
 ORDER = ("__main__", "cli", "report", "claims", "lab", "analysis", "trace", "host",
          *reversed(GROUND))  # fmt: skip
 """From the top: each may import what stands behind it."""
@@ -48,6 +48,12 @@ def imported(path: Path) -> set[str]:
 
 def room(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
+
+
+def test_the_top_of_the_package_has_at_most_14_rooms() -> None:
+    rooms = {room(module) for module in MODULES} - {"", "__main__"}
+    assert rooms == {*ORDER, RUNTIME} - {"__main__"}
+    assert len(rooms) <= 14
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

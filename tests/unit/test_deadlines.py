@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 import firstlight
-from firstlight.deadlines import longer
-from firstlight.errors import FirstlightError
+from firstlight.errors import FirstlightError, longer
 
 PACKAGE = Path(firstlight.__file__).parent
 

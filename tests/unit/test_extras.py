@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import firstlight
-from firstlight import extras
+from firstlight import errors
 
 PACKAGE = Path(firstlight.__file__).parent
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -61,27 +61,29 @@ def test_an_extra_is_added_to_the_copy_that_runs(
 ) -> None:
     """By a command that any shell takes: an environment of uv has no pip."""
     monkeypatch.setattr(sys, "executable", "/srv/my tools/python")
-    monkeypatch.setattr(extras, "find_spec", lambda _: has_pip or None)
+    monkeypatch.setattr(errors, "find_spec", lambda _: has_pip or None)
     command = ("'/srv/my tools/python' -m pip install" if has_pip else
                "uv pip install --python '/srv/my tools/python'")  # fmt: skip
-    assert extras.install("wasm") == f"{command} 'firstlight[wasm]'"
+    assert errors.install_extra("wasm") == f"{command} 'firstlight[wasm]'"
 
 
 def test_debians_package_has_every_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras, "DEBIAN", PACKAGE)
-    assert extras.install("http").startswith("install Debian's package firstlight again")
+    assert Path("/usr/lib/firstlight") == errors.DEBIAN
+    monkeypatch.setattr(errors, "DEBIAN", PACKAGE)
+    assert errors.install_extra("http").startswith("install Debian's package firstlight again")
     script = (PYPROJECT.parent / "mk" / "deb.py").read_text()
     [listed] = re.findall(r'^EXTRAS = "(.*)"$', script, re.MULTILINE)
     known = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
     assert {*listed.split(",")} == {*known} - {"dev"}
-    assert extras.DEBIAN.parts != Path("/usr/lib/firstlight").parts
     assert 'LIBRARY = "usr/lib/firstlight"' in script
 
 
 def test_each_remedy_names_an_extra_that_there_is() -> None:
     known = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
     sources = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
-    named = [name for text in sources.values() for name in re.findall(r'install\("(\w+)"\)', text)]
+    named = [
+        name for text in sources.values() for name in re.findall(r'install_extra\("(\w+)"\)', text)
+    ]
     assert len(named) > 10
     assert {*named} <= {*known}
-    assert [path.name for path, text in sources.items() if "pip install" in text] == ["extras.py"]
+    assert [path.name for path, text in sources.items() if "pip install" in text] == ["errors.py"]

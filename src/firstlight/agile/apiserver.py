@@ -17,9 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from firstlight import extras, files
-from firstlight.deadlines import longer
-from firstlight.errors import Failed, Unsupported
+from firstlight import files
+from firstlight.errors import Failed, Unsupported, install_extra, install_package, longer
 
 IN_CLUSTER = "in-cluster"
 METADATA = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
@@ -139,7 +138,7 @@ def _load(kubeconfig: str, context: str, made: Any) -> None:  # noqa: ANN401
             raise Failed(f"its user {name} acts as {user['as']}, which firstlight cannot")
     loader.load_and_set(made)
     if str(made.proxy).startswith("socks") and not find_spec("socks"):
-        raise Failed(f"its proxy {made.proxy} needs PySocks: {extras.add('pysocks')}")
+        raise Failed(f"its proxy {made.proxy} needs PySocks: {install_package('pysocks')}")
 
 
 class Server:
@@ -150,7 +149,7 @@ class Server:
             from kubernetes import client, config
         except ImportError as error:
             raise Unsupported("the Python client of Kubernetes is missing",
-                              extras.install("kubernetes")) from error  # fmt: skip
+                              install_extra("kubernetes")) from error  # fmt: skip
         made = None
         try:
             if kubeconfig == IN_CLUSTER:

@@ -23,8 +23,7 @@ from firstlight.agile.node import liveness, process
 from firstlight.agile.runtime import Runtime, remove_files
 from firstlight.agile.serving import Serving, per_event
 from firstlight.agile.sockets import Outbox
-from firstlight.deadlines import longer
-from firstlight.errors import Failed, FirstlightError
+from firstlight.errors import Failed, FirstlightError, longer
 
 _NICE = -10
 _AT_ONCE = 64

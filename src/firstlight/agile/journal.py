@@ -17,8 +17,7 @@ from firstlight.agile.config import remove_directory
 from firstlight.agile.functions import mounts
 from firstlight.agile.network import networks
 from firstlight.agile.parts import cgroups
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 _ELSEWHERE = "make room there, or name another state directory in the file of --config"
 _LOCK_SECONDS, _RETRY_SECONDS = longer(1.0), 0.02

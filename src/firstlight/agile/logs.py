@@ -13,8 +13,7 @@ from msgspec import Struct
 
 from firstlight.agile.config import Config
 from firstlight.agile.sockets import is_readable
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 from firstlight.native import native
 
 _PART = 64 << 10

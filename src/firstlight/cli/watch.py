@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from firstlight import extras
 from firstlight.cli.output import YEAR, Json, examples, finite, say
-from firstlight.deadlines import longer
-from firstlight.errors import FirstlightError, Unsupported
+from firstlight.errors import FirstlightError, Unsupported, install_extra, longer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -168,7 +166,7 @@ def _serve(
     except ModuleNotFoundError as error:
         raise Unsupported(
             f"--http and --metrics need the Python package {error.name}",
-            extras.install("http"),
+            install_extra("http"),
         ) from error
     counted, board = Metrics(), Board(socket.gethostname())
     if http is not None:
@@ -190,7 +188,7 @@ def _send_traces(stack: ExitStack, collector: str | None) -> "list[Callable[[Wat
         from firstlight.report.live import traces
     except ModuleNotFoundError as error:
         raise Unsupported(
-            f"--otlp needs the Python package {error.name}", extras.install("telemetry")
+            f"--otlp needs the Python package {error.name}", install_extra("telemetry")
         ) from error
     provider = traces.provider(collector, say)
     stack.callback(provider.shutdown)

@@ -8,8 +8,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 _ROOT = Path("/sys/fs/cgroup")
 PREFIX = "firstlight-"

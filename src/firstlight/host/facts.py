@@ -8,8 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from firstlight.deadlines import longer
-from firstlight.errors import Unsupported
+from firstlight.errors import Unsupported, longer
 from firstlight.host.cgroups import is_unified
 
 Fact = str | int | float | bool | list[str]

@@ -4,8 +4,7 @@ import threading
 import time
 from socket import if_nametoindex
 
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 from firstlight.host.commands import run
 
 _SETTLE_SECONDS = longer(60)

@@ -24,8 +24,7 @@ from pathlib import Path
 
 from pyroute2 import netns
 
-from firstlight.deadlines import longer
-from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported, longer
 from firstlight.host import cgroups, mounts
 from firstlight.host.mounts import unmount_below
 from firstlight.host.ownership import SCRATCH, pid_namespace, temporary

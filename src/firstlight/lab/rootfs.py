@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from fcntl import ioctl
 from pathlib import Path
 
-from firstlight.deadlines import longer
-from firstlight.errors import Failed, UnknownName, Unsupported
+from firstlight.errors import Failed, UnknownName, Unsupported, longer
 from firstlight.native import native
 
 TECHNIQUES = ("bind", "overlay", "tmpfs", "squashfs", "erofs")

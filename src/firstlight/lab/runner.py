@@ -19,8 +19,7 @@ import msgspec
 
 from firstlight import __version__
 from firstlight.analysis.compare import apart
-from firstlight.deadlines import longer
-from firstlight.errors import Failed, FirstlightError, Unsupported
+from firstlight.errors import Failed, FirstlightError, Unsupported, longer
 from firstlight.host import facts
 from firstlight.host.netns import settle
 from firstlight.host.workspace import sandbox

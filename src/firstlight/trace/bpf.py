@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from firstlight.deadlines import longer
-from firstlight.errors import WITH_SUDO, Failed, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, Unsupported, longer
 from firstlight.host.facts import PROC, SYS, read_line
 from firstlight.host.ownership import scratch
 from firstlight.native import native

@@ -165,7 +165,7 @@ def test_no_socket_has_a_compiled_filter() -> None:
 
 @pytest.mark.parametrize(
     "request_number",
-    [0x5412, 0x541C, 0x5423, 0x8940, 0x8941, 0x89A0, 0x89A1, 0x8982, 0x8983],  # of bridges and VLANs
+    [0x5412, 0x541C, 0x5423, 0x8940, 0x8941, 0x89A0, 0x89A1, 0x8982, 0x8983],
 )
 def test_no_request_types_on_a_terminal_or_loads_a_module(request_number: int) -> None:
     assert run(PROGRAM, NUMBERS["ioctl"], (3, request_number)) == EPERM

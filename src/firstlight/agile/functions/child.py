@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from firstlight.deadlines import longer
+from firstlight.errors import longer
 
 _PART = 65536
 _MOMENT_SECONDS, _END_SECONDS = 0.1, longer(10.0)

@@ -32,8 +32,7 @@ from firstlight.agile.functions.records import Code
 from firstlight.agile.functions.store import Store
 from firstlight.agile.functions.unpack import Job, Unpacker, unpacking
 from firstlight.agile.wasm.workers import MODULE_MAX
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 ZIP_MOST = 250 << 20
 """Bytes of a zip file's content, as Lambda limits them."""

@@ -29,8 +29,7 @@ from firstlight.agile.functions.errors import (
 )
 from firstlight.agile.functions.errors import DiskFull as Full
 from firstlight.agile.functions.records import TRANSPORTS, ImageSettings
-from firstlight.deadlines import longer
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import Failed, Unsupported, longer
 
 LAYERS_MOST = 127
 _SECONDS = longer(1800)

@@ -23,8 +23,7 @@ from firstlight.agile import seccomp, verify
 from firstlight.agile.functions.child import Child, Excess
 from firstlight.agile.functions.errors import BY_KIND, BadCode
 from firstlight.agile.sockets import is_readable
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 ENTRIES_MOST = 500_000
 _SECONDS, _START_SECONDS, _END_SECONDS = longer(900.0), longer(60.0), longer(10.0)

@@ -19,8 +19,7 @@ from firstlight.agile.http import sigv4
 from firstlight.agile.http.bounded import Bounded
 from firstlight.agile.http.connection import Connection
 from firstlight.agile.http.sigv4 import Verified
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 _BACKLOG = 1024
 _CLOSE_SECONDS = round(longer(5))

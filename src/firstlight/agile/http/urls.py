@@ -23,8 +23,7 @@ from firstlight.agile.serving import Serving, Throttled
 from firstlight.agile.serving.answer import timed_out
 from firstlight.agile.serving.upstream import Broken, Exchange, Headers, Late, Malformed, Unreached
 from firstlight.agile.serving.web import WebInstance
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 PREFIX = "/function"
 _ONE_HOP = {

@@ -12,8 +12,7 @@ from ipaddress import IPv4Network
 
 from firstlight.agile.network import nethelper
 from firstlight.agile.network.nethelper import NetHelper
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 GONE_SECONDS, RETRY_SECONDS = longer(10.0), 0.01
 _SWEEP_SECONDS, _SWEEP_SHARE = 0.5, 4

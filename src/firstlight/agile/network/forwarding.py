@@ -15,8 +15,7 @@ from typing import Any
 
 from firstlight.agile.network import nethelper
 from firstlight.agile.network.firewall import Listing, Run
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 _LEGACY_TABLES = Path("/proc/thread-self/net/ip_tables_names")
 _SECONDS = longer(10.0)

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 from firstlight.agile import helper
 from firstlight.agile.helper import Helper
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 from firstlight.native import native
 
 PROGRAM = "net-helper"

@@ -41,8 +41,7 @@ from firstlight.agile.parts.cgroups import Cgroups
 from firstlight.agile.parts.pool import LoadGate
 from firstlight.agile.parts.shelves import Held
 from firstlight.agile.parts.stock import Stock
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 ZYGOTE_PROFILE, _BASE_PROFILE = 1, 4
 ZYGOTE_CALLS = ("setns",)

@@ -10,8 +10,7 @@ from pathlib import Path
 from firstlight.agile import protocol
 from firstlight.agile.node import wire
 from firstlight.agile.sockets import is_readable
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 LOOK_SECONDS = 10.0
 """Who waits looks after this time, and again."""

@@ -16,15 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from firstlight import deadlines
 from firstlight.agile import helper
 from firstlight.agile.config import Config, PoolSize
 from firstlight.agile.node import liveness, wire
 from firstlight.agile.node.liveness import peer
 from firstlight.agile.node.wire import Event, EventVerb, OrderVerb
 from firstlight.agile.sockets import Connection, is_readable
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, deadline_variable, longer
 from firstlight.native import native
 
 _log = logging.getLogger(__name__)
@@ -429,7 +427,7 @@ def _start(config: Config) -> socket.socket:
     reading, writing = os.pipe()
     try:
         words = str(config.directory), str(config.instances)
-        pid = helper.spawn(path, writing, *words, environment=deadlines.variable())
+        pid = helper.spawn(path, writing, *words, environment=deadline_variable())
     except OSError as error:
         raise Failed(f"cannot start {path}: {error.strerror}",
                      "more pids and open files, or fewer instances") from error  # fmt: skip

@@ -11,8 +11,7 @@ from firstlight.agile.node import liveness, wire
 from firstlight.agile.node.liveness import peer
 from firstlight.agile.node.wire import Answer, AnswerVerb, RequestVerb
 from firstlight.agile.sockets import is_passing, rights
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 ANSWER_SECONDS = longer(60.0)
 """The node refuses a start that waits for parts after half of it."""

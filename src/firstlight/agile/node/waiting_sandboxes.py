@@ -10,8 +10,7 @@ from firstlight.agile.config import Pools, PoolSize
 from firstlight.agile.function import Counts
 from firstlight.agile.node.process import Node
 from firstlight.agile.parts.demand import Demand
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 _WARM_SECONDS = longer(10.0)
 

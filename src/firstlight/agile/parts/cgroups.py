@@ -15,8 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from firstlight.deadlines import longer
-from firstlight.errors import WRITABLE_CGROUPS, Failed, Unsupported
+from firstlight.errors import WRITABLE_CGROUPS, Failed, Unsupported, longer
 
 CONTROLLERS = ("cpu", "memory", "pids")
 _ENABLED = "+cpu +memory +pids"

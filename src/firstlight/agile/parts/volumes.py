@@ -18,8 +18,7 @@ from pathlib import Path
 from struct import Struct
 
 from firstlight.agile.function import SECRETS, Function, Volume
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 SECRET_MOST = 64 << 10
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432

@@ -20,8 +20,7 @@ from firstlight.agile.pods.cluster import Trouble
 from firstlight.agile.pods.leases import Lease, Leases
 from firstlight.agile.pods.networks import PodNetwork, PodNetworks
 from firstlight.agile.pods.wire import Answer, Code, Request, Verb
-from firstlight.deadlines import longer
-from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported, longer
 
 _BACKLOG = 4096
 _RIGHT, _RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS), socket.CMSG_SPACE(4)

@@ -21,8 +21,7 @@ from firstlight.agile.apiserver import Object, Refused, Server
 from firstlight.agile.config import Config
 from firstlight.agile.function import Counts
 from firstlight.agile.pods.wire import Request
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 from firstlight.files import write_whole
 
 ROUTE_PROTOCOL = 118

@@ -18,8 +18,7 @@ import msgspec
 
 from firstlight.agile.config import remove_directory
 from firstlight.agile.pods.wire import Key
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 _LOCK_SECONDS, _RETRY_SECONDS = longer(30.0), 0.02
 _SPARE_LINES = 4096

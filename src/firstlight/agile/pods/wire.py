@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 MAGIC = 0x31504C46
 REQUEST = Struct("=IIII128s256s16s64s256s64s")

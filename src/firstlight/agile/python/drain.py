@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from firstlight.agile.output import Output
-from firstlight.deadlines import longer
+from firstlight.errors import longer
 
 _MOST = 8 << 10
 

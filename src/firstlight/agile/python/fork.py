@@ -20,8 +20,7 @@ from firstlight.agile.node.process import Keepsake
 from firstlight.agile.output import Output, pipes
 from firstlight.agile.partial_answers import Partial
 from firstlight.agile.python.place import Place
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 if TYPE_CHECKING:
     from firstlight.agile.python.interpreter import Interpreter

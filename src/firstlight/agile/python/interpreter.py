@@ -29,8 +29,7 @@ from firstlight.agile.python.place import Placer
 from firstlight.agile.python.sources import Sources, clock
 from firstlight.agile.sockets import is_passing, rights
 from firstlight.agile.verify import Unconfined
-from firstlight.deadlines import longer
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import Failed, Unsupported, longer
 from firstlight.native import native
 
 INTERPRETER = "/usr/bin/python3"

@@ -14,8 +14,7 @@ from firstlight.agile.helper import Helper
 from firstlight.agile.network.networks import Network
 from firstlight.agile.node.process import Keepsake
 from firstlight.agile.parts.cgroups import Cgroup, Cgroups
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 _ZYGOTE = Struct("=Q64s")
 _REPORT = Struct("=ii")

@@ -25,8 +25,7 @@ from firstlight.agile.serving.answer import (
 from firstlight.agile.serving.log import Log, start_logged
 from firstlight.agile.serving.runtime_api import Event, Lost, Reply, RuntimeApi
 from firstlight.agile.verify import Unconfined
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 INIT_SECONDS = longer(10.0)
 """The least time limit of an instance's initialization."""

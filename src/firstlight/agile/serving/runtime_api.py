@@ -16,12 +16,11 @@ from types import ModuleType
 
 from msgspec import Struct
 
-from firstlight import extras
 from firstlight.agile import upgrade_request
 from firstlight.agile.function import NodeFailed
 from firstlight.agile.partial_answers import Partial
 from firstlight.agile.serving.answer import PAYLOAD_MAX
-from firstlight.errors import Failed
+from firstlight.errors import Failed, install_extra
 
 _PREFIX = b"/2018-06-01/runtime/"
 _CONNECTIONS_MAX = 16
@@ -112,7 +111,7 @@ class RuntimeApi:
         except ModuleNotFoundError as error:
             raise Failed(
                 "the Lambda Runtime API needs httptools, which is not installed",
-                extras.install("http"),
+                install_extra("http"),
             ) from error
         self._server = await self._loop.create_server(
             lambda: _Connection(self, httptools), sock=listener

@@ -13,7 +13,7 @@ from contextlib import suppress
 import h11
 
 from firstlight.agile.sockets import is_readable
-from firstlight.deadlines import longer
+from firstlight.errors import longer
 
 CONNECT_SECONDS = longer(5.0)
 KEEP_SECONDS = 1.0

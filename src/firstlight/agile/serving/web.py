@@ -20,8 +20,7 @@ from firstlight.agile.serving.log import Log, start_logged
 from firstlight.agile.serving.starts import Starts, stopping
 from firstlight.agile.serving.upstream import CONNECT_SECONDS, Late, Upstream
 from firstlight.agile.sockets import is_readable
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 _START_SECONDS = longer(10.0)
 _LOOK_SECONDS = 1.0

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from firstlight import extras
-from firstlight.errors import WITH_SUDO, Failed, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, Unsupported, install_extra
 from firstlight.files import write_whole
 from firstlight.native import native
 
@@ -53,7 +52,7 @@ def serve(directory: Path, events: str, runtime: str, prepared: int) -> NoReturn
         raise Unsupported(f"the OCI runtime {runtime} is not installed",
                           "install runc, or name another with --runtime")  # fmt: skip
     if importlib.util.find_spec("grpc_tools") is None:
-        raise Unsupported("grpcio-tools is not installed", extras.install("kubernetes"))
+        raise Unsupported("grpcio-tools is not installed", install_extra("kubernetes"))
     make(directory)
     command = words(directory, events, Path(program).absolute(), prepared)
     os.execv(command[0], command)  # noqa: S606 - it becomes the keeper

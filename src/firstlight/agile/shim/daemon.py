@@ -21,8 +21,7 @@ from firstlight.agile.shim.sandboxes import Sandboxes, started
 from firstlight.agile.shim.service import Service
 from firstlight.agile.shim.tasks import Tasks
 from firstlight.agile.shim.ttrpc import Refused
-from firstlight.deadlines import longer
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import Failed, Unsupported, longer
 
 _CLOSE_SECONDS = longer(5.0)
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections import deque
 from contextlib import suppress
 
 from firstlight.agile.shim.ttrpc import HEADER, Message, messages, now, request, timestamp
-from firstlight.deadlines import longer
+from firstlight.errors import longer
 
 _SERVICE = "containerd.services.events.ttrpc.v1.Events"
 _TOPICS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from firstlight.agile.shim.program import Program
 from firstlight.agile.shim.ttrpc import Code, Refused
-from firstlight.deadlines import longer
+from firstlight.errors import longer
 
 _SECONDS = longer(60.0)
 _NICE = -10

@@ -23,8 +23,7 @@ import msgspec
 from firstlight.agile.shim import oci
 from firstlight.agile.shim.mounts import mount, unmount
 from firstlight.agile.shim.ttrpc import Code, Message, Refused, messages, now
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 from firstlight.files import unfinished, write_whole
 from firstlight.native import native
 

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from firstlight.agile.shim.keeper import Keeper
 from firstlight.agile.shim.ttrpc import Code, Refused
-from firstlight.deadlines import longer
+from firstlight.errors import longer
 
 _CHUNK = 1 << 16
 _MASTER_SECONDS = longer(60.0)

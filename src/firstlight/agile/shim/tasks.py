@@ -22,8 +22,7 @@ from firstlight.agile.shim.oci import OciRuntime
 from firstlight.agile.shim.sandboxes import Sandboxes, started
 from firstlight.agile.shim.streams import Streams
 from firstlight.agile.shim.ttrpc import Code, Message, Refused, messages, now, timestamp
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 from firstlight.files import write_whole
 
 CREATED, RUNNING, STOPPED, PAUSED = 1, 2, 3, 4

@@ -7,8 +7,7 @@ from firstlight.agile.function import Function, Result
 from firstlight.agile.sockets import is_readable
 from firstlight.agile.wasm import event as wasm_event
 from firstlight.agile.wasm import wire
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 _GRACE_SECONDS = longer(2.0)
 CONNECTIONS_MAX = 256

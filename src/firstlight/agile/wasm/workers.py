@@ -22,7 +22,6 @@ from typing import Protocol
 
 import msgspec
 
-from firstlight import extras
 from firstlight.agile.function import (
     HANDLER_ERROR,
     Ended,
@@ -36,8 +35,7 @@ from firstlight.agile.single_flight import shared
 from firstlight.agile.wasm import event as wasm_event
 from firstlight.agile.wasm.channel import Channel
 from firstlight.agile.wasm.event import WORDS_MOST
-from firstlight.deadlines import longer
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import Failed, Unsupported, install_extra, longer
 from firstlight.native import make, native
 
 WASMTIME = 50
@@ -372,10 +370,10 @@ def _library() -> Path:
     """The path of wasmtime's shared library, without importing the Python package."""
     package = find_spec("wasmtime")
     if not package or not package.submodule_search_locations:
-        raise Unsupported("wasmtime is not installed", extras.install("wasm"))
+        raise Unsupported("wasmtime is not installed", install_extra("wasm"))
     if version("wasmtime").split(".")[0] != str(WASMTIME):
         raise Unsupported(f"wasmtime {WASMTIME} is needed, but {version('wasmtime')} is installed",
-                          extras.install("wasm"))  # fmt: skip
+                          install_extra("wasm"))  # fmt: skip
     libraries = [
         *Path(package.submodule_search_locations[0]).glob(f"linux-{os.uname().machine}/*.so")
     ]

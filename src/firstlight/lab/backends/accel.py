@@ -13,8 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from firstlight.deadlines import longer
-from firstlight.errors import Unsupported
+from firstlight.errors import Unsupported, longer
 from firstlight.host.ownership import scratch
 from firstlight.lab.backends import qemu_build
 

@@ -23,8 +23,7 @@ from typing import Self
 
 from pyroute2 import IPRoute, NetlinkError
 
-from firstlight.deadlines import longer
-from firstlight.errors import WITH_SUDO, Failed, UnknownName, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, UnknownName, Unsupported, longer
 from firstlight.host.commands import run
 from firstlight.host.mounts import mount_points
 from firstlight.host.workspace import DISK, Workspace

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from firstlight.deadlines import longer
-from firstlight.errors import Unsupported
+from firstlight.errors import Unsupported, longer
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Prepared

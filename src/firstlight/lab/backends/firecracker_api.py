@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 
 _ANSWER_SECONDS = longer(120.0)  # a snapshot writes the guest's whole memory
 

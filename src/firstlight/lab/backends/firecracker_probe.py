@@ -7,8 +7,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from firstlight.deadlines import longer
-from firstlight.errors import Unsupported
+from firstlight.errors import Unsupported, longer
 from firstlight.host.ownership import scratch
 from firstlight.lab.backends import accel
 

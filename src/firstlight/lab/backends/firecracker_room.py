@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
 
-from firstlight.deadlines import longer
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import Failed, Unsupported, longer
 
 CONFIG, REQUESTS, API, LOG = "config.json", "requests", "api.socket", "firecracker.log"
 STATE, MEMORY, DISK = "snapshot.state", "snapshot.memory", "disk"

@@ -14,11 +14,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from firstlight import extras
 from firstlight.agile import Config, Function, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.config import Pools, PoolSize
-from firstlight.errors import UnknownName, Unsupported
+from firstlight.errors import UnknownName, Unsupported, install_extra
 from firstlight.host import cgroups
 from firstlight.host.commands import run
 from firstlight.host.mounts import unmount_below
@@ -110,7 +109,7 @@ class Invoked:
         if self.kind != "wasm":
             probe_python()
         elif not find_spec("wasmtime"):
-            raise Unsupported("wasmtime is not installed", extras.install("wasm"))
+            raise Unsupported("wasmtime is not installed", install_extra("wasm"))
 
     @contextmanager
     def prepared(self, instances: int, workspace: Workspace) -> Iterator[Prepared]:

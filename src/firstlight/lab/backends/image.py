@@ -18,8 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import Literal
 
-from firstlight.deadlines import longer
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import Failed, Unsupported, longer
 from firstlight.host.workspace import DISK, Workspace, make_directory
 from firstlight.lab.backends import Execute, Prepared
 from firstlight.lab.cluster import image, programs, running

@@ -17,10 +17,8 @@ from typing import Self
 
 import msgspec
 
-from firstlight import extras
 from firstlight.agile import apiserver
-from firstlight.deadlines import longer
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import Failed, Unsupported, install_extra, longer
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Prepared
 from firstlight.lab.cluster import metrics, running, start_server
@@ -153,7 +151,7 @@ def _read_kubeconfig(of: Users) -> None:
         apiserver.settings(of.kubeconfig, of.context)
     except ImportError as error:
         raise Unsupported("the Python client of Kubernetes is missing",
-                          extras.install("kubernetes")) from error  # fmt: skip
+                          install_extra("kubernetes")) from error  # fmt: skip
     except Exception as error:
         raise Unsupported(f"cannot use the kubeconfig {of.kubeconfig}: {error}",
                           "give another with --kubeconfig or --context") from error  # fmt: skip

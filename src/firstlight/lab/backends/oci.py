@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from firstlight.deadlines import longer
-from firstlight.errors import WITH_SUDO, Failed, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, Unsupported, longer
 from firstlight.host import cgroups
 from firstlight.host.commands import run
 from firstlight.host.mounts import unmount_below

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from firstlight import extras
 from firstlight.agile import Config, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.config import Http, Pools, PoolSize
 from firstlight.agile.functions.records import DirectorySource, Settings
-from firstlight.deadlines import longer
-from firstlight.errors import Failed, UnknownName, Unsupported
+from firstlight.errors import Failed, UnknownName, Unsupported, install_extra, longer
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
 from firstlight.lab.backends import Ask, Prepared, boto_caller
@@ -68,11 +66,11 @@ class OverHttp:
         Agile("agile").probe()
         if not all(map(find_spec, ("httptools", "starlette", "uvicorn"))):
             raise Unsupported("the runtime's HTTP server is not installed",
-                              extras.install("http"))  # fmt: skip
+                              install_extra("http"))  # fmt: skip
         if self.kind != "program":
             probe_python()
             if not find_spec("awslambdaric"):
-                raise Unsupported("awslambdaric is not installed", extras.install("lambda"))
+                raise Unsupported("awslambdaric is not installed", install_extra("lambda"))
         _interpreter()
 
     @contextmanager

@@ -10,8 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from functools import cache
 
-from firstlight.deadlines import longer
-from firstlight.errors import Unsupported
+from firstlight.errors import Unsupported, longer
 from firstlight.lab.guests import clock
 from firstlight.native import native
 

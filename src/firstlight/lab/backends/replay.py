@@ -18,7 +18,7 @@ import msgspec
 from firstlight.agile import Config, Function, protocol
 from firstlight.agile.client import Client
 from firstlight.agile.config import Pools, PoolSize
-from firstlight.deadlines import longer
+from firstlight.errors import longer
 from firstlight.host import cgroups
 from firstlight.host.workspace import Workspace
 from firstlight.lab import replay

@@ -6,7 +6,7 @@ Metrics are sums over all pods: the difference between two readings is a batch's
 import http
 from collections.abc import Mapping
 
-from firstlight.deadlines import longer
+from firstlight.errors import longer
 from firstlight.lab.cluster.node import ask
 from firstlight.lab.cluster.running import Cluster
 from firstlight.lab.cluster.settings import METRICS

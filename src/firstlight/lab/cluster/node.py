@@ -26,8 +26,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 from firstlight.host.workspace import unshare
 from firstlight.lab.cluster import forward, image, links, mounts
 from firstlight.lab.cluster.files import write, write_kubeconfigs

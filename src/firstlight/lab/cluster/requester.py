@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from firstlight.agile import apiserver
-from firstlight.deadlines import longer
+from firstlight.errors import longer
 from firstlight.lab.cluster import start_server
 
 _ACCOUNT_SECONDS = longer(30.0)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 from firstlight.host.workspace import Workspace
 from firstlight.lab.cluster import requester, sandboxer
 

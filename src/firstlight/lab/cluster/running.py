@@ -17,8 +17,7 @@ from pathlib import Path
 import msgspec
 
 from firstlight.agile.shim import command as shim
-from firstlight.deadlines import longer
-from firstlight.errors import WITH_SUDO, Failed, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, Unsupported, longer
 from firstlight.host import cgroups
 from firstlight.host.commands import run
 from firstlight.host.workspace import Workspace

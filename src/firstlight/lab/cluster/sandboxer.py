@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from firstlight.deadlines import longer
+from firstlight.errors import longer
 from firstlight.lab.cluster import start_server
 
 PROTO = "firstlight/lab/cluster/cri.proto"

@@ -19,8 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from firstlight.deadlines import longer
-from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported
+from firstlight.errors import WITH_SUDO, Failed, FirstlightError, Unsupported, longer
 from firstlight.files import write_whole
 from firstlight.host.ownership import start_time
 from firstlight.host.workspace import STATE, sandbox

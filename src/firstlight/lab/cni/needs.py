@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from firstlight.deadlines import VARIABLE, longer
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import SLOWER as VARIABLE
+from firstlight.errors import Failed, Unsupported, longer
 from firstlight.lab.cni.conf import BadConf, Json, NetworkList
 
 _KINDS = {

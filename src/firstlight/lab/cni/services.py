@@ -28,8 +28,7 @@ from pyroute2 import IPRoute
 from firstlight.agile.config import load
 from firstlight.agile.pods import daemon as pods
 from firstlight.agile.pods import wire
-from firstlight.deadlines import longer
-from firstlight.errors import Failed, Unsupported
+from firstlight.errors import Failed, Unsupported, longer
 from firstlight.host.workspace import make_directory
 from firstlight.lab.cni import agent, known, weaver
 from firstlight.lab.cni.known import NetworkInfo

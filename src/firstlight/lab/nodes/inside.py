@@ -19,8 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from firstlight.deadlines import longer
-from firstlight.errors import FirstlightError, Unsupported
+from firstlight.errors import FirstlightError, Unsupported, longer
 from firstlight.files import write_whole
 from firstlight.lab import runner
 from firstlight.lab.experiments import catalogue

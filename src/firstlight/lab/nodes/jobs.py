@@ -15,10 +15,9 @@ from typing import IO, Any
 
 import msgspec
 
-from firstlight import __version__, extras
+from firstlight import __version__
 from firstlight.agile import apiserver
-from firstlight.deadlines import longer
-from firstlight.errors import Failed, FirstlightError, Unsupported
+from firstlight.errors import Failed, FirstlightError, Unsupported, install_extra, longer
 from firstlight.host.workspace import DISK
 from firstlight.lab.nodes.order import VARIABLE, Event, Order
 from firstlight.store import read
@@ -58,7 +57,7 @@ class Nodes:
             from kubernetes import client
         except ImportError as error:
             raise Unsupported("the Python client of Kubernetes is missing",
-                              extras.install("kubernetes")) from error  # fmt: skip
+                              install_extra("kubernetes")) from error  # fmt: skip
         self._client = client
         self._image, self._name = image or IMAGE, f"firstlight-{name}".lower()
         try:

@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from firstlight.deadlines import longer
-from firstlight.errors import Failed
+from firstlight.errors import Failed, longer
 from firstlight.lab.watch.programs import DAEMONS, Program, role
 from firstlight.lab.watch.starts import Executed, Start, join
 from firstlight.native import native
