@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ except OSError as error:
     sys.exit(str(error))
 """
 """Runs a kubeconfig's exec plugin, for which the Python client would wait for ever."""
+_VALUES = re.compile(r"\{.*\}", re.DOTALL)
 _log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
@@ -85,7 +87,7 @@ def settings(kubeconfig: str = "", context: str = "") -> Any:  # noqa: ANN401 - 
     ``kubeconfig`` may be several files, with ``:`` between them. Raises what the client does, and
     Failed where it only logs why a plugin gave no credentials, or would ignore what the file says.
     """
-    from kubernetes import client
+    from kubernetes import client, config
 
     made: Any = client.Configuration()
     said, log = _Said(), logging.getLogger()
@@ -94,6 +96,8 @@ def settings(kubeconfig: str = "", context: str = "") -> Any:  # noqa: ANN401 - 
         _load(kubeconfig, context, made)
     except (AttributeError, KeyError, TypeError) as error:  # the client's, for other YAML
         raise Failed("it is not a kubeconfig") from error
+    except config.ConfigException as error:  # it may have the whole user, with its secrets
+        raise Failed(_VALUES.sub("…", str(error))) from None
     finally:
         log.removeHandler(said)
     if said.words and not made.api_key and not made.cert_file:
@@ -134,8 +138,8 @@ def _load(kubeconfig: str, context: str, made: Any) -> None:  # noqa: ANN401
     )  # fmt: skip
     if name := loader.current_context["context"].get("user"):
         user = files.config["users"].get_with_name(name)["user"]
-        if "as" in user:
-            raise Failed(f"its user {name} acts as {user['as']}, which firstlight cannot")
+        if other := user.safe_get("as"):
+            raise Failed(f"its user {name} acts as {other}, which firstlight cannot")
     loader.load_and_set(made)
     if str(made.proxy).startswith("socks") and not find_spec("socks"):
         raise Failed(f"its proxy {made.proxy} needs PySocks: {install_package('pysocks')}")

@@ -110,6 +110,19 @@ def test_a_kubeconfig_without_usable_credentials_says_why(
         apiserver.settings(kubeconfig(tmp_path, user))
 
 
+def test_what_a_user_lacks_is_said_without_its_secrets(tmp_path: Path) -> None:
+    """The client's error has the whole user."""
+    provider = {"name": "oidc", "config": {"client-secret": "S{E}CRET", "client-id": "me"}}
+    with pytest.raises(Failed, match=r"Expected key id-token in .*/user/auth-provider") as raised:
+        apiserver.settings(kubeconfig(tmp_path, {"auth-provider": provider}))
+    assert "CRET" not in str(raised.value)
+
+
+def test_a_user_who_acts_as_nobody_else_is_taken(tmp_path: Path) -> None:
+    made = apiserver.settings(kubeconfig(tmp_path, {"token": "t", "as": None}))
+    assert made.get_api_key_with_prefix("BearerToken") == "Bearer t"
+
+
 def test_a_proxy_that_needs_another_package_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
