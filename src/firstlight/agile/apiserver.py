@@ -70,15 +70,14 @@ class _Said(logging.Handler):
         self.words.append(record.getMessage())
 
 
-def _check_files(names: str) -> None:
+def _check(file: Path) -> None:
     """Raise Failed for what the client would read without end."""
-    for name in filter(None, names.split(os.pathsep)):
-        try:
-            files.read_regular(Path(name).expanduser(), _FILE_MOST)
-        except FileNotFoundError:
-            pass  # of several, some may be missing
-        except OSError as error:
-            raise Failed(f"cannot read {name}: {error.strerror}") from error
+    try:
+        files.read_regular(file, _FILE_MOST)
+    except FileNotFoundError:
+        pass  # of several, some may be missing
+    except OSError as error:
+        raise Failed(f"cannot read {file}: {error.strerror}") from error
 
 
 def settings(kubeconfig: str = "", context: str = "") -> Any:  # noqa: ANN401 - an untyped client
@@ -126,9 +125,11 @@ def _load(kubeconfig: str, context: str, made: Any) -> None:  # noqa: ANN401
                 self.args = [sys.executable, "-c", _PLUGIN, str(_PLUGIN_SECONDS), *self.args]
 
     client: Any = kube_config
-    _check_files(kubeconfig or client.KUBE_CONFIG_DEFAULT_LOCATION)
+    names = kubeconfig or client.KUBE_CONFIG_DEFAULT_LOCATION
+    for name in filter(None, names.split(os.pathsep)):
+        _check(Path(name).expanduser())
     client.ExecProvider = Plugin
-    files = client.KubeConfigMerger(kubeconfig or client.KUBE_CONFIG_DEFAULT_LOCATION)
+    files = client.KubeConfigMerger(names)
     if files.config is None:
         raise Failed("there is no such file")
     current = (each.get("current-context") for each in files.config_files.values())
@@ -140,6 +141,8 @@ def _load(kubeconfig: str, context: str, made: Any) -> None:  # noqa: ANN401
         user = files.config["users"].get_with_name(name)["user"]
         if other := user.safe_get("as"):
             raise Failed(f"its user {name} acts as {other}, which firstlight cannot")
+        if token := user.safe_get("tokenFile"):
+            _check(Path(user.path or "").parent / token)
     loader.load_and_set(made)
     if str(made.proxy).startswith("socks") and not find_spec("socks"):
         raise Failed(f"its proxy {made.proxy} needs PySocks: {install_package('pysocks')}")

@@ -1,6 +1,7 @@
 """Lists and watches, against a server that says what an API server may."""
 
 import json
+import os
 import re
 import socket
 import threading
@@ -79,6 +80,12 @@ def test_new_line_at_the_end_of_a_tokens_file_is_no_part_of_it(tmp_path: Path) -
     (tmp_path / "token").write_text("good\n")
     made = apiserver.settings(kubeconfig(tmp_path, {"tokenFile": str(tmp_path / "token")}))
     assert made.get_api_key_with_prefix("BearerToken") == "Bearer good"
+
+
+def test_a_tokens_file_is_not_read_without_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "token")
+    with pytest.raises(Failed, match=f"cannot read {tmp_path}/token: "):
+        apiserver.settings(kubeconfig(tmp_path, {"tokenFile": "token"}))
 
 
 def plugin(*words: str) -> dict[str, object]:
