@@ -392,27 +392,34 @@ static __always_inline struct task_struct *parent_of(struct task_struct *p)
 	return BPF_CORE_READ(p, real_parent, group_leader);
 }
 
-/* How the children of a process are watched, by its name; 0 if they are not. */
-static __always_inline __u32 sign_of(struct task_struct *p)
+/* How the children of a process of this name are watched; 0 if they are not. */
+static __always_inline __u32 sign_of_name(const char *name)
 {
-	char name[NAME] = {};
-	BPF_CORE_READ_INTO(&name, p, comm);
 	__u32 *sign = bpf_map_lookup_elem(&names, name);
 	return sign && *sign != SIGN ? *sign : 0;
 }
 
+static __always_inline __u32 sign_of(struct task_struct *p)
+{
+	char name[NAME] = {};
+	BPF_CORE_READ_INTO(&name, p, comm);
+	return sign_of_name(name);
+}
+
 /* The name of the nearest ancestor whose children are watched, such as an engine, unless p is in a
- * container of it. */
-static __always_inline void name_engine(struct task_struct *p, char (*name)[NAME])
+ * container of it. It is read once, as a process may change its name meanwhile. */
+static __always_inline void name_engine(struct task_struct *p, unsigned long long out[2])
 {
 	struct task_struct *ancestor = p;
 #pragma unroll
 	for (int up = 0; up < ANCESTORS; up++) {
+		char name[NAME] = {};
 		ancestor = parent_of(ancestor);
-		if (!sign_of(ancestor))
+		BPF_CORE_READ_INTO(&name, ancestor, comm);
+		if (!sign_of_name(name))
 			continue;
 		if (level_of(p) == level_of(ancestor))
-			BPF_CORE_READ_INTO(name, ancestor, comm);
+			__builtin_memcpy(out, name, sizeof name);
 		return;
 	}
 }
@@ -450,7 +457,7 @@ static __always_inline void begin(struct task_struct *p, __u32 tid, const char *
 	}
 	fill(&out->event, BEGIN, &task, tid, clock_now());
 	out->event.text = sizeof *out - sizeof out->event;
-	name_engine(p, (void *)&out->event.args[2]);
+	name_engine(p, &out->event.args[2]);
 	bpf_probe_read_kernel_str(out->file, sizeof out->file, file);
 	struct mm_struct *mm = p->mm;
 	out->event.args[0] = take_words(out->arguments, BPF_CORE_READ(mm, arg_start),

@@ -110,7 +110,7 @@ class Samples:
         self._namespaces.setdefault(namespace)
         point: Point = {
             "runtime": plain(start.labels["runtime"]),
-            "engine": start.labels.get("engine", "-"),
+            "engine": plain(start.labels.get("engine", "-")),
             "namespace": namespace,
             "instances": 1,
         }

@@ -109,11 +109,14 @@ def test_namespaces_beyond_the_first_are_one(tmp_path: Path, namespaces: int) ->
 
 def test_names_that_others_chose_cannot_write_to_a_terminal(tmp_path: Path) -> None:
     with Keeper(tmp_path, Limits()) as keeper:
-        keeper.add(window("a\x1b[31m\udcff", namespace="n\n\u202e" + 300 * "x"))
+        seen = window("a\x1b[31m\udcff", namespace="n\n\u202e" + 300 * "x")
+        seen.starts[0].labels |= {"runtime": "r\n", "engine": "e\udcff\n"}
+        keeper.add(seen)
         path = keeper.path
     [sample] = store.read(path).samples
     assert sample.labels["id"] == "a\ufffd[31m\ufffd"
     assert sample.point["namespace"] == sample.labels["namespace"]
+    assert (sample.point["runtime"], sample.point["engine"]) == ("r\ufffd", "e\ufffd\ufffd")
     assert sample.labels["namespace"] == "n\ufffd\ufffd" + 252 * "x" + "…"
 
 
