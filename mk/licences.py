@@ -24,6 +24,7 @@ SHARED = {
     "libnftnl11": "GPL-2.0-or-later",
     "libnghttp2-14": "MIT",
     "libxtables12": "GPL-2.0-only",
+    "libzstd1": "BSD-3-Clause OR GPL-2.0-only",  # of libelf since Debian 13 and Ubuntu 24.04
 }
 """By Debian's package. auditwheel copies none that every system has."""
 STATIC = {"libc6": "LGPL-2.1-or-later", "musl": "MIT"}
@@ -60,8 +61,8 @@ def add(wheel: Path, root: Path = Path("/")) -> None:
 
 
 def _copied(sbom: bytes) -> set[str]:
-    """The packages of Debian that an SBOM names."""
-    found = (re.match(r"pkg:deb/debian/([^@]+)", each["purl"])
+    """The packages of Debian, or of a distribution made from it, that an SBOM names."""
+    found = (re.match(r"pkg:deb/[^/]+/([^@]+)", each["purl"])
              for each in json.loads(sbom)["components"])  # fmt: skip
     return {match[1].removesuffix("t64") for match in found if match}
 
