@@ -99,6 +99,8 @@ def run(plan: Plan, out: Path, progress: Progress = Silent(), *, resume: bool = 
         if earlier
         else []
     )
+    if any(map(_is_untold, earlier or ())):
+        warnings.append(UNTOLD)
     with Writer(out, head, earlier=earlier) as writer:
         interrupted = True
         try:
