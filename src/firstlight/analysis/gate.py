@@ -120,6 +120,11 @@ def compare(a: Run, b: Run, *, allow: Sequence[str] = ()) -> Verdict:
     sides = [_by_point(run) for run in (a, b)]
     for run, side, name in zip((a, b), sides, ("A, the baseline,", "B"), strict=True):
         traced = sum(sample.traced for sample in run.samples)
+        if traced and not run.traced_batches:
+            raise FirstlightError(
+                f"{run.path} has lost what its {traced} traced starts did",
+                f"copy {run.path / 'spans'} from where the run was made",
+            )
         if traced and not side:
             raise FirstlightError(
                 f"{run.path}: none of the {traced} traced starts of {name} became ready with all "
@@ -144,8 +149,9 @@ def compare(a: Run, b: Run, *, allow: Sequence[str] = ()) -> Verdict:
 def _by_point(run: Run) -> dict[Key, list[Sample]]:
     """The starts of each point whose counts are known."""
     starts: dict[Key, list[Sample]] = {}
+    batches = set(run.traced_batches)
     for sample in run.samples:
-        if counts.is_whole(sample):
+        if counts.is_whole(sample) and sample.batch in batches:
             starts.setdefault(frozenset(sample.point.items()), []).append(sample)
     return starts
 

@@ -197,6 +197,18 @@ def test_starts_that_all_failed_are_named_so(tmp_path: Path) -> None:
             gate.compare(*runs)
 
 
+@pytest.mark.parametrize(
+    ("left", "fact"),
+    [(0, "has lost what its 9 traced starts did"), (8, "has 8 whole traced starts")],
+)
+def test_starts_whose_spans_are_gone_are_not_compared(tmp_path: Path, left: int, fact: str) -> None:
+    a, b = (run_of(tmp_path / name, [USUAL] * 9) for name in "ab")
+    for batch in range(left, 9):
+        (b.path / "spans" / f"{batch}.arrow").unlink()
+    with pytest.raises(FirstlightError, match=f"{b.path} {fact}"):
+        gate.compare(a, b)
+
+
 def test_a_run_of_one_thing_has_no_halves(tmp_path: Path) -> None:
     with pytest.raises(FirstlightError, match="has no two runtimes to compare"):
         sides.of_run(run_of(tmp_path, [USUAL]))
