@@ -2,10 +2,17 @@
 
 import errno
 import os
+import select
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from firstlight.errors import longer
+
+_PIPE_SECONDS = longer(10.0)
+"""How long is waited for what a pipe's writer does next."""
 
 
 def open_regular(path: Path, flags: int = 0) -> int:
@@ -29,6 +36,27 @@ def read_regular(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it is longer than {most} bytes", path)
     return content
+
+
+def read_given(path: Path, most: int) -> bytes:
+    """The content of a file that a command's caller names: as ``read_regular``, or of a pipe, as of
+    a shell's ``<(…)``. Raises OSError, also if nobody writes to the pipe for 10 s.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb", buffering=0) as pipe:
+        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            return read_regular(path, most)
+        ready, content = select.poll(), b""
+        ready.register(descriptor, select.POLLIN)
+        until = time.monotonic() + _PIPE_SECONDS
+        while ready.poll(1000 * max(0.0, until - time.monotonic())):
+            part = pipe.read(most + 1 - len(content))
+            if not part:
+                return content
+            content += part
+            if len(content) > most:
+                raise OSError(errno.EFBIG, f"it is longer than {most} bytes", path)
+    raise OSError(errno.ETIMEDOUT, "it is a pipe, whose writer does not end", path)
 
 
 def write_whole(path: Path, content: bytes | memoryview, mode: int | None = None) -> None:

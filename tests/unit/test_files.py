@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from firstlight import files
 from firstlight.agile import apiserver, config
 from firstlight.agile.functions import content, images
 from firstlight.agile.http import sigv4
@@ -111,12 +112,10 @@ def test_only_a_regular_file_within_bounds_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "read",
     [
-        config.load,
         sigv4.load,
-        conf.load,
         content._open_archive,
         lambda path: images.open_verified(path, "sha256:0", "the layer"),
-        lambda path: apiserver.settings(str(path)),
+        lambda path: apiserver.settings(f"{path}:/none"),
     ],
 )
 def test_who_reads_a_named_file_waits_for_no_writer(
@@ -127,3 +126,44 @@ def test_who_reads_a_named_file_waits_for_no_writer(
     with pytest.raises(FirstlightError, match="it is not a regular file"):
         read(fifo)
     assert read_json(fifo) is None
+
+
+READERS = (config.load, conf.load, lambda path: apiserver.settings(str(path)))
+KUBECONFIG = """
+current-context: a
+contexts: [{name: a, context: {cluster: a}}]
+clusters: [{name: a, cluster: {server: "http://10.9.8.7"}}]
+"""
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_pipe_that_a_caller_names_has_a_deadline(
+    read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it has a writer or not."""
+    monkeypatch.setattr(files, "_PIPE_SECONDS", 0.05)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo, 0o600)
+    with pytest.raises(FirstlightError, match="a pipe, whose writer does not end"):
+        read(fifo)
+    reading, writing = os.pipe()
+    with pytest.raises(FirstlightError, match="a pipe, whose writer does not end"):
+        read(Path(f"/dev/fd/{reading}"))
+    for descriptor in (reading, writing):
+        os.close(descriptor)
+
+
+CNI = '{"name": "x", "cniVersion": "1.0.0", "plugins": [{"type": "p"}]}'
+
+
+@pytest.mark.parametrize(
+    ("read", "text"), zip(READERS, ('name = "x"', CNI, KUBECONFIG), strict=True)
+)
+def test_a_caller_may_name_a_pipe(read: Callable[[Path], object], text: str) -> None:
+    """As a shell's ``<(…)`` is one."""
+    reading, writing = os.pipe()
+    os.write(writing, text.encode())
+    os.close(writing)
+    got = read(Path(f"/dev/fd/{reading}"))
+    os.close(reading)
+    assert "x" in str(got) or got.host == "http://10.9.8.7"  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ The client's own watch waits for ever for a server that is gone, and cannot repo
 is needed.
 """
 
+import io
 import json
 import logging
 import os
@@ -42,6 +43,9 @@ except subprocess.TimeoutExpired:
     sys.exit(f"{sys.argv[2]} has not ended after {sys.argv[1]} s")
 except OSError as error:
     sys.exit(str(error))
+except KeyboardInterrupt:
+    os.killpg(plugin.pid, signal.SIGKILL)
+    sys.exit(130)
 """
 """Runs a kubeconfig's exec plugin, for which the Python client would wait for ever."""
 _VALUES = re.compile(r"\{.*\}", re.DOTALL)
@@ -78,6 +82,19 @@ def _check(file: Path) -> None:
         pass  # of several, some may be missing
     except OSError as error:
         raise Failed(f"cannot read {file}: {error.strerror}") from error
+
+
+def _given(names: str) -> str | io.StringIO:
+    """What the client loads: these files, or the text of a pipe, as of a shell's ``<(…)``."""
+    path = Path(names).expanduser()
+    if path.is_fifo():
+        try:
+            return io.StringIO(files.read_given(path, _FILE_MOST).decode(errors="replace"))
+        except OSError as error:
+            raise Failed(f"cannot read {path}: {error.strerror}") from error
+    for name in filter(None, names.split(os.pathsep)):
+        _check(Path(name).expanduser())
+    return names
 
 
 def settings(kubeconfig: str = "", context: str = "") -> Any:  # noqa: ANN401 - an untyped client
@@ -125,20 +142,18 @@ def _load(kubeconfig: str, context: str, made: Any) -> None:  # noqa: ANN401
                 self.args = [sys.executable, "-c", _PLUGIN, str(_PLUGIN_SECONDS), *self.args]
 
     client: Any = kube_config
-    names = kubeconfig or client.KUBE_CONFIG_DEFAULT_LOCATION
-    for name in filter(None, names.split(os.pathsep)):
-        _check(Path(name).expanduser())
+    given = _given(kubeconfig or client.KUBE_CONFIG_DEFAULT_LOCATION)
     client.ExecProvider = Plugin
-    files = client.KubeConfigMerger(names)
-    if files.config is None:
+    merged = client.KubeConfigMerger(given)
+    if merged.config is None:
         raise Failed("there is no such file")
-    current = (each.get("current-context") for each in files.config_files.values())
+    current = (each.get("current-context") for each in merged.config_files.values())
     loader = client.KubeConfigLoader(
-        files.config, context or next(filter(None, current), None), config_base_path=None,
-        config_persister=files.save_changes,
+        merged.config, context or next(filter(None, current), None), config_base_path=None,
+        config_persister=merged.save_changes,
     )  # fmt: skip
     if name := loader.current_context["context"].get("user"):
-        user = files.config["users"].get_with_name(name)["user"]
+        user = merged.config["users"].get_with_name(name)["user"]
         if other := user.safe_get("as"):
             raise Failed(f"its user {name} acts as {other}, which firstlight cannot")
         if token := user.safe_get("tokenFile"):

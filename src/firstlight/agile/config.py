@@ -378,7 +378,7 @@ def load(path: Path) -> Config:
 
     what = f"the configuration {path} is invalid"
     try:
-        written = tomllib.loads(files.read_regular(path, _FILE_MOST).decode())
+        written = tomllib.loads(files.read_given(path, _FILE_MOST).decode())
         _check_keys(what, written, Config)
         return msgspec.convert(written, Config)
     except OSError as error:
