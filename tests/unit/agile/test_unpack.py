@@ -92,6 +92,15 @@ def test_white_outs_hide_nothing_of_their_own_layer(
     assert found == {"e/own", "own"}
 
 
+def test_white_outs_reach_the_deepest_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    deep = "/".join(["d"] * 499)
+    assert "refused" not in outcome(layer(entry(f"{deep}/own"), entry(".wh..wh..opq", size=0)))
+    assert Path(deep, "own").is_file()
+
+
 def test_link_below_which_a_layer_writes_can_be_hidden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

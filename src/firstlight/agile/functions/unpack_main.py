@@ -208,27 +208,29 @@ class Tree:
             raise Refused("format", f"the white-out {path!r} names nothing that a layer can have")
         if name == ".wh..wh..opq":
             self.directory(directory)  # the layer may have no entry of its own for it
-            self._clear(directory or ".")
+            self._hide(*_inside(directory or "."))
         elif not name.startswith(".wh..wh."):
             gone = os.path.join(directory, name.removeprefix(".wh."))
             if os.path.lexists(gone):
                 self._hide(gone)
         return True
 
-    def _clear(self, directory: str) -> None:
-        """Remove from a directory what this layer does not have."""
-        with os.scandir(directory) as entries:
-            present = list(entries)
-        for entry in present:
-            self._hide(os.path.normpath(entry.path))
+    def _hide(self, *paths: str) -> None:
+        """Remove what is at these paths, except what this layer has there."""
+        waiting = list(paths)
+        while waiting:
+            path = waiting.pop()
+            is_directory = os.path.isdir(path) and not os.path.islink(path)
+            if path not in self._made:
+                (shutil.rmtree if is_directory else os.unlink)(path)
+            elif is_directory:
+                waiting += _inside(path)
 
-    def _hide(self, path: str) -> None:
-        """Remove what is at a path, except what this layer has there."""
-        is_directory = os.path.isdir(path) and not os.path.islink(path)
-        if path not in self._made:
-            (shutil.rmtree if is_directory else os.unlink)(path)
-        elif is_directory:
-            self._clear(path)
+
+def _inside(directory: str) -> list[str]:
+    """The paths of a directory's entries."""
+    with os.scandir(directory) as entries:
+        return [os.path.normpath(entry.path) for entry in entries]
 
 
 def _open_blob(blob: BinaryIO) -> Reader:
