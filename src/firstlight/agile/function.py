@@ -29,7 +29,9 @@ _IDENTITY_MOST = (1 << 31) - 2  # larger ones mean "unchanged"
 SECRETS = "/run/secrets"
 """Where an instance finds its secrets: a file for each, which only its user can read."""
 _SECRET = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
-_TAKEN = ("/proc", "/dev", "/tmp", "/sys")  # noqa: S108 - a mount point, not the host's
+_TAKEN = ("/proc", "/dev", "/tmp", "/sys",  # noqa: S108 - a mount point, not the host's
+          "/etc/hosts", "/etc/hostname", "/etc/resolv.conf")  # fmt: skip
+"""Where the node mounts, or what it mounts over."""
 
 
 class Volume(Struct, frozen=True):
@@ -136,7 +138,7 @@ class Function(Struct, frozen=True, kw_only=True):
                              "give absolute paths without . and ..")  # fmt: skip
             if target == "/" or any(f"{target}/".startswith(f"{taken}/") for taken in _TAKEN):
                 raise Failed(f"no volume can be mounted at {target}",
-                             f"not at /, nor in {', '.join(_TAKEN)}")  # fmt: skip
+                             f"not at /, nor at or below {', '.join(_TAKEN)}")  # fmt: skip
         self._check_targets()
         for name in self.secrets:
             if not _SECRET.fullmatch(name):

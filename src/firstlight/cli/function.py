@@ -24,7 +24,7 @@ from firstlight.cli.agile import (
     connect,
 )
 from firstlight.cli.output import Json, completion, examples, print_json, print_table, say, stderr
-from firstlight.errors import FirstlightError, UnknownName
+from firstlight.errors import Failed, FirstlightError, UnknownName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,14 @@ app = typer.Typer(
     help="Manage the node's functions: code, versions, aliases.",
 )
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The function's name.")]
+
+def _name(given: str) -> str:
+    if not given:
+        raise Failed("a function's name is empty", "firstlight agile function list shows all")
+    return given
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", callback=_name, help="The function's name.")]
 SourceName = Annotated[
     str,
     typer.Argument(

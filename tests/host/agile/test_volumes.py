@@ -126,6 +126,7 @@ def test_a_volume_that_cannot_be_is_refused_by_name(root: Path, shared: Path) ->
         (str(shared), "/tmp/x"): "no volume can be mounted at /tmp/x",
         (str(shared), "/"): "no volume can be mounted at /",
         (str(shared), "/proc"): "no volume can be mounted at /proc",
+        (str(shared / "none"), "/etc/hosts"): "no volume can be mounted at /etc/hosts",
         (str(shared), "/data/../etc"): "by two plain paths",
         ("relative", "/data"): "by two plain paths",
         (str(shared), "data"): "by two plain paths",
