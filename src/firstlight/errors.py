@@ -9,7 +9,6 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 
 _SUDO_FINDS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
@@ -54,6 +53,8 @@ def install_package(package: str) -> str:
     """The command that adds a package to the interpreter that runs, as pip, pipx and uv each have
     environments of their own; those of uv have no pip. zsh expands brackets.
     """
+    from importlib.util import find_spec  # takes a millisecond
+
     pip = "{} -m pip install" if find_spec("pip") else "uv pip install --python {}"
     return f"{pip.format(shlex.quote(sys.executable))} '{package}'"
 

@@ -61,7 +61,7 @@ def test_an_extra_is_added_to_the_copy_that_runs(
 ) -> None:
     """By a command that any shell takes: an environment of uv has no pip."""
     monkeypatch.setattr(sys, "executable", "/srv/my tools/python")
-    monkeypatch.setattr(errors, "find_spec", lambda _: has_pip or None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: has_pip or None)
     command = ("'/srv/my tools/python' -m pip install" if has_pip else
                "uv pip install --python '/srv/my tools/python'")  # fmt: skip
     assert errors.install_extra("wasm") == f"{command} 'firstlight[wasm]'"

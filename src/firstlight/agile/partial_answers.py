@@ -53,7 +53,8 @@ class Partial:
         if self._is_dropped:
             raise NodeFailed(
                 f"an answer of {self._function} was dropped: those that had begun to come took "
-                f"more than {MOST} bytes, and most was of {self._function}",
+                f"more than {MOST} bytes, its owner had most of them, and it was the longest of "
+                "the function with most of these",
                 "call it less often at once, or have it return less",
             )
 

@@ -177,7 +177,7 @@ def test_nobody_takes_the_place_of_a_manager_that_is_there() -> None:
 def test_down_ends_a_node_whose_manager_is_another_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(process, "_END_SECONDS", 0.2)
+    monkeypatch.setattr(process, "END_SECONDS", 0.2)
 
     async def main() -> None:
         first = await serve()
@@ -200,7 +200,7 @@ def test_down_ends_a_node_whose_manager_is_another_process(
 def test_down_kills_no_program_that_has_a_runtime_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(process, "_END_SECONDS", 0.2)
+    monkeypatch.setattr(process, "END_SECONDS", 0.2)
 
     async def main() -> None:
         async with Runtime(CONFIG):
@@ -214,7 +214,7 @@ def test_down_kills_no_program_that_has_a_runtime_of_its_own(
 def test_manager_that_its_node_left_says_so_and_ends_both(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(process, "_END_SECONDS", 0.2)
+    monkeypatch.setattr(process, "END_SECONDS", 0.2)
 
     async def main() -> None:
         async with Runtime(CONFIG, stay=True) as runtime:

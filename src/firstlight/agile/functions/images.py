@@ -255,7 +255,10 @@ def _authentication(stage: Path, uid: int) -> Path | None:
     for path in (named, "/run/containers/0/auth.json", "/root/.docker/config.json"):
         if path and Path(path).is_file():
             copy = stage / "auth.json"
-            copy.write_bytes(files.read_regular(Path(path), _DOCUMENT_MOST))
+            try:
+                copy.write_bytes(files.read_regular(Path(path), _DOCUMENT_MOST))
+            except OSError as error:
+                raise BadCode(f"cannot copy the logins of {path}: {error.strerror}") from error
             os.chown(copy, uid, uid)
             copy.chmod(0o600)
             return copy

@@ -19,7 +19,7 @@ from pathlib import Path
 from firstlight.agile import helper
 from firstlight.agile.config import Config, PoolSize
 from firstlight.agile.node import liveness, wire
-from firstlight.agile.node.liveness import peer
+from firstlight.agile.node.liveness import END_SECONDS, peer
 from firstlight.agile.node.wire import Event, EventVerb, OrderVerb
 from firstlight.agile.sockets import Connection, is_readable
 from firstlight.errors import Failed, deadline_variable, longer
@@ -27,7 +27,6 @@ from firstlight.native import native
 
 _log = logging.getLogger(__name__)
 _START_SECONDS = longer(10.0)
-_END_SECONDS = longer(10.0)
 
 
 @dataclass
@@ -112,7 +111,7 @@ class Node:
         if not is_new and await asyncio.to_thread(_is_of_another_build, self.pid):
             _log.warning("the node, pid %d, is another build of firstlight-node, and goes on: what "
                          "is new in this one comes after firstlight agile down, which ends all "
-                         "instances", self.pid)  # fmt: skip
+                         "instances; until then, networks may serve once", self.pid)  # fmt: skip
         await self._answered(self._whole)
         return self._state
 
@@ -216,7 +215,7 @@ class Node:
         """End the node, and all instances with it."""
         if self.is_open():
             self._send(wire.order(OrderVerb.END))
-            if not is_readable(self._pidfd, _END_SECONDS):
+            if not is_readable(self._pidfd, END_SECONDS):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         else:
             end(self._config, hangs=True)  # unless it has ended, it has left this manager
@@ -269,7 +268,7 @@ class Node:
         """
         pidfd, self._pidfd = self._pidfd, -1
         self.close()
-        lives = self._loop.call_later(_END_SECONDS, self._lives)
+        lives = self._loop.call_later(END_SECONDS, self._lives)
         self._loop.add_reader(pidfd, self._is_gone, pidfd, lives)
 
     def _lives(self) -> None:
@@ -350,7 +349,7 @@ class Refused(Failed):
 def is_running(config: Config) -> bool:
     """Whether a node of that name runs; False only after a killed one is gone."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        probe.settimeout(_END_SECONDS)
+        probe.settimeout(END_SECONDS)
         try:
             probe.connect(str(config.socket))
             probe.send(wire.request(wire.RequestVerb.PING))
@@ -399,7 +398,7 @@ def kill(pid: int, *numbers: int) -> bool:
         try:
             for number in numbers:
                 signal.pidfd_send_signal(pidfd, number)
-                if is_readable(pidfd, _END_SECONDS):
+                if is_readable(pidfd, END_SECONDS):
                     return True
         finally:
             os.close(pidfd)
