@@ -207,7 +207,7 @@ class Lab:
         """Wait until a firstlight's cluster has so many pods left. Raises Failed."""
         self.check()
         if self.own:
-            running.await_quiet(self.own.pid, left)
+            running.await_quiet(self.own.pid, left, self.check)
 
     def counts(self, before: metrics.Sums) -> dict[str, float]:
         """The means since that reading; none without it, or if a component has ended meanwhile."""

@@ -247,14 +247,15 @@ def _events(
                 progress(event.name)
 
 
-def await_quiet(first: int, left: int = 0) -> None:
+def await_quiet(first: int, left: int = 0, check: Callable[[], None] = lambda: None) -> None:
     """Wait until no pod, or so many, are left on the node whose first process that is.
 
     The API removes a pod that is deleted without grace before the kubelet has ended it. Raises
-    Failed after two minutes.
+    Failed after two minutes, and what ``check`` does, which is called meanwhile.
     """
     until = time.monotonic() + _QUIET_SECONDS
     while (more := len(list(_pods(first))) - left) > 0:
+        check()
         if time.monotonic() > until:
             raise Failed(f"{more} pods do not end in {_QUIET_SECONDS:.0f} s",
                          "see the kubelet's log in the run's directory")  # fmt: skip

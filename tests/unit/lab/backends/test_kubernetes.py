@@ -8,6 +8,7 @@ from typing import cast
 
 import pytest
 
+from firstlight.errors import Failed
 from firstlight.lab.backends.kubernetes import Lab
 from firstlight.lab.cluster import metrics, running
 from firstlight.lab.cluster.metrics import Sums
@@ -49,3 +50,16 @@ def test_an_answer_without_metrics_counts_as_none(
     cluster = SimpleNamespace(settings=SimpleNamespace(token=""), inside=lambda call: call())
     lab = Lab(Path(), "n", ExitStack(), own=cast("running.Cluster", cluster))
     assert lab.metrics() == {}
+
+
+def test_a_component_that_ends_while_pods_do_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ["", "", "containerd of the cluster has ended"]
+    monkeypatch.setattr(running, "ended", lambda _: said.pop(0))
+    monkeypatch.setattr(running, "_pods", lambda _: [1])
+    monkeypatch.setattr(running, "_POLL_SECONDS", 0)
+    monkeypatch.setattr(running, "_QUIET_SECONDS", 5.0)
+    cluster = cast("running.Cluster", SimpleNamespace(pid=1))
+    lab = Lab(Path(), "n", ExitStack(), own=cluster)
+    with pytest.raises(Failed, match="containerd of the cluster has ended"):
+        lab.await_quiet(0)
+    assert said == []
