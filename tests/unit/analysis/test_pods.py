@@ -1,15 +1,28 @@
 """A pod's start by the spans of its components."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import msgspec
 import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstlight.analysis import breakdown, phases, pods
+from firstlight.analysis import Analysis, breakdown, phases, pods
 from firstlight.analysis.causes import NOT_TRACED
-from firstlight.model import ComponentSpan, Ending, Sample, Stamps, Step, Telemetry
+from firstlight.model import (
+    ComponentSpan,
+    Ending,
+    EndPoint,
+    Header,
+    Point,
+    Sample,
+    Stamps,
+    Step,
+    Telemetry,
+)
+from firstlight.report.views import pods as report
+from firstlight.store import Run
 
 SPANS = (
     ComponentSpan("create POST pods", 10, 100),
@@ -80,6 +93,25 @@ def test_time_without_a_report_is_unattributed() -> None:
 def test_a_start_without_telemetry_has_none() -> None:
     assert pods.account(msgspec.structs.replace(pod(), telemetry=None)) == {}
     assert pods.account(pod(())) == {}
+
+
+def test_an_end_without_phases_is_no_column_of_the_report(tmp_path: Path) -> None:
+    """As a burst during which the host's clock was set."""
+    points: tuple[Point, ...] = ({"instances": 1}, {"instances": 30})
+    header = Header(
+        run="r", experiment="kubernetes-pods", question="?", end_point=EndPoint.READY_AT_API,
+        axes=("instances",), points=points, argv=("firstlight",), seed=1, started="", revision="",
+        repetitions=1,
+    )  # fmt: skip
+    for whole in (0, 1):
+        samples = [
+            msgspec.structs.replace(
+                pod(SPANS if place == whole else ()), index=place, batch=place, point=point
+            )
+            for place, point in enumerate(points)
+        ]
+        shown, _ = report.VIEW.tables(Analysis(Run(tmp_path, header, samples, None)))
+        assert shown.headings == ("phase", ("alone", "30 at once")[whole], "share")
 
 
 @given(st.lists(st.tuples(st.sampled_from([each.name for each in SPANS]), st.integers(-50, 1500),

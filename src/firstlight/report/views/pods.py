@@ -24,8 +24,8 @@ _METRICS = {
 
 def _tables(analysis: Analysis) -> Iterator[Table]:
     for series in analysis.series:
-        ends = analysis.ends(series)
-        if ends and ends[0].traced_samples:
+        ends = [point for point in analysis.ends(series) if point.traced_samples]
+        if ends:
             yield _where(series, ends)
     networks = list(_networks(analysis))
     if networks:
