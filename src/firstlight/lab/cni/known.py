@@ -10,7 +10,7 @@ A built-in list describes itself to firstlight under the key ``firstlight``::
     packet    destination of the first packet: "gateway", or an IPv4 address
     args      CNI_ARGS; {pod} is the pod's name
     service   the daemon that must run, by its name in lab/cni/services.py
-    daemon    the product's own daemon, which a cluster runs: lab/cluster/daemons.py
+    daemon    the product's own daemon, which a cluster runs: lab/cluster/settings.py
     keys      initial content of its database, by key
     profile   the binary that this stands in for, with the same operations
     instead_of  the network that this one replaces where that cannot be had
