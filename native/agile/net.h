@@ -78,4 +78,8 @@ int net_forget(struct rtnl *host, const struct net_range *ranges, size_t count, 
 	       const char **step);
 int net_rules(const char *commands, int *output, const char **step);
 
+_Static_assert(sizeof(struct net_request) == 96, "nethelper.py has the same");
+_Static_assert(sizeof(struct net_answer) == 64, "nethelper.py has the same");
+_Static_assert(sizeof(struct net_range) == 12, "nethelper.py has the same");
+
 #endif

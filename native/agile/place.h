@@ -22,4 +22,7 @@ struct place_report {
 	int32_t step, error; /* error: errno, or 0 for a sandbox that is ready */
 };
 
+_Static_assert(sizeof(struct place_zygote) == 72, "python/place.py has the same");
+_Static_assert(sizeof(struct place_report) == 8, "python/place.py has the same");
+
 #endif

@@ -89,4 +89,10 @@ int wasm_take_event(const char **at, const char *end, struct wasm_event_view *ev
 size_t wasm_result_size(const struct wasm_result *head);
 void wasm_put_result(char *to, const struct wasm_outcome_view *outcome);
 
+_Static_assert(sizeof(struct wasm_value) == 16, "wasm/wire.py has the same");
+_Static_assert(sizeof(struct wasm_request) == 16, "wasm/wire.py has the same");
+_Static_assert(sizeof(struct wasm_event) == 8, "wasm/wire.py has the same");
+_Static_assert(sizeof(struct wasm_answer) == 16, "wasm/wire.py has the same");
+_Static_assert(sizeof(struct wasm_result) == 40, "wasm/wire.py has the same");
+
 #endif

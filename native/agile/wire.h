@@ -203,4 +203,12 @@ struct state {
 	};
 };
 
+_Static_assert(sizeof(struct ask) == 48, "node/wire.py has the same");
+_Static_assert(sizeof(struct answer) == 224, "node/wire.py has the same");
+_Static_assert(sizeof(struct words) == 12, "node/wire.py has the same");
+_Static_assert(sizeof(struct definition) == 128, "node/wire.py has the same");
+_Static_assert(sizeof(struct part_order) == 168, "node/wire.py has the same");
+_Static_assert(sizeof(struct order) == 192, "node/wire.py has the same");
+_Static_assert(sizeof(struct event) == 80, "node/wire.py has the same");
+
 #endif

@@ -42,6 +42,7 @@ struct agent_answer {
 	char text[444]; /* why it failed */
 };
 
+_Static_assert(sizeof(struct agent_attachment) == 272, "wire.py has the same");
 _Static_assert(sizeof(struct agent_request) == 800, "wire.py has the same");
 _Static_assert(sizeof(struct agent_answer) == 528, "wire.py has the same");
 
