@@ -1,6 +1,6 @@
 """How soon the command line answers, and what it costs: to read its help, and to ask a runtime."""
 
-import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -75,9 +75,11 @@ def _call(*words: str) -> None:
 
 
 def _cpu_seconds(*words: str) -> float:
-    before = os.times()
+    before = _children_seconds()
     _call(*words)
-    after = os.times()
-    return (
-        after.children_user - before.children_user + after.children_system - before.children_system
-    )
+    return _children_seconds() - before
+
+
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

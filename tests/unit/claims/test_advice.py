@@ -155,6 +155,12 @@ def test_a_usual_start_meets_none() -> None:
     assert advise(starts(*USUAL), STORMS) == []
 
 
+def test_a_large_execution_alone_is_no_fork() -> None:
+    """As with many environment variables."""
+    named = advise(starts(*USUAL, ("exec", "kernel", "on CPU", 12 * MS)), STORMS)
+    assert "fork of a fat daemon" not in {each.storm for each in named}
+
+
 @pytest.mark.parametrize("storm", [name for name, (_, count) in MET.items() if count])
 def test_a_wait_alone_is_no_evidence(storm: str) -> None:
     """Without the call, request or program that the storm is made of, another thing waited."""

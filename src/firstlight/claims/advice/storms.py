@@ -62,11 +62,13 @@ STORMS = (
         "fork of a fat daemon",
         "A process with much memory forks: its page tables are copied, and freed again by exec.",
         "Start programs by vfork or posix_spawn, or from a small helper process.",
-        phases="fork|exec",
+        phases="fork",
         causes="on CPU",
         shade="kernel",
-        least=3_000_000,
-        rest=600_000,
+        least=1_500_000,
+        rest=300_000,
+        along="exec",  # which frees what was copied
+        along_rest=300_000,
     ),
     Storm(
         "duplicate-address detection",
