@@ -43,7 +43,7 @@ _ALONE = Batch(Case({"instances": 1}, Cni(NEW)), 0, traced=False)
 
 
 def burst(network: str, crowd: int, workspace: Workspace) -> list[float]:
-    """So many ADDs at once from one resident caller, in ms."""
+    """When each of ``crowd`` ADDs at once from one resident caller has ended, in ms."""
     with hosting(network, 0, workspace) as pods:
         requests = pods.make("pod", crowd)
         called = subprocess.run(

@@ -344,7 +344,7 @@ def place() -> Iterator[Path]:
 
 
 def a_round(runtime: Runtime, outcome: Outcome, kills: int) -> None:
-    """So many kills under load, and a count without it."""
+    """Kill ``kills`` times under load, and count what is held once it is quiet."""
     for _ in range(kills):
         runtime.load()
         time.sleep(runtime.chance.random() * 0.3)

@@ -25,7 +25,7 @@ Judgement = tuple[Conclusion, str]
 """A verdict, and the figures that decided it, or why there are none."""
 
 REPETITIONS = FEWEST_BATCHES
-"""So many complete batches must a point have."""
+"""How many complete batches a point must have to be judged."""
 
 MANY = 10
 """The smallest number at once that the paper calls many (Fig. 7)."""

@@ -53,7 +53,7 @@ class Container:
 
     @property
     def name(self) -> str:
-        """Of its network namespace."""
+        """The name of its network namespace."""
         return f"fl{self.number}"
 
     @property
@@ -63,17 +63,17 @@ class Container:
 
     @property
     def indices(self) -> tuple[int, int]:
-        """The indices of the same."""
+        """The indices of the veth's ends, as of ``links``."""
         return _FIRST_LINK + 2 * self.number, _FIRST_LINK + 2 * self.number + 1
 
     @property
     def address(self) -> IPv4Address:
-        """Its own."""
+        """The container's IPv4 address."""
         return GATEWAY + 1 + self.number
 
     @property
     def address6(self) -> IPv6Address:
-        """Its own, for tricks with IPv6."""
+        """The container's IPv6 address, for tricks with IPv6."""
         return _GATEWAY6 + 1 + self.number
 
 

@@ -73,7 +73,7 @@ class _FirstWords(logging.Handler):
 
     @contextmanager
     def of(self, logger: logging.Logger) -> Iterator[None]:
-        """Of this logger meanwhile."""
+        """Take what this logger says meanwhile, and pass none of it on."""
         self.text, logger.propagate = "", False
         logger.addHandler(self)
         try:
