@@ -27,7 +27,7 @@ from firstlight.agile.wasm import wire as wasm_wire
 from firstlight.cli import pods as cli
 from firstlight.errors import FirstlightError
 from firstlight.lab import load
-from firstlight.lab.backends import qemu_build
+from firstlight.lab.backends import network_steps, qemu_build
 from firstlight.lab.cni import conf
 from firstlight.lab.watch import follow
 from firstlight.trace import bpf, kallsyms
@@ -222,7 +222,9 @@ def test_steps_of_a_start_have_the_same_names(tmp_path: Path) -> None:
             "LAUNCH_SEQUENTIAL": load._SEQUENTIAL, "LAUNCH_INHERIT": load._INHERIT,
         }),
         ("lab/linkspin.c", {"SPIN_NS": qemu_build._SPIN_NS}),
+        ("lab/netsetup.c", {"NAMESPACE": network_steps._NAMESPACE}),
         ("shim/keeper.c", {"RELAY_AGAIN": keeper.AGAIN, "RELAY_ENDED": keeper.ENDED}),
+        ("trace/command.c", {"CONFIG": follow._OF_BUNDLE, "RECORD": follow._OF_ENGINE}),
         ("trace/tracer.c", {
             "CALL": bpf._CALL, "FORK": bpf.FORK, "EXEC": bpf.EXEC, "EXIT": bpf._EXIT,
             "OFF": bpf._OFF, "LOCK": bpf._LOCK, "MARK": bpf._MARK, "STACK": bpf._STACK,
