@@ -20,6 +20,8 @@ from tests.support.network_host import inside, neighbour, networks, on_network_h
 
 from firstlight.agile import Config, Function, Instance, Runtime
 from firstlight.agile.network.networks import Network, Networks
+from firstlight.agile.node import wire
+from firstlight.agile.parts import shelves
 
 JUDGED_EVERY = 128  # native/agile/rest.c
 TIME_WAIT = (
@@ -95,8 +97,13 @@ def is_kept(leave: Callable[[Networks, Network], None]) -> bool:
     return kept[0]
 
 
-def uses(function: Function, leave: Callable[[Networks, Network], None]) -> int:
-    """How many instances a network serves, in the first of which something is left there."""
+def uses(
+    function: Function, leave: Callable[[Networks, Network], None],
+    another: bool = False, most: int = 2 * JUDGED_EVERY,
+) -> int:  # fmt: skip
+    """How many instances a network serves, in the first of which something is left there.
+    ``another``: by a node that is taken for one of another build.
+    """
     served: list[Network] = []
 
     async def network_of(runtime: Runtime, instance: Instance) -> Network:
@@ -116,7 +123,10 @@ def uses(function: Function, leave: Callable[[Networks, Network], None]) -> int:
     async def main() -> None:
         sh("ip link set lo up")
         async with Runtime(Config(name="t6")) as runtime:
-            for before in range(2 * JUDGED_EVERY):
+            node = runtime._instances._node
+            assert node
+            node.is_of_another_build = another
+            for before in range(most):
                 served.append(await network_of(runtime, await runtime.start(function)))
                 assert served[-1] is served[0]
                 if not await judged(runtime, served[-1], before):
@@ -158,6 +168,26 @@ def test_network_is_examined_for_privileged_state(hold: Function) -> None:
         inside(network).run("ip", "address", "add", "192.0.2.1/32", "dev", "lo")
 
     assert uses(hold, leave) == JUDGED_EVERY
+
+
+def test_the_manager_judges_what_a_node_of_another_build_calls_used(
+    hold: Function, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its digest may be another one than that of the manager's helper: to it all are used."""
+    described = shelves.Parts._described
+
+    def otherwise(parts: shelves.Parts, held: shelves.Held) -> wire.Part:
+        part = described(parts, held)
+        return part._replace(quick=part.quick ^ 1)
+
+    monkeypatch.setattr(shelves.Parts, "_described", otherwise)
+
+    def leave(made: Networks, network: Network) -> None:
+        inside(network).python(PYTHON["a datagram by loopback"])
+
+    assert uses(hold, lambda _, network: None, another=True, most=3) == 3
+    assert uses(hold, leave, another=True) == 1
+    assert uses(hold, lambda _, network: None) == 1, "a node of this build is believed"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

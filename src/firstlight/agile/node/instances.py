@@ -427,6 +427,7 @@ class Instances:
         if self._node:
             with suppress(Failed):
                 await self._node.forget(entry.number)
+                await self._node.sync()  # of its networks that the node has left
         self._stock.forget(entry)
 
     async def _keep(self) -> None:
@@ -533,18 +534,21 @@ class Instances:
             self._task(self._used.recycle(held, entry))
 
     def _note_rest(self, event: Event) -> None:
-        """The node has judged a used network."""
+        """The node has judged a used network. One of another build may digest other things than the
+        helper did of the new network, so that each would read as used to it.
+        """
         held = self._stock.parts.get(event.network)
         if held is None:
             return
-        if event.status:
-            entry = self._registry.number(event.function)
-            if entry and entry.function.share_counters:
-                self._task(self._used.recycle(held, entry))
-            else:
-                self._stock.parts.discard(held)
+        if not event.status:
+            self._stock.rested(held, event.function)
             return
-        self._stock.rested(held, event.function)
+        entry = self._registry.number(event.function)
+        is_other = self._node is not None and self._node.is_of_another_build
+        if entry and (is_other or entry.function.share_counters):
+            self._task(self._used.recycle(held, entry))
+        else:
+            self._stock.parts.discard(held)
 
     async def _note_release(self, instance: Instance, ended: Ended, index: int) -> None:
         """Report the end of an instance once its ports are free."""

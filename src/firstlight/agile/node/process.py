@@ -71,6 +71,7 @@ class Node:
         self._connection: Connection | None = None
         self._unused = list(range(wire.KEPT - 1, -1, -1))
         self.pid = self._pidfd = -1
+        self.is_of_another_build = False  # than this manager
         self.gone: asyncio.Future[None] = self._loop.create_future()
         self.waiting = self.made = 0  # generic sandboxes
         self.fill_seconds = 0.0
@@ -108,10 +109,14 @@ class Node:
             raise Failed(f"another process is the manager of the node with pid {self.pid}",
                          f"find it: ss -xp | grep {self._config.directory}/node; or end the node "
                          "and its instances: firstlight agile down") from None  # fmt: skip
-        if not is_new and await asyncio.to_thread(_is_of_another_build, self.pid):
+        self.is_of_another_build = not is_new and await asyncio.to_thread(
+            _is_of_another_build, self.pid
+        )
+        if self.is_of_another_build:
             _log.warning("the node, pid %d, is another build of firstlight-node, and goes on: what "
                          "is new in this one comes after firstlight agile down, which ends all "
-                         "instances; until then, networks may serve once", self.pid)  # fmt: skip
+                         "instances; until then, used networks may be examined twice",
+                         self.pid)  # fmt: skip
         await self._answered(self._whole)
         return self._state
 
