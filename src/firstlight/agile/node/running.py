@@ -99,8 +99,9 @@ class Running:
         return instance
 
     def lost(self) -> None:
-        """Note that all have ended with their node."""
+        """Note that all have ended with their node. The next one's answers are not about them."""
         running, self._running = self._running, {}
+        self._ended.clear()
         for instance in running.values():
             self.history.ended(instance, LOST)
             if not instance.ended.done():
