@@ -180,7 +180,7 @@ def _doomed(pid: int, dead: set[str]) -> str | None:
     """
     process = _PROC / str(pid)
     try:
-        name = (process / "comm").read_text().strip()
+        name = (process / "comm").read_text(errors="replace").strip()
         run, lab, started = _labels(_environment(pid))
         if run is None:
             mounts = (process / "mountinfo").read_text()

@@ -116,7 +116,7 @@ def _is_ours(pid: int, runtime: Path) -> bool:
     proc = Path(f"/proc/{pid}")
     with suppress(OSError):
         program = (proc / "exe").readlink().name.removesuffix(" (deleted)")
-        name = (proc / "comm").read_text()
+        name = (proc / "comm").read_text(errors="replace")
         return name.startswith(runtime.name) or program == "shim-sandbox"
     return False
 

@@ -290,7 +290,7 @@ def _holds_a_pod(pid: int) -> bool:
 
 def _comm(pid: int) -> str:
     with suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     return ""
 
 

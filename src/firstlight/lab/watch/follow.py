@@ -289,7 +289,7 @@ def _daemons() -> Iterator[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if (entry / "comm").read_text().strip() in DAEMONS:
+                if (entry / "comm").read_text(errors="replace").strip() in DAEMONS:
                     yield int(entry.name)
             except OSError:
                 continue

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from firstlight.errors import Failed
-from firstlight.lab.watch.follow import Follower
+from firstlight.lab.watch.follow import Follower, _daemons
 from firstlight.trace import bpf
 
 TRACER = """
@@ -195,3 +195,13 @@ def test_a_tracer_that_is_killed_is_named_with_its_signal(
     monkeypatch.setattr(bpf, "program", lambda: ["sh", "-c", "kill -KILL $$", "sh"])
     with pytest.raises(Failed, match="the tracer failed: it was ended by SIGKILL"), follower:
         pass
+
+
+def test_the_name_of_a_process_may_be_any_bytes() -> None:
+    own = Path("/proc/self/comm")
+    name = own.read_bytes()
+    try:
+        own.write_bytes(b"\xff\xfe")
+        list(_daemons())
+    finally:
+        own.write_bytes(name)
