@@ -144,6 +144,19 @@ async def is_answered_no_further_than_it_reads(client: Client) -> None:
     assert client.transport.write.called
 
 
+async def is_sent_nothing_once_it_is_known_to_have_gone(client: Client) -> None:
+    client.transport.is_closing.return_value = True
+    await answered(client)
+    assert not client.transport.write.called
+
+
+async def is_sent_the_rest_of_its_answer_before_it_is_closed(client: Client) -> None:
+    client.transport.is_closing.return_value = True
+    client.unread(100)
+    await answered(client)
+    assert client.transport.write.called
+
+
 async def ends_when_the_end_of_its_answer_is_not_read(client: Client) -> None:
     client.unread(100)
     await answered(client)
@@ -347,6 +360,8 @@ async def refuses(_scope: Any, _receive: Any, send: Any) -> None:
         goes_on_while_parts_come, ends_though_a_byte_comes_now_and_then,
         has_no_more_patience_for_having_been_quick, ends_when_its_answer_is_not_read,
         is_answered_no_further_than_it_reads,
+        is_sent_nothing_once_it_is_known_to_have_gone,
+        is_sent_the_rest_of_its_answer_before_it_is_closed,
         ends_when_the_end_of_its_answer_is_not_read, has_as_long_to_read_its_next_answer,
         has_as_long_to_read_its_next_answer_of_several, ends_when_its_answer_is_read_by_the_byte,
         goes_on_while_its_answer_is_read, ends_when_it_asks_for_too_much_at_once,

@@ -328,7 +328,11 @@ class _Joined:
         self._is_begun = False
 
     def write(self, data: bytes) -> None:
-        """Send, or keep the head until its body follows."""
+        """Send, or keep the head until its body follows. What comes after the client has gone, and
+        before the application is told, is dropped: asyncio would log it.
+        """
+        if self._transport.is_closing() and not self._transport.get_write_buffer_size():
+            return
         if self._is_begun:
             self._transport.write(self._head + data if self._head else data)
             self._head = b""
