@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.lambda_host import run, with_functions
+from tests.support.lambda_host import run, with_functions, zipped
 
 from firstlight.agile.functions import errors, unpack
 from firstlight.agile.functions.catalogue import Functions
@@ -347,6 +347,26 @@ with unpack.unpacking() as unpacker:
         manager.kill()
     assert is_readable(ended, 60)
     os.close(ended)
+
+
+def test_silent_registry_holds_up_nothing_else(open_path: Path) -> None:
+    async def main(functions: Functions) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as registry:
+            registry.setblocking(False)
+            silent = ImageSource(f"docker://127.0.0.1:{registry.getsockname()[1]}/x")
+            adding = [asyncio.create_task(functions.add(f"x{each}", silent)) for each in range(40)]
+            connection, _ = await asyncio.get_running_loop().sock_accept(registry)
+            async with asyncio.timeout(60):
+                await functions.add(
+                    "f", ZipSource(data=zipped(app="")), Settings(handler="app.main")
+                )
+                assert functions.names() == ["f"]
+            for each in adding:
+                each.cancel()
+            await asyncio.wait(adding)
+            connection.close()
+
+    with_functions(open_path / "store", main)
 
 
 def test_fetching_process_ends_with_its_manager(open_path: Path) -> None:

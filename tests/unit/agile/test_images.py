@@ -1,5 +1,6 @@
 """What skopeo says, as errors with a remedy."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,17 @@ def test_missing_skopeo_and_image_are_named(
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(Unsupported, match="skopeo is not installed"):
         images.fetch("oci:/nowhere:1", tmp_path, tmp_path, 65534)
+
+
+@pytest.mark.parametrize("name", ["", "index.json", "oci-layout", "blobs/sha256/0"])
+def test_an_image_of_a_fifo_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: "skopeo")
+    monkeypatch.setattr(images, "Child", None)
+    fifo = tmp_path / "image" / name
+    fifo.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(fifo)
+    source = f"oci:{tmp_path}/image:1" if name else f"docker-archive:{fifo}"
+    with pytest.raises(errors.NotAnArchive, match=f"{fifo}: it is not a regular file"):
+        images.fetch(source, tmp_path, tmp_path, 65534)

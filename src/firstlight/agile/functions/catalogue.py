@@ -26,6 +26,7 @@ from firstlight.agile.functions import settings
 from firstlight.agile.functions.content import Content
 from firstlight.agile.functions.errors import Changed, Conflict, Invalid, NotFound
 from firstlight.agile.functions.events import Queue, clock
+from firstlight.agile.functions.fetches import Fetches
 from firstlight.agile.functions.mounts import Mounts
 from firstlight.agile.functions.records import (
     LATEST,
@@ -74,6 +75,7 @@ class Functions:
         self._leaving: dict[int, Revision] = {}
         self._changing: dict[str, asyncio.Lock] = {}
         self._adding = 0
+        self._fetches = Fetches()
         self._gate = asyncio.Lock()  # nothing is collected while something is added
         self._opening = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -242,7 +244,7 @@ class Functions:
                         f"{name} is {'' if before.image else 'not '}made of an image: that stays",
                         "remove it, and add it again",
                     )  # fmt: skip
-                code, image = await asyncio.to_thread(_fetch, self._content, source, merged)
+                code, image = await self._fetch(source, merged, function.owner)
             if _is_of(before, code, merged):
                 if not publish or _newest(function):
                     return function
@@ -462,8 +464,14 @@ class Functions:
     async def _make_revision(
         self, name: str, given: Settings, source: Source, owner: str, tries: bool
     ) -> Revision:
-        code, own = await asyncio.to_thread(_fetch, self._content, source, given)
+        code, own = await self._fetch(source, given, owner)
         return await self._check_revision(name, given, code, own, owner, tries)
+
+    async def _fetch(
+        self, source: Source, given: Settings, owner: str
+    ) -> tuple[Code, ImageSettings | None]:
+        whose = owner, isinstance(source, ImageSource)  # a slow registry delays only images
+        return await self._fetches.run(whose, lambda: _fetch(self._content, source, given))
 
     async def _check_revision(
         self, name: str, given: Settings, code: Code, own: ImageSettings | None, owner: str,
@@ -544,7 +552,7 @@ class Functions:
         if not collect:
             return
         async with self._gate:
-            if not self._adding:
+            if not self._adding and not self._fetches.busy:
                 await asyncio.to_thread(self._collect, self._revisions())
 
     def _revisions(self) -> list[Revision]:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from firstlight import files
 from firstlight.agile.functions import images
@@ -43,6 +44,11 @@ _MAGIC = b"\0asm\x01\0\0\0"
 _TASK = "var/task"
 
 
+class _Making:
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+
 class Content:
     """The trees and blobs below a directory, unpacked by user ``uid``."""
 
@@ -51,7 +57,8 @@ class Content:
         self._trees, self._blobs, self._work = (
             directory / name for name in ("trees", "blobs", "work")
         )
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._making: WeakValueDictionary[str, _Making] = WeakValueDictionary()
         for path, mode in ((self._trees, 0o700), (self._work, 0o711), (self._blobs, 0o711)):
             path.mkdir(exist_ok=True)
             path.chmod(mode)
@@ -141,8 +148,7 @@ class Content:
             digest, size = _digest(descriptor)
             if size > MODULE_MAX:
                 raise TooLarge(f"{path} has {size} bytes", f"at most {MODULE_MAX} are possible")
-            with self._lock:
-                key = f"wasm:{digest}"
+            with self._alone(key := f"wasm:{digest}"):
                 if key not in (known := self._store.trees()):
                     number = self._store.next("tree")
                     with self._removed_on_error(self.path(number)) as tree, _named_full(str(path)):
@@ -156,19 +162,20 @@ class Content:
                     module="module.wasm")  # fmt: skip
 
     def collect(self, codes: Iterable[Code]) -> list[int]:
-        """Remove trees that none of these needs, except those being made; returns their numbers."""
-        with self._lock:
-            codes = list(codes)
-            needed = {number for code in codes for number in code.trees}
-            gone = [number for number, _ in self._store.trees().values() if number not in needed]
-            self._store.delete_trees(gone)
-            for number in gone:
-                _remove(self.path(number))
-            blobs = {digest for code in codes for digest in code.blobs}
-            for path in self._blobs.glob("*/*"):
-                if f"{path.parent.name}:{path.name}" not in blobs:
-                    path.unlink(missing_ok=True)
-            return gone
+        """Remove trees that none of these needs; returns their numbers. Nothing may be added
+        meanwhile.
+        """
+        codes = list(codes)
+        needed = {number for code in codes for number in code.trees}
+        gone = [number for number, _ in self._store.trees().values() if number not in needed]
+        self._store.delete_trees(gone)
+        for number in gone:
+            _remove(self.path(number))
+        blobs = {digest for code in codes for digest in code.blobs}
+        for path in self._blobs.glob("*/*"):
+            if f"{path.parent.name}:{path.name}" not in blobs:
+                path.unlink(missing_ok=True)
+        return gone
 
     def recover(self) -> None:
         """Remove what a killed process left incomplete."""
@@ -177,11 +184,19 @@ class Content:
             if path.parent == self._work or path.name not in known:
                 _remove(path)
 
+    @contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        """Make a tree with that key once, beside others."""
+        with self._lock:
+            making = self._making.setdefault(key, _Making())
+        with making.lock:
+            yield
+
     def _layer(
         self, unpacker: Unpacker, key: str, digest: str, difference: str, below: list[int],
         what: str,
     ) -> int:  # fmt: skip
-        with self._lock:
+        with self._alone(key):
             known = self._store.trees()
             if key in known:
                 return known[key][0]
@@ -198,7 +213,7 @@ class Content:
         **how: str | int | bool,
     ) -> int:  # fmt: skip
         """The tree with that key, unpacked if missing. ``how`` are fields of a Job."""
-        with self._lock:
+        with self._alone(key):
             known = self._store.trees()
             if key in known:
                 return known[key][0]

@@ -125,7 +125,9 @@ def fetch(source: str, stage: Path, blobs: Path, uid: int) -> Image:
     local = not source.startswith("docker://")
     if local and not Path(source.split(":", 2)[1]).exists():
         raise NoImage(f"{source} does not exist", "write it as TRANSPORT:PATH[:TAG]")
-    if not local:
+    if local:
+        _check_files(source)
+    else:
         _check_way(stage, uid)
     words = [*_confined(uid, local), *_copying(source, stage, blobs, uid)]
     try:
@@ -186,6 +188,16 @@ def _environment(stage: Path) -> dict[str, str]:
         if name in os.environ:
             environment[name] = os.environ[name]
     return environment
+
+
+def _check_files(source: str) -> None:
+    transport, name = source.split(":", 2)[:2]
+    path = Path(name)
+    parts = [path / "oci-layout", path / "index.json", *path.glob("blobs/*/*")]
+    for each in parts if transport == "oci" else [path]:
+        if each.exists() and not each.is_file():
+            raise NotAnArchive(f"cannot read {each}: it is not a regular file",
+                               "a FIFO or a device has no image")  # fmt: skip
 
 
 def _check_way(stage: Path, uid: int) -> None:
