@@ -2,17 +2,21 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tests.support.busybox import make
 from tests.support.lambda_host import boto, with_functions, zipped
 
 from firstlight.agile.function import Volume
+from firstlight.agile.functions import base
 from firstlight.agile.functions.catalogue import Functions
 from firstlight.agile.functions.errors import Invalid
-from firstlight.agile.functions.records import DirectorySource, Settings, ZipSource
+from firstlight.agile.functions.mounts import Mounts
+from firstlight.agile.functions.records import Code, DirectorySource, Settings, ZipSource
 from firstlight.agile.functions.settings import merged
 from firstlight.errors import Failed
 
@@ -124,3 +128,43 @@ def test_what_cannot_be_mounted_is_refused_when_it_is_added(tmp_path: Path) -> N
             assert functions.names() == []
 
     with_functions(tmp_path / "store", main)
+
+
+def killed_in(owner: Any, name: str, work: Callable[[], object]) -> None:
+    process = os.fork()
+    if not process:
+        try:
+            setattr(owner, name, lambda *_: os._exit(9))
+            work()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+
+
+@pytest.mark.parametrize("name", ["_copy", "make_skeleton", "_open", "bound"])
+def test_what_a_killed_manager_left_half_mounted_is_made_anew(tmp_path: Path, name: str) -> None:
+    tree = tmp_path / "trees/1"
+    tree.mkdir(parents=True)
+    mounts = Mounts(
+        tmp_path / "roots",
+        cast("Any", SimpleNamespace(path=lambda number: tree.parent / str(number))),
+    )
+    code = Code(source="x", digest="", size=1, trees=(1,), base=True)
+
+    def use() -> Path:
+        mounts.open()
+        return mounts.root(code)
+
+    try:
+        killed_in(base, name, use)
+        root = use()
+        assert (root / "var/runtime/awslambdaric").is_dir()
+        assert (root / "usr/bin").is_dir()
+        assert (root / "etc/hosts").exists()
+        assert use() == root
+        killed_in(base, "bound", lambda: mounts.root(code, ("/mnt/data/",)))
+        assert (mounts.root(code, ("/mnt/data/",)) / "usr/bin").is_dir()
+        mounts.keep([])
+        assert sorted(path.name for path in (tmp_path / "roots").iterdir()) == ["base", "skeleton"]
+    finally:
+        mounts.close()

@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import os
 import shutil
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from firstlight.agile.functions.records import Code, Revision
 
 _READ_ONLY, _NO_SETUID, _NO_DEVICES, _BIND, _REMOUNT = 1, 2, 4, 0x1000, 0x20
-_RECURSIVE, _PRIVATE, _DETACH = 0x4000, 0x40000, 2
+_MOVE, _PRIVATE, _DETACH = 0x2000, 0x40000, 2
+_MAKING = ".making"
 _POINTS = "points-"
 _NAME_MOST = 200
 _COVER = tuple(f"/{name}/" for name in MOUNT_POINTS)
@@ -33,16 +35,21 @@ class Mounts:
 
     def __init__(self, place: Path, content: "Content") -> None:
         self._place, self._content = place, content
+        self._lock = threading.Lock()
 
     def open(self) -> None:
-        """Make the tmpfs, or take over a killed process's. Raises Failed."""
+        """Make the tmpfs, or take over a killed process's if it is whole. Raises Failed."""
+        skeleton = self._place / "skeleton"  # named so when all is there
         if os.path.ismount(self._place):
-            return
+            if skeleton.is_dir():
+                return
+            remove(self._place)
         self._place.mkdir(mode=0o700, exist_ok=True)
         _mount(b"tmpfs", self._place, b"tmpfs", _NO_SETUID | _NO_DEVICES, b"mode=711")
         _mount(None, self._place, None, _PRIVATE, None)
         base.make(self._place / "base")
-        base.make_skeleton(self._place / "skeleton")
+        base.make_skeleton(self._place / _MAKING)
+        (self._place / _MAKING).rename(skeleton)
 
     def root(self, code: "Code", points: tuple[str, ...] = ()) -> Path:
         """Path of this code's root, mounted if needed, or of a module's file. Raises Failed.
@@ -57,9 +64,18 @@ class Mounts:
         if not code.base and len(layers) == 1 and not points and not covers:
             return layers[0]
         target = self._place / _name(code, points)
-        if target.is_dir() and os.path.ismount(target):
-            return target
-        target.mkdir(exist_ok=True)
+        with self._lock:
+            if not os.path.ismount(target):
+                self._mount_root(code, points, covers, target)
+        return target
+
+    def _mount_root(
+        self, code: "Code", points: tuple[str, ...], covers: bool, target: Path
+    ) -> None:
+        """Mount it beside, and move it to ``target`` when it is whole."""
+        making = self._place / _MAKING
+        self._detach(making)  # a killed process's
+        making.mkdir()
         trees = os.open(self._content.path(0).parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             lower = [f"/proc/self/fd/{trees}/{number}" for number in reversed(code.trees)]
@@ -68,28 +84,28 @@ class Mounts:
             lower.append(str(self._place / ("base" if code.base else "skeleton")))
             if points:
                 lower.append(str(self._below(points)))
-            _mount(b"overlay", target, b"overlay", _READ_ONLY | _NO_SETUID | _NO_DEVICES,
+            _mount(b"overlay", making, b"overlay", _READ_ONLY | _NO_SETUID | _NO_DEVICES,
                    f"lowerdir={':'.join(lower)}".encode())  # fmt: skip
             if code.base:
-                self._bind_host(target)
-        except BaseException:
-            self._detach(target)
-            raise
+                self._bind_host(making)
+            target.mkdir(exist_ok=True)
+            _mount(os.fsencode(making), target, None, _MOVE, None)
         finally:
             os.close(trees)
-        return target
+            self._detach(making)
 
     def keep(self, revisions: "list[Revision]") -> None:
         """Unmount the roots of all others."""
         names = {_name(each.code, each.points) for each in revisions} | {"base", "skeleton"}
         names |= {_points_name(each.points) for each in revisions} | {_points_name(_COVER)}
-        for target in self._place.iterdir():
-            if target.name in names:
-                continue
-            if target.name.startswith(_POINTS):
-                shutil.rmtree(target)
-            else:
-                self._detach(target)
+        with self._lock:
+            for target in self._place.iterdir():
+                if target.name in names:
+                    continue
+                if target.name.startswith(_POINTS):
+                    shutil.rmtree(target)
+                else:
+                    self._detach(target)
 
     def close(self) -> None:
         """Unmount all."""
