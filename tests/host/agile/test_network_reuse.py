@@ -170,7 +170,7 @@ def test_network_is_examined_for_privileged_state(hold: Function) -> None:
     assert uses(hold, leave) == JUDGED_EVERY
 
 
-def test_the_manager_judges_what_a_node_of_another_build_calls_used(
+def test_the_manager_judges_what_another_build_calls_used(
     hold: Function, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its digest may be another one than that of the manager's helper: to it all are used."""
