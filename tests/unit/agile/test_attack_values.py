@@ -13,6 +13,7 @@ from firstlight.agile import Config, Function, protocol
 from firstlight.agile.config import load
 from firstlight.agile.function import SECRETS, Volume
 from firstlight.agile.journal import Journal
+from firstlight.agile.python import interpreter
 from firstlight.errors import Failed, FirstlightError
 
 UNCHANGED = 2**32 - 1
@@ -179,3 +180,13 @@ def test_a_journal_that_another_could_have_planted_is_refused(tmp_path: Path, pl
     with pytest.raises(Failed, match=r"other users|cannot open the journal"):
         Journal(directory).open()
     assert victim.read_text() == "kept"
+
+
+def test_a_child_of_an_import_may_have_any_bytes_as_its_name() -> None:
+    own = Path("/proc/self/comm")
+    name = own.read_bytes()
+    try:
+        own.write_bytes(b"\xff\xfe")
+        assert interpreter._name(os.getpid()) == "\N{REPLACEMENT CHARACTER}" * 2
+    finally:
+        own.write_bytes(name)
