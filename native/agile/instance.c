@@ -181,7 +181,7 @@ int instance_reserve(void)
 	else
 		return NOBODY;
 	struct instance *instance = &node.instances[index];
-	*instance = (struct instance){.id = ++node.serial,
+	*instance = (struct instance){.id = ++*node.serial,
 				      .control = NOBODY,
 				      .network = NOBODY,
 				      .cgroup = NOBODY,

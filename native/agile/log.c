@@ -238,7 +238,7 @@ static struct log *append(uint64_t id)
 
 static void add(uint64_t id, struct rights *rights)
 {
-	struct log *old = find(id); /* left by a node that was killed */
+	struct log *old = find(id); /* an older runtime's */
 	if (old && !is_open(old))
 		drop((size_t)(old - logs));
 	struct log *log = append(id);

@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -48,6 +49,21 @@ static int open_standard(void)
 	if (opened < 0 || syscall(SYS_close_range, (unsigned)ready + 1, ~0U, 0))
 		node_die("open the standard streams", -errno);
 	return ready;
+}
+
+/* The last instance's number, which outlives us: an id never means two instances. */
+static void open_serial(const char *directory)
+{
+	char path[sizeof node.common.socket];
+	snprintf(path, sizeof path, "%s/serial", directory);
+	int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	int failed = file < 0 ? errno : posix_fallocate(file, 0, sizeof *node.serial);
+	if (failed)
+		node_die("keep the last id", -failed);
+	node.serial = mmap(NULL, sizeof *node.serial, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+	if (node.serial == MAP_FAILED)
+		node_die("keep the last id", -errno);
+	close(file);
 }
 
 /* We continue as PID 1 of a PID namespace that holds all instances: whatever they do, none
@@ -172,6 +188,7 @@ int main(int argc, char **argv)
 	int ready = open_standard();
 	set_open_files();
 	listen_at(argv[1]);
+	open_serial(argv[1]);
 	failed = root_prune();
 	if (failed)
 		node_die("prune the mounts", failed);
@@ -187,6 +204,8 @@ int main(int argc, char **argv)
 		node_die("set what instances inherit", failed);
 	find_pipes();
 	sandbox_find_masks(&node.common);
+	if (madvise(node.serial, sizeof *node.serial, MADV_DONTFORK))
+		node_die("keep the last id", -errno);
 	instances_open(limit);
 	rest_open();
 	ahead_open();

@@ -180,7 +180,7 @@ struct node {
 	uint64_t made; /* sandboxes that were ready */
 	int *hash;
 	uint32_t hash_mask;
-	uint64_t serial;
+	uint64_t *serial; /* the last instance's number, in a file */
 	int64_t last_start, last_run;
 	uint8_t wants[PART_CGROUP + 1][REACHES];
 };

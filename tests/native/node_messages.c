@@ -299,8 +299,10 @@ static void read_all(void)
 int main(void)
 {
 	static uint8_t input[INPUT];
+	static uint64_t serial;
 	size_t size = fread(input, 1, sizeof input, stdin);
 	node.manager = node.log = node.free_client = NOBODY;
+	node.serial = &serial;
 	instances_open(INSTANCES);
 	ahead_open();
 	node.clients[0].descriptor = NOBODY;

@@ -455,7 +455,7 @@ def remove_files(config: Config) -> None:
     """Remove what an ended runtime has in its directory, except its journal."""
     for name in ("skeleton", "volumes"):
         shutil.rmtree(config.directory / name, ignore_errors=True)
-    for name in ("socket", "node"):
+    for name in ("socket", "node", "serial"):
         (config.directory / name).unlink(missing_ok=True)
     logs.remove(config)
 

@@ -384,6 +384,30 @@ def test_a_killed_node_is_replaced_and_its_instances_end(function: Make) -> None
                 assert state in "ZX"
             async with await runtime.start(hold) as second:
                 assert second.pid != first.pid
+                assert int(second.id) > int(first.id), "logs, stop and ps name it by its id"
+
+    on_host(main)
+
+
+def test_no_id_means_two_instances_though_all_were_killed(function: Make) -> None:
+    config, ids = Config(name="t3"), []
+
+    async def main() -> None:
+        for _ in range(2):
+            manager = await serve(config)
+            with Client(config.socket) as client:
+                for _ in range(2):
+                    started = client.start(function("hold", "0"), (0, 1, 2))
+                    ids.append(int(started.id))
+                    client.wait(started.id)
+            node = node_pid(config)
+            manager.kill()
+            await manager.wait()
+            os.kill(node, signal.SIGKILL)
+        assert ids == sorted(set(ids))
+        async with Runtime(config):
+            pass
+        assert not config.directory.exists()
 
     on_host(main)
 
