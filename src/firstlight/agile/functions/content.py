@@ -109,7 +109,8 @@ class Content:
         """
         with self._stage() as stage, (stage / "copy.tar").open("w+b") as archive:
             with Child(
-                ["tar", "--create", "--sort=name", "--format=posix", "--owner=0", "--group=0",
+                ["setpriv", "--pdeathsig=KILL", "tar", "--create", "--sort=name",
+                 "--format=posix", "--owner=0", "--group=0",
                  "--pax-option=delete=atime,delete=ctime", "--one-file-system",
                  f"--directory={path}", "--", *(names or ["."])],
                 _COPY_SECONDS, _WORDS_MOST, stdout=archive, env={"PATH": "/usr/bin:/bin"},

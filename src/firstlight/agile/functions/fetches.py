@@ -5,34 +5,41 @@ a registry or an archive may take half an hour.
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import TypeVar
 
 from firstlight.agile.serving import Throttled
+from firstlight.errors import Failed
 
-_AT_ONCE, _EACH, _WAITING = 8, 2, 256
+_AT_ONCE, _IMAGES, _EACH, _WAITING = 8, 6, 2, 256
 Result = TypeVar("Result")
+Kind = tuple[str, bool]
+"""An owner, and whether it is an image."""
 
 
 class Fetches:
-    """Eight fetches at once, two of one owner; 256 of an owner wait, and the next is refused.
+    """Eight fetches at once, six of them of images, which may be slow. Of an owner there are two of
+    images and two of other code; 256 of either wait, and the next is refused. Owners have turns.
 
     The process's end waits for none of them.
     """
 
     def __init__(self) -> None:
-        self._running: Counter[Hashable] = Counter()
-        self._waiting: list[tuple[Hashable, asyncio.Future[None]]] = []
+        self._running: Counter[Kind] = Counter()
+        self._waiting: list[tuple[Kind, asyncio.Future[None]]] = []
+        self._turns, self._last = 0, dict[Kind, int]()
 
     @property
     def busy(self) -> bool:
         """Whether a thread is at work, maybe for a caller who has left."""
         return self._running.total() > 0
 
-    async def run(self, owner: Hashable, work: Callable[[], Result]) -> Result:
-        """The result of this in a thread, once it is this owner's turn. Raises Throttled."""
+    async def run(self, owner: Kind, work: Callable[[], Result]) -> Result:
+        """The result of this in a thread, once it is its turn. Raises Throttled, and Failed if the
+        system has no more threads.
+        """
         loop = asyncio.get_running_loop()
         if sum(each == owner for each, _ in self._waiting) >= _WAITING:
             raise Throttled(f"{_WAITING} functions wait for their code to be fetched or unpacked",
@@ -62,18 +69,32 @@ class Fetches:
                 done.set_exception(error)
 
         done.add_done_callback(ended)  # before the caller goes on
-        threading.Thread(target=fetch, name="fetch", daemon=True).start()
+        try:
+            threading.Thread(target=fetch, name="fetch", daemon=True).start()
+        except RuntimeError as error:
+            self._end(owner)
+            raise Failed("there are no more threads to fetch code", "raise the limit of processes, "
+                         "or end some") from error  # fmt: skip
         return await asyncio.wrap_future(done)
 
-    def _end(self, owner: Hashable) -> None:
+    def _end(self, owner: Kind) -> None:
         self._running[owner] -= 1
         self._next()
 
     def _next(self) -> None:
-        for owner, turn in list(self._waiting):
-            if self._running.total() >= _AT_ONCE:
+        while self._running.total() < _AT_ONCE:
+            images = sum(count for (_, is_image), count in self._running.items() if is_image)
+            ready = [
+                (owner, turn)
+                for owner, turn in self._waiting
+                if self._running[owner] < _EACH and not turn.done()
+                and not (owner[1] and images >= _IMAGES)
+            ]  # fmt: skip
+            if not ready:
                 return
-            if self._running[owner] < _EACH and not turn.done():
-                self._waiting.remove((owner, turn))
-                self._running[owner] += 1
-                turn.set_result(None)
+            owner, turn = min(ready, key=lambda each: self._last.get(each[0], 0))
+            self._waiting.remove((owner, turn))
+            self._running[owner] += 1
+            self._turns += 1
+            self._last[owner] = self._turns
+            turn.set_result(None)
