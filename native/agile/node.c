@@ -58,6 +58,8 @@ static void open_serial(const char *directory)
 	snprintf(path, sizeof path, "%s/serial", directory);
 	int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	int failed = file < 0 ? errno : posix_fallocate(file, 0, sizeof *node.serial);
+	if (failed == EOPNOTSUPP) /* musl's has no second way */
+		failed = ftruncate(file, sizeof *node.serial) ? errno : 0;
 	if (failed)
 		node_die("keep the last id", -failed);
 	node.serial = mmap(NULL, sizeof *node.serial, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);

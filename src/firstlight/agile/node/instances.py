@@ -424,10 +424,10 @@ class Instances:
         node.resolve_by(text)
 
     async def _forget(self, entry: Registered) -> None:
-        if self._node:
+        if node := self._node:  # which may be gone between the two
             with suppress(Failed):
-                await self._node.forget(entry.number)
-                await self._node.sync()  # of its networks that the node has left
+                await node.forget(entry.number)
+                await node.sync()  # of its networks that the node has left
         self._stock.forget(entry)
 
     async def _keep(self) -> None:
