@@ -4,7 +4,6 @@ import errno
 import os
 import select
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,15 +47,16 @@ def read_given(path: Path, most: int) -> bytes:
             return read_regular(path, most)
         ready, content = select.poll(), b""
         ready.register(descriptor, select.POLLIN)
-        until = time.monotonic() + _PIPE_SECONDS
-        while ready.poll(1000 * max(0.0, until - time.monotonic())):
+        while ready.poll(1000 * _PIPE_SECONDS):
             part = pipe.read(most + 1 - len(content))
+            if part is None:
+                continue  # another reader was quicker
             if not part:
                 return content
             content += part
             if len(content) > most:
                 raise OSError(errno.EFBIG, f"it is longer than {most} bytes", path)
-    raise OSError(errno.ETIMEDOUT, "it is a pipe, whose writer does not end", path)
+    raise OSError(errno.ETIMEDOUT, "it is a pipe to which nobody writes", path)
 
 
 def write_whole(path: Path, content: bytes | memoryview, mode: int | None = None) -> None:

@@ -6,7 +6,6 @@ The client's own watch waits for ever for a server that is gone, and cannot repo
 is needed.
 """
 
-import io
 import json
 import logging
 import os
@@ -84,19 +83,6 @@ def _check(file: Path) -> None:
         raise Failed(f"cannot read {file}: {error.strerror}") from error
 
 
-def _given(names: str) -> str | io.StringIO:
-    """What the client loads: these files, or the text of a pipe, as of a shell's ``<(…)``."""
-    path = Path(names).expanduser()
-    if path.is_fifo():
-        try:
-            return io.StringIO(files.read_given(path, _FILE_MOST).decode(errors="replace"))
-        except OSError as error:
-            raise Failed(f"cannot read {path}: {error.strerror}") from error
-    for name in filter(None, names.split(os.pathsep)):
-        _check(Path(name).expanduser())
-    return names
-
-
 def settings(kubeconfig: str = "", context: str = "") -> Any:  # noqa: ANN401 - an untyped client
     """The Python client's settings by this file, or kubectl's, and this or the current context.
 
@@ -142,9 +128,11 @@ def _load(kubeconfig: str, context: str, made: Any) -> None:  # noqa: ANN401
                 self.args = [sys.executable, "-c", _PLUGIN, str(_PLUGIN_SECONDS), *self.args]
 
     client: Any = kube_config
-    given = _given(kubeconfig or client.KUBE_CONFIG_DEFAULT_LOCATION)
+    names = kubeconfig or client.KUBE_CONFIG_DEFAULT_LOCATION
+    for name in filter(None, names.split(os.pathsep)):
+        _check(Path(name).expanduser())
     client.ExecProvider = Plugin
-    merged = client.KubeConfigMerger(given)
+    merged = client.KubeConfigMerger(names)
     if merged.config is None:
         raise Failed("there is no such file")
     current = (each.get("current-context") for each in merged.config_files.values())

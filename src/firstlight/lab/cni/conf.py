@@ -64,7 +64,7 @@ class NetworkList:
 def load(path: Path) -> NetworkList:
     """Read a .conflist or .conf file. Raises BadConf."""
     try:
-        text = files.read_given(path, _BYTES_MOST).decode()
+        text = files.read_regular(path, _BYTES_MOST).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise BadConf(f"cannot read the network configuration {path}: {reason}") from error
