@@ -1,9 +1,10 @@
-"""The manager's table of instances."""
+"""What the manager keeps of a node's instances and functions, when the node ends."""
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from firstlight.agile.function import LOST, Ended, Function
+from firstlight.agile.node.instances import Instances
 from firstlight.agile.node.running import Running
 from firstlight.agile.node.wire import Answer, AnswerVerb, Step
 
@@ -27,6 +28,28 @@ def test_an_answer_is_never_about_an_instance_of_an_earlier_node() -> None:
             assert not running.note_answer(answer(number), function).ended.done()
 
     asyncio.run(scenario())
+
+
+def test_a_function_is_forgotten_though_its_node_ends_meanwhile() -> None:
+    class Node:
+        async def forget(self, _: int) -> None:
+            instances._node = None  # as when its end is seen in the same turn of the loop
+
+        async def sync(self) -> None:
+            synced.append(True)
+
+    class Stock:
+        def forget(self, entry: object) -> None:
+            forgotten.append(entry)
+
+    class Entry:
+        number = 7
+
+    synced, forgotten, entry = list[bool](), list[object](), cast(Any, Entry())
+    instances: Any = object.__new__(Instances)
+    instances._node, instances._stock = Node(), Stock()
+    asyncio.run(Instances._forget(instances, entry))
+    assert (synced, forgotten) == ([True], [entry])
 
 
 def answer(number: int) -> Answer:
