@@ -10,6 +10,7 @@ from pathlib import Path
 
 from firstlight.errors import longer
 
+_TO_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _PIPE_SECONDS = longer(10.0)
 """How long is waited for what a pipe's writer does next."""
 
@@ -18,8 +19,7 @@ def open_regular(path: Path, flags: int = 0) -> int:
     """Open a regular file to be read; returns a descriptor. Raises OSError, also for others:
     opening a FIFO may wait, and reading a device may never end.
     """
-    flags |= os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    descriptor = os.open(path, flags)
+    descriptor = os.open(path, _TO_READ | flags)
     if stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
@@ -31,32 +31,32 @@ def open_regular(path: Path, flags: int = 0) -> int:
 def read_regular(path: Path, most: int) -> bytes:
     """The content of a regular file. Raises OSError, also for one of more than ``most`` bytes."""
     with os.fdopen(open_regular(path), "rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"it is longer than {most} bytes", path)
-    return content
+        return _bounded(path, file.read(most + 1), most)
 
 
 def read_given(path: Path, most: int) -> bytes:
     """The content of a file that a command's caller names: as ``read_regular``, or of a pipe, as of
     a shell's ``<(…)``. Raises OSError, also if nobody writes to the pipe for 10 s.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb", buffering=0) as pipe:
-        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-            return read_regular(path, most)
-        ready, content = select.poll(), b""
-        ready.register(descriptor, select.POLLIN)
-        while ready.poll(1000 * _PIPE_SECONDS):
+    if not path.is_fifo():
+        return read_regular(path, most)
+    ready, content = select.poll(), b""
+    with os.fdopen(os.open(path, _TO_READ), "rb", buffering=0) as pipe:
+        ready.register(pipe, select.POLLIN)
+        while len(content) <= most:
+            if not ready.poll(1000 * _PIPE_SECONDS):
+                raise OSError(errno.ETIMEDOUT, "it is a pipe to which nobody writes", path)
             part = pipe.read(most + 1 - len(content))
-            if part is None:
-                continue  # another reader was quicker
-            if not part:
-                return content
-            content += part
-            if len(content) > most:
-                raise OSError(errno.EFBIG, f"it is longer than {most} bytes", path)
-    raise OSError(errno.ETIMEDOUT, "it is a pipe to which nobody writes", path)
+            if part == b"":
+                break
+            content += part or b""  # None where another reader was quicker
+    return _bounded(path, content, most)
+
+
+def _bounded(path: Path, content: bytes, most: int) -> bytes:
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it is longer than {most} bytes", path)
+    return content
 
 
 def write_whole(path: Path, content: bytes | memoryview, mode: int | None = None) -> None:
