@@ -8,8 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from firstlight.errors import SLOWER as VARIABLE
-from firstlight.errors import Failed, Unsupported, longer
+from firstlight.errors import SLOWER, Failed, Unsupported, longer
 from firstlight.lab.cni.conf import BadConf, Json, NetworkList
 
 _KINDS = {
@@ -116,7 +115,7 @@ def _check_link(kind: str, who: str) -> None:
         ) from error
     except subprocess.TimeoutExpired as error:
         raise Failed(f"ip has not made a {kind} link in {_SECONDS:g} s",
-                     f"if the machine is slow: {VARIABLE}=10") from error  # fmt: skip
+                     f"if the machine is slow: {SLOWER}=10") from error  # fmt: skip
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
         raise Unsupported(
